@@ -1,0 +1,69 @@
+# Everything a person types: `make demo` and `make test`. Both set up what is missing first.
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := egress webhook workers node_runner
+SOURCES := $(shell find $(PACKAGES) -name '*.py' -o -name '*.html' -o -name '*.css' -o -name '*.js') pyproject.toml README.md
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The installed wheel is what runs; the tree (lab, tests, bench) is found after it, see $(VENV)/.wheel.
+export PYTHONSAFEPATH := 1
+
+.PHONY: help setup demo test unit lint format lock images clean
+help:
+	@echo 'make demo         the main job, end to end, on a network lab of its own (KEEP=1 leaves it running)'
+	@echo 'make test         all tests; TESTS=tests/unit for some'
+	@echo 'make lint         ruff, mypy and the import contracts'
+	@echo 'make setup        only what these need: Debian packages and $(VENV)'
+
+setup: $(VENV)/.wheel
+
+$(VENV)/.system: lab/packages.sh
+	@bash lab/packages.sh
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.dependencies: requirements/dev.lock $(VENV)/.system
+	@echo '== the virtual environment'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Hawse needs Python 3.11 or newer: set PYTHON=' >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --require-hashes -r requirements/dev.lock
+	@touch $@
+
+$(VENV)/.wheel: $(SOURCES) $(VENV)/.dependencies
+	@rm -rf $(VENV)/dist
+	@$(BIN)/python -m build --wheel --no-isolation --outdir $(VENV)/dist . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log >&2; exit 1; }
+	@$(BIN)/pip install -q --no-deps --force-reinstall $(VENV)/dist/*.whl
+	@$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "hawse-tree.pth").write_text(str(pathlib.Path.cwd()) + "\n")'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m lab.demo $(if $(KEEP),--keep)
+
+TESTS ?= tests
+test: setup
+	@$(BIN)/python -m pytest $(TESTS)
+
+unit: setup
+	@$(BIN)/python -m pytest tests/unit
+
+lint: setup
+	@$(BIN)/ruff format --check -q .
+	@$(BIN)/ruff check -q .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache | tail -n 2
+
+format: setup
+	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
+
+# Needs uv (PyPI). Resolves for every platform; the files carry hashes and no addresses.
+lock:
+	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/dev.lock
+	for role in webhook workers node-runner; do \
+	  uv pip compile pyproject.toml --extra $$role -c requirements/dev.lock --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/$$role.lock; done
+
+images:
+	for role in webhook workers node-runner; do docker build --target $$role -t hawse/$$role . || exit 1; done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .lab
