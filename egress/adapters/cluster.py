@@ -1,0 +1,244 @@
+"""The Kubernetes API: the only client of it. Objects go in and out as plain manifests (`egress.adapters.manifests`)."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from egress.operations import PermanentError, TransientError
+
+Manifest = dict[str, Any]
+REQUEST_TIMEOUT = (3.0, 20.0)
+PAGE = 500
+WATCH_SECONDS = 240
+_JSON = "application/json"
+
+
+class Kind(Enum):
+    """The kinds Hawse deals with: the path of their collection, apiVersion and kind."""
+
+    NAMESPACE = ("/api/v1/namespaces", "v1", "Namespace")
+    NODE = ("/api/v1/nodes", "v1", "Node")
+    HOST_SUBNET = ("/apis/network.openshift.io/v1/hostsubnets", "network.openshift.io/v1", "HostSubnet")
+    NET_NAMESPACE = ("/apis/network.openshift.io/v1/netnamespaces", "network.openshift.io/v1", "NetNamespace")
+    EGRESS_POOL = ("/apis/egress.hawse.dev/v1alpha1/egresspools", "egress.hawse.dev/v1alpha1", "EgressPool")
+    EGRESS_ADDRESS = (
+        "/apis/egress.hawse.dev/v1alpha1/egressaddresses",
+        "egress.hawse.dev/v1alpha1",
+        "EgressAddress",
+    )
+
+    @property
+    def path(self) -> str:
+        """The path of the collection."""
+        return self.value[0]
+
+    @property
+    def head(self) -> Manifest:
+        """apiVersion and kind, as a manifest begins."""
+        return {"apiVersion": self.value[1], "kind": self.value[2]}
+
+
+class NotFoundError(PermanentError):
+    """There is no such object."""
+
+
+class ExistsError(PermanentError):
+    """An object of that name exists already."""
+
+
+class ConflictError(TransientError):
+    """Somebody changed the object since it was read: read it again."""
+
+
+class GoneError(TransientError):
+    """The resourceVersion is too old to watch from: list again."""
+
+
+class RefusedError(PermanentError):
+    """The API server refuses, and will again: invalid, forbidden, or denied by an admission webhook."""
+
+
+class ClusterAwayError(TransientError):
+    """The API server cannot be reached, or is overloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A list of a kind, consistent as of `resource_version`."""
+
+    items: tuple[Manifest, ...]
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One watch event. `deleted` comes with the object's last state; a bookmark has only a resourceVersion."""
+
+    manifest: Manifest
+    deleted: bool = False
+    bookmark: bool = False
+
+    @property
+    def resource_version(self) -> str:
+        """From where to resume a watch after this event."""
+        return str(self.manifest["metadata"]["resourceVersion"])
+
+
+class Cluster:
+    """A connection to one API server. Safe to share between threads."""
+
+    def __init__(self, kubeconfig: str = "") -> None:
+        configuration = client.Configuration()
+        if kubeconfig:
+            config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        configuration.retries = False
+        configuration.connection_pool_maxsize = 16
+        self._api: Any = client.ApiClient(configuration)
+
+    def get(self, kind: Kind, name: str) -> Manifest | None:
+        """The object, or None if there is none."""
+        try:
+            return self._call("GET", _item(kind, name))
+        except NotFoundError:
+            return None
+
+    def list(self, kind: Kind, *, label: str = "") -> Listing:
+        """All objects of a kind, or those that the label selector matches, read in pages."""
+        items: list[Manifest] = []
+        cursor, version = "", ""
+        while True:
+            query = {"limit": str(PAGE), "continue": cursor, "labelSelector": label}
+            query = {key: value for key, value in query.items() if value}
+            page = self._call("GET", f"{kind.path}?{urlencode(query)}")
+            items += [kind.head | item for item in page.get("items") or []]
+            version = version or page["metadata"]["resourceVersion"]
+            cursor = page["metadata"].get("continue", "")
+            if not cursor:
+                return Listing(tuple(items), version)
+
+    def watch(self, kind: Kind, resource_version: str) -> Iterator[Change]:
+        """The changes since `resource_version`, until the server ends the watch. GoneError when it is too old."""
+        query = urlencode(
+            {
+                "watch": "1",
+                "resourceVersion": resource_version,
+                "allowWatchBookmarks": "true",
+                "timeoutSeconds": str(WATCH_SECONDS),
+            }
+        )
+        response = self._send("GET", f"{kind.path}?{query}", None, "application/json", (3.0, WATCH_SECONDS + 10.0))
+        try:
+            for line in _lines(response):
+                event = msgspec.json.decode(line)
+                if event["type"] == "ERROR":
+                    _raise(int(event["object"].get("code", 500)), event["object"].get("message", ""))
+                yield Change(event["object"], event["type"] == "DELETED", event["type"] == "BOOKMARK")
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ClusterAwayError(f"the watch of {kind.name} broke: {error}") from error
+        finally:
+            response.close()
+
+    def create(self, kind: Kind, manifest: Manifest) -> Manifest:
+        """Creates an object; ExistsError if its name is taken."""
+        return self._call("POST", kind.path, manifest)
+
+    def patch(self, kind: Kind, name: str, patch: Manifest, *, subresource: str = "") -> Manifest:
+        """Merges `patch` into an object. A `metadata.resourceVersion` in it makes it conditional (ConflictError)."""
+        path = _item(kind, name) + (f"/{subresource}" if subresource else "")
+        return self._call("PATCH", path, patch, "application/merge-patch+json")
+
+    def delete(self, kind: Kind, name: str, *, resource_version: str = "") -> None:
+        """Deletes an object, if it still is at `resource_version` when that is given. Its absence is no error."""
+        preconditions = {"preconditions": {"resourceVersion": resource_version}} if resource_version else {}
+        try:
+            self._call("DELETE", _item(kind, name), {"apiVersion": "v1", "kind": "DeleteOptions", **preconditions})
+        except NotFoundError:
+            return
+
+    def event(self, namespace: Mapping[str, str], reason: str, message: str, *, warning: bool = False) -> None:
+        """Writes a Kubernetes Event about a namespace (`name`, `uid`), where its owner will look for it."""
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        about = {"apiVersion": "v1", "kind": "Namespace", "name": namespace["name"], "uid": namespace["uid"]}
+        manifest = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{namespace['name']}.", "namespace": "default"},
+            "involvedObject": about,
+            "reason": reason,
+            "message": message[:1000],
+            "type": "Warning" if warning else "Normal",
+            "source": {"component": "hawse"},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        self._call("POST", "/api/v1/namespaces/default/events", manifest)
+
+    def _call(self, method: str, path: str, body: Manifest | None = None, content_type: str = _JSON) -> Manifest:
+        response = self._send(method, path, body, content_type, REQUEST_TIMEOUT)
+        try:
+            return msgspec.json.decode(response.data, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise ClusterAwayError(f"{method} {path}: the answer is not JSON: {error}") from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ClusterAwayError(f"{method} {path}: {error}") from error
+
+    def _send(
+        self, method: str, path: str, body: Manifest | None, content_type: str, timeout: tuple[float, float]
+    ) -> urllib3.HTTPResponse:
+        headers = {"Content-Type": content_type, "Accept": "application/json", "User-Agent": self._api.user_agent}
+        queries: list[tuple[str, str]] = []
+        self._api.update_params_for_auth(headers, queries, ["BearerToken"], path, method, body)
+        url = self._api.configuration.host + path
+        try:
+            answer = self._api.rest_client.request(method, url, headers=headers, body=body, _request_timeout=timeout)
+        except (urllib3.exceptions.HTTPError, ApiException, OSError) as error:
+            raise ClusterAwayError(f"the API server is away: {error}") from error
+        response: urllib3.HTTPResponse = answer.response
+        if not 200 <= response.status < 300:
+            _raise(response.status, _message(response), method, path)
+        return response
+
+
+def _item(kind: Kind, name: str) -> str:
+    return f"{kind.path}/{quote(name, safe='')}"
+
+
+def _lines(response: urllib3.HTTPResponse) -> Iterator[bytes]:
+    rest = b""
+    for chunk in response.stream(amt=None, decode_content=True):
+        *complete, rest = (rest + chunk).split(b"\n")
+        yield from (line for line in complete if line.strip())
+
+
+def _message(response: urllib3.HTTPResponse) -> str:
+    try:
+        return str(msgspec.json.decode(response.data)["message"])
+    except (msgspec.DecodeError, KeyError, TypeError, urllib3.exceptions.HTTPError):
+        return str(response.reason)
+
+
+def _raise(status: int, message: str, method: str = "", path: str = "") -> None:
+    """Raises the error that an answer means."""
+    text = f"{method} {path}: {status} {message}".strip()
+    if status == 404:
+        raise NotFoundError(text)
+    if status == 409:
+        raise (ExistsError if "already exists" in message else ConflictError)(text)
+    if status == 410:
+        raise GoneError(text)
+    if status in (408, 429) or status >= 500:
+        raise ClusterAwayError(text)
+    raise RefusedError(text)

@@ -1,0 +1,432 @@
+"""Kubernetes manifests to the values of `egress.objects`, and back for what Hawse writes.
+
+Readers ignore unknown fields. With `strict` (manifests that a person wrote) they also check what Kubernetes' schema
+checks cannot: every address, CIDR, range and NetID. Without it (the live cluster) texts stay as they are: planning
+and allocation name a wrong one, and everything else of the object still counts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from egress.addresses import AddressError, from_object_name, object_name, parse_address, parse_range
+from egress.objects import (
+    Condition,
+    EgressAddress,
+    EgressPool,
+    HostSubnet,
+    Namespace,
+    NetNamespace,
+    Node,
+    OnExhausted,
+    Operator,
+    Origin,
+    Phase,
+    Requirement,
+    Selector,
+)
+from egress.planning import MAX_NETID
+
+GROUP = "egress.hawse.dev"
+API_VERSION = f"{GROUP}/v1alpha1"
+OPENSHIFT_GROUP = "network.openshift.io"
+
+W = TypeVar("W", bound="_Manifest")
+Texts = tuple[str, ...]
+Labels = dict[str, str]
+
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:h|ms|m|s))+")
+_DURATION_PART = re.compile(r"([0-9.]+)(h|ms|m|s)")
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_MAX_DURATION_TEXT = 32
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be read: which object, which field (a JSON path), and what is wrong with it."""
+
+    def __init__(self, kind: str, name: str, path: str, problem: str) -> None:
+        super().__init__(f"{kind} {name or '(unnamed)'}: {path}: {problem}")
+        self.kind = kind
+        self.name = name
+        self.path = path
+        self.problem = problem
+
+
+# The wire shapes. A field that may be absent may also be null.
+
+
+class _Wire(msgspec.Struct, rename="camel"):
+    pass
+
+
+class _Metadata(_Wire):
+    name: str = ""
+    uid: str = ""
+    labels: Labels | None = None
+    annotations: Labels | None = None
+    resource_version: str = ""
+    deletion_timestamp: str | None = None
+
+
+class _Manifest(_Wire):
+    metadata: _Metadata
+
+
+class _HostSubnet(_Manifest):
+    host: str = ""
+    host_ip: str = msgspec.field(default="", name="hostIP")
+    subnet: str = ""
+    egress_ips: Texts | None = msgspec.field(default=None, name="egressIPs")
+    egress_cidrs: Texts | None = msgspec.field(default=None, name="egressCIDRs")
+
+
+class _NetNamespace(_Manifest):
+    netid: int
+    netname: str = ""
+    egress_ips: Texts | None = msgspec.field(default=None, name="egressIPs")
+
+
+class _NodeSpec(_Wire):
+    unschedulable: bool | None = None
+
+
+class _Condition(_Wire):
+    type: str
+    status: str
+    reason: str | None = None
+    message: str | None = None
+    last_transition_time: str | None = None
+
+
+class _NodeStatus(_Wire):
+    conditions: tuple[_Condition, ...] | None = None
+
+
+class _Node(_Manifest):
+    spec: _NodeSpec | None = None
+    status: _NodeStatus | None = None
+
+
+class _NamespaceStatus(_Wire):
+    phase: str | None = None
+
+
+class _Namespace(_Manifest):
+    status: _NamespaceStatus | None = None
+
+
+class _Requirement(_Wire):
+    key: str
+    operator: Operator
+    values: Texts | None = None
+
+
+class _Selector(_Wire):
+    match_labels: Labels | None = None
+    match_expressions: tuple[_Requirement, ...] | None = None
+
+
+class _PoolSpec(_Wire):
+    cidrs: Texts
+    excluded: Texts | None = None
+    addresses_per_namespace: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    namespace_selector: _Selector | None = None
+    node_selector: _Selector | None = None
+    topology_key: str | None = None
+    max_addresses_per_node: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    quarantine: str = "10m"
+    on_exhausted: OnExhausted | None = None
+    approval: Literal["none", "required"] | None = None
+    ticket_profile: str | None = None
+
+
+class _EgressPool(_Manifest):
+    spec: _PoolSpec
+
+
+class _NamespaceReference(_Wire):
+    name: str
+    uid: str = ""
+
+
+class _AddressSpec(_Wire):
+    pool: str
+    namespace: _NamespaceReference
+    origin: Origin = Origin.AUTOMATIC
+
+
+class _AddressStatus(_Wire):
+    phase: Phase | None = None
+    node: str | None = None
+    quarantined_until: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    conditions: tuple[_Condition, ...] | None = None
+
+
+class _EgressAddress(_Manifest):
+    spec: _AddressSpec
+    status: _AddressStatus | None = None
+
+
+# The readers.
+
+
+def host_subnet(manifest: object, *, strict: bool = False) -> HostSubnet:
+    """The HostSubnet of a manifest; ManifestError names the field that is wrong."""
+    wire = _convert(_HostSubnet, "HostSubnet", manifest)
+    name = wire.metadata.name
+    egress_ips, egress_cidrs = wire.egress_ips or (), wire.egress_cidrs or ()
+    if strict:
+        check = _Checks("HostSubnet", name)
+        check.same_name("$.host", wire.host)
+        check.text("$.hostIP", wire.host_ip, parse_address)
+        if wire.subnet:
+            check.text("$.subnet", wire.subnet, _parse_network)
+        check.texts("$.egressIPs", egress_ips, parse_address)
+        check.texts("$.egressCIDRs", egress_cidrs, _parse_network)
+    return HostSubnet(name, wire.host_ip, egress_ips, egress_cidrs, wire.metadata.resource_version)
+
+
+def net_namespace(manifest: object, *, strict: bool = False) -> NetNamespace:
+    """The NetNamespace of a manifest; ManifestError names the field that is wrong."""
+    wire = _convert(_NetNamespace, "NetNamespace", manifest)
+    metadata = wire.metadata
+    egress_ips = wire.egress_ips or ()
+    if strict:
+        check = _Checks("NetNamespace", metadata.name)
+        check.same_name("$.netname", wire.netname)
+        if not 0 <= wire.netid <= MAX_NETID:
+            raise check.error("$.netid", f"{wire.netid} is not a NetID; give it a number from 0 to {MAX_NETID}")
+        check.texts("$.egressIPs", egress_ips, parse_address)
+    return NetNamespace(metadata.name, wire.netid, egress_ips, metadata.annotations or {}, metadata.resource_version)
+
+
+def node(manifest: object, *, strict: bool = False) -> Node:
+    """The Node of a manifest.
+
+    A live node without a Ready condition has never reported, so it is not ready. A manifest that a person wrote
+    (`strict`) has no status, and says nothing against the node.
+    """
+    wire = _convert(_Node, "Node", manifest)
+    conditions = (wire.status and wire.status.conditions) or ()
+    ready = next((condition.status == "True" for condition in conditions if condition.type == "Ready"), strict)
+    unschedulable = bool(wire.spec and wire.spec.unschedulable)
+    return Node(wire.metadata.name, wire.metadata.labels or {}, ready, unschedulable)
+
+
+def namespace(manifest: object) -> Namespace:
+    """The Namespace of a manifest, as the API server or an AdmissionReview holds it.
+
+    At admission a namespace with `generateName` has no name yet: its name is empty.
+    """
+    wire = _convert(_Namespace, "Namespace", manifest, named=False)
+    metadata = wire.metadata
+    deleting = metadata.deletion_timestamp is not None or bool(wire.status and wire.status.phase == "Terminating")
+    return Namespace(
+        metadata.name,
+        metadata.uid,
+        metadata.labels or {},
+        metadata.annotations or {},
+        deleting,
+        metadata.resource_version,
+    )
+
+
+def egress_pool(manifest: object, *, strict: bool = False) -> EgressPool:
+    """The EgressPool of a manifest. A duration that is none is an error even without `strict`: no text can stand in
+    for a number."""
+    wire = _convert(_EgressPool, "EgressPool", manifest)
+    spec = wire.spec
+    check = _Checks("EgressPool", wire.metadata.name)
+    excluded = spec.excluded or ()
+    if strict:
+        if not spec.cidrs:
+            raise check.error("$.spec.cidrs", "is empty; give it at least one CIDR, range or address")
+        check.texts("$.spec.cidrs", spec.cidrs, parse_range)
+        check.texts("$.spec.excluded", excluded, parse_range)
+        check.selector("$.spec.namespaceSelector", spec.namespace_selector)
+        check.selector("$.spec.nodeSelector", spec.node_selector)
+    return EgressPool(
+        wire.metadata.name,
+        spec.cidrs,
+        excluded,
+        spec.addresses_per_namespace or 1,
+        _selector(spec.namespace_selector),
+        _selector(spec.node_selector),
+        spec.topology_key or "",
+        spec.max_addresses_per_node or 0,
+        check.duration("$.spec.quarantine", spec.quarantine),
+        spec.on_exhausted or OnExhausted.DENY,
+        spec.approval == "required",
+        spec.ticket_profile or "",
+    )
+
+
+def egress_address(manifest: object, *, strict: bool = False) -> EgressAddress:
+    """The EgressAddress of a manifest. Without `strict`, a name that denotes no address is taken as it stands."""
+    wire = _convert(_EgressAddress, "EgressAddress", manifest)
+    name, spec, status = wire.metadata.name, wire.spec, wire.status or _NO_STATUS
+    address = name
+    if strict or "-" in name:
+        try:
+            address = str(from_object_name(name))
+        except AddressError as error:
+            if strict:
+                raise ManifestError("EgressAddress", name, "$.metadata.name", str(error)) from None
+    until = status.quarantined_until
+    return EgressAddress(
+        address,
+        spec.pool,
+        spec.namespace.name,
+        spec.namespace.uid,
+        spec.origin,
+        status.node or "",
+        status.phase or Phase.PENDING,
+        until.timestamp() if until else 0.0,
+        tuple(
+            Condition(c.type, c.status == "True", c.reason or "", c.message or "", c.last_transition_time or "")
+            for c in status.conditions or ()
+        ),
+        wire.metadata.resource_version,
+    )
+
+
+_NO_STATUS = _AddressStatus()
+
+
+# The writers.
+
+
+def egress_address_manifest(value: EgressAddress) -> dict[str, Any]:
+    """The manifest that claims the address: all but the status, which is a subresource (`egress_address_status`).
+
+    With a resourceVersion it replaces exactly that version; without one it creates. AddressError if the value's
+    address is none.
+    """
+    metadata = {"name": object_name(parse_address(value.address))}
+    if value.resource_version:
+        metadata["resourceVersion"] = value.resource_version
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "EgressAddress",
+        "metadata": metadata,
+        "spec": {
+            "pool": value.pool,
+            "namespace": {"name": value.namespace, "uid": value.namespace_uid},
+            "origin": value.origin.value,
+        },
+    }
+
+
+def egress_address_status(value: EgressAddress) -> dict[str, Any]:
+    """The object's whole status. Every field is present, null where it has no value: a merge patch then clears it."""
+    until = value.quarantined_until
+    return {
+        "phase": value.phase.value,
+        "node": value.node,
+        "quarantinedUntil": rfc3339(until) if until else None,
+        "conditions": [
+            {
+                "type": condition.type,
+                "status": "True" if condition.status else "False",
+                "reason": condition.reason,
+                "message": condition.message,
+                **({"lastTransitionTime": condition.last_transition} if condition.last_transition else {}),
+            }
+            for condition in value.conditions
+        ],
+    }
+
+
+def rfc3339(seconds: float) -> str:
+    """A time, in seconds since the epoch, as Kubernetes writes it: UTC, with microseconds only where it has any."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+# Helpers.
+
+
+def _convert(wire: type[W], kind: str, manifest: object, *, named: bool = True) -> W:
+    try:
+        value = msgspec.convert(manifest, wire)
+    except msgspec.ValidationError as error:
+        raise _explained(kind, manifest, str(error)) from None
+    if named and not value.metadata.name:
+        raise ManifestError(kind, "", "$.metadata.name", "is missing; give the object a name")
+    return value
+
+
+def _explained(kind: str, manifest: object, text: str) -> ManifestError:
+    """msgspec's message ("Expected `str`, got `int` - at `$.a[0]`") with the object, the path first, no backquotes."""
+    problem, _, path = text.partition(" - at ")
+    path = path.replace("`key` in", "a key of").replace("`", "") or "$"
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", problem):
+        path, problem = f"{path}.{missing[1]}", "is missing; it is required"
+    else:
+        problem = problem.replace("`", "").replace("Expected str", "Expected a string")
+        problem = problem[:1].lower() + problem[1:]
+    metadata = manifest.get("metadata") if isinstance(manifest, dict) else None
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return ManifestError(kind, name if isinstance(name, str) else "", path, problem)
+
+
+class _Checks:
+    """The checks of one object's fields; each raises a ManifestError that names the field."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        self._kind = kind
+        self._name = name
+
+    def error(self, path: str, problem: str) -> ManifestError:
+        return ManifestError(self._kind, self._name, path, problem)
+
+    def same_name(self, path: str, text: str) -> None:
+        # OpenShift's own validation demands it; a difference would leave two names for one thing.
+        if text and text != self._name:
+            raise self.error(path, f"{text!r} differs from metadata.name; make them the same")
+
+    def text(self, path: str, text: str, parse: Callable[[str], object]) -> None:
+        try:
+            parse(text)
+        except AddressError as error:
+            raise self.error(path, str(error)) from None
+
+    def texts(self, path: str, texts: Iterable[str], parse: Callable[[str], object]) -> None:
+        for index, text in enumerate(texts):
+            self.text(f"{path}[{index}]", text, parse)
+
+    def duration(self, path: str, text: str) -> float:
+        if text == "0":
+            return 0.0
+        if len(text) > _MAX_DURATION_TEXT or not _DURATION.fullmatch(text):
+            raise self.error(path, f"{text!r} is not a duration; write one such as 10m, 90s or 1h30m")
+        return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(text))
+
+    def selector(self, path: str, selector: _Selector | None) -> None:
+        for index, requirement in enumerate((selector and selector.match_expressions) or ()):
+            takes_values = requirement.operator in {Operator.IN, Operator.NOT_IN}
+            if takes_values != bool(requirement.values):
+                need = "needs at least one value" if takes_values else "takes no values"
+                raise self.error(f"{path}.matchExpressions[{index}].values", f"operator {requirement.operator} {need}")
+
+
+def _parse_network(text: str) -> None:
+    """AddressError unless `text` is a CIDR; host bits are tolerated, as OpenShift does."""
+    if "/" not in text:
+        raise AddressError(f"{text!r} is not a CIDR such as 192.168.1.0/24")
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise AddressError(f"{text!r} is not a CIDR such as 192.168.1.0/24: {error}") from None
+
+
+def _selector(wire: _Selector | None) -> Selector | None:
+    if wire is None:
+        return None
+    requirements = tuple(Requirement(r.key, r.operator, r.values or ()) for r in wire.match_expressions or ())
+    return Selector(wire.match_labels or {}, requirements)

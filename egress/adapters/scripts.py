@@ -1,0 +1,238 @@
+"""The ledger's Lua scripts. Each is atomic: Redis runs nothing else meanwhile.
+
+Addresses travel as lower-case hexadecimal, eight digits for IPv4 and 32 for IPv6. The addresses in use are bits: one
+string of 65,536 bits per 16-bit block, so that the lowest free address of a range is one BITPOS, whatever its length.
+
+Keys: `hawse:index` (set once the index was built from the cluster's objects), `hawse:addresses` (hash: address ->
+`state|holder|time`), `hawse:holders` (hash: holder -> addresses, comma-separated), `hawse:used:BLOCK` (bits),
+`hawse:reserved` (sorted set: address by the time of its reservation).
+"""
+
+_LIBRARY = """
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+end
+local function block(hex) return 'hawse:used:' .. string.sub(hex, 1, -5) end
+local function offset(hex) return tonumber(string.sub(hex, -4), 16) end
+local function entry(hex)
+  local text = redis.call('HGET', 'hawse:addresses', hex)
+  if not text then return nil end
+  local state, holder, at = string.match(text, '^(%a+)|(.*)|([%d.]+)$')
+  return {state = state, holder = holder, at = tonumber(at)}
+end
+local function split(text)
+  local parts = {}
+  for part in string.gmatch(text or '', '[^,]+') do parts[#parts + 1] = part end
+  return parts
+end
+local function holder_drop(holder, hex)
+  local kept = {}
+  for _, other in ipairs(split(redis.call('HGET', 'hawse:holders', holder))) do
+    if other ~= hex then kept[#kept + 1] = other end
+  end
+  if #kept == 0 then redis.call('HDEL', 'hawse:holders', holder)
+  else redis.call('HSET', 'hawse:holders', holder, table.concat(kept, ',')) end
+end
+local function holder_add(holder, hex)
+  local list = split(redis.call('HGET', 'hawse:holders', holder))
+  for _, other in ipairs(list) do if other == hex then return end end
+  list[#list + 1] = hex
+  redis.call('HSET', 'hawse:holders', holder, table.concat(list, ','))
+end
+local function put(hex, state, holder, at)
+  local old = entry(hex)
+  if old and old.holder ~= holder then holder_drop(old.holder, hex) end
+  redis.call('HSET', 'hawse:addresses', hex, state .. '|' .. holder .. '|' .. string.format('%.6f', at))
+  redis.call('SETBIT', block(hex), offset(hex), 1)
+  holder_add(holder, hex)
+  if state == 'reserved' then redis.call('ZADD', 'hawse:reserved', at, hex)
+  else redis.call('ZREM', 'hawse:reserved', hex) end
+end
+local function free(hex)
+  local old = entry(hex)
+  if not old then return end
+  holder_drop(old.holder, hex)
+  redis.call('HDEL', 'hawse:addresses', hex)
+  redis.call('ZREM', 'hawse:reserved', hex)
+  redis.call('SETBIT', block(hex), offset(hex), 0)
+end
+local function successor(prefix)
+  local digits, carry = {}, true
+  for i = #prefix, 1, -1 do
+    local digit = tonumber(string.sub(prefix, i, i), 16)
+    if carry then digit = digit + 1; carry = digit == 16; if carry then digit = 0 end end
+    digits[i] = string.format('%x', digit)
+  end
+  return table.concat(digits)
+end
+-- Calls visit(block prefix, first bit, last bit) for each block that the range touches, until it returns true.
+local function walk(first, last, visit)
+  local prefix, final = string.sub(first, 1, -5), string.sub(last, 1, -5)
+  local from = offset(first)
+  while true do
+    local to = 65535
+    if prefix == final then to = offset(last) end
+    if visit(prefix, from, to) or prefix == final then return end
+    prefix, from = successor(prefix), 0
+  end
+end
+local function in_ranges(hex, ranges)
+  for i = 1, #ranges, 2 do
+    if #hex == #ranges[i] and hex >= ranges[i] and hex <= ranges[i + 1] then return true end
+  end
+  return false
+end
+"""
+
+RESERVE = (
+    _LIBRARY
+    + """
+-- ARGV: holder, count, requested (comma-separated), ranges (comma-separated: first, last, ...)
+-- Gives {'unready'}, {'held', address}, {'full', used, total} or {'ok', address, ...}; only 'ok' changes anything.
+if redis.call('EXISTS', 'hawse:index') == 0 then return {'unready'} end
+local holder, count = ARGV[1], tonumber(ARGV[2])
+local requested, ranges = split(ARGV[3]), split(ARGV[4])
+local chosen, mine = {}, {}
+for _, hex in ipairs(split(redis.call('HGET', 'hawse:holders', holder))) do mine[hex] = true end
+
+for _, hex in ipairs(requested) do
+  local old = entry(hex)
+  if old and old.holder ~= holder then return {'held', hex} end
+  chosen[#chosen + 1] = hex
+end
+if #requested == 0 then
+  for _, hex in ipairs(split(redis.call('HGET', 'hawse:holders', holder))) do
+    if #chosen < count and in_ranges(hex, ranges) then chosen[#chosen + 1] = hex end
+  end
+  local picked = {}
+  for i = 1, #ranges, 2 do
+    if #chosen >= count then break end
+    walk(ranges[i], ranges[i + 1], function(prefix, from, to)
+      local key = 'hawse:used:' .. prefix
+      if redis.call('EXISTS', key) == 0 then redis.call('SETBIT', key, 65535, 0) end
+      while #chosen < count and from <= to do
+        local bit = redis.call('BITPOS', key, 0, from, to, 'BIT')
+        if bit < 0 then break end
+        chosen[#chosen + 1] = prefix .. string.format('%04x', bit)
+        from = bit + 1
+      end
+      return #chosen >= count
+    end)
+  end
+end
+if #chosen < count then
+  local used, total = 0, 0
+  for i = 1, #ranges, 2 do
+    walk(ranges[i], ranges[i + 1], function(prefix, from, to)
+      used = used + redis.call('BITCOUNT', 'hawse:used:' .. prefix, from, to, 'BIT')
+      total = total + to - from + 1
+    end)
+  end
+  return {'full', used, total}
+end
+local at = now()
+for _, hex in ipairs(chosen) do
+  local old = entry(hex)
+  if not (old and old.holder == holder and old.state == 'claimed') then put(hex, 'reserved', holder, at) end
+end
+table.insert(chosen, 1, 'ok')
+return chosen
+"""
+)
+
+SETTLE = (
+    _LIBRARY
+    + """
+-- ARGV: state ('claimed', 'quarantined' or 'free'), holder, address, ...
+-- 'claimed' and 'quarantined' follow an object that exists, so they hold whatever the index said before. 'free' gives
+-- an address back only while `holder` has it.
+for i = 3, #ARGV do
+  local hex = ARGV[i]
+  if ARGV[1] == 'free' then
+    local old = entry(hex)
+    if old and old.holder == ARGV[2] then free(hex) end
+  else
+    local old = entry(hex)
+    if not (old and old.state == ARGV[1] and old.holder == ARGV[2]) then put(hex, ARGV[1], ARGV[2], now()) end
+  end
+end
+return redis.status_reply('OK')
+"""
+)
+
+SYNC = (
+    _LIBRARY
+    + """
+-- ARGV: listed_at, ready ('1' to declare the index complete), then address, state, holder, ...: everything that the
+-- cluster's objects hold, as listed at `listed_at` (Redis's clock). What came later stays; what is older and no
+-- object holds is freed, save for reservations, which end by being swept.
+local listed_at, seen = tonumber(ARGV[1]), {}
+for i = 3, #ARGV, 3 do
+  local hex, state, holder = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  seen[hex] = true
+  local old = entry(hex)
+  local later = old and old.at > listed_at
+  local reused = old and old.state == 'reserved' and state == 'quarantined' and old.holder == holder
+  if not later and not reused and not (old and old.state == state and old.holder == holder) then
+    put(hex, state, holder, listed_at)
+  end
+end
+local all = redis.call('HGETALL', 'hawse:addresses')
+for i = 1, #all, 2 do
+  local hex = all[i]
+  local old = entry(hex)
+  if not seen[hex] and old.state ~= 'reserved' and old.at <= listed_at then free(hex) end
+end
+if ARGV[2] == '1' then redis.call('SETNX', 'hawse:index', string.format('%.6f', now())) end
+return redis.status_reply('OK')
+"""
+)
+
+PUBLISH = """
+-- ARGV: expected change number, epoch to set (or ''), then netid, row ('' for none), ...
+-- Gives the new change number, or -1 if somebody published meanwhile.
+local change = tonumber(redis.call('GET', 'hawse:change') or '0')
+if change ~= tonumber(ARGV[1]) then return -1 end
+for i = 3, #ARGV, 2 do
+  change = change + 1
+  if ARGV[i + 1] == '' then redis.call('HDEL', 'hawse:table', ARGV[i])
+  else redis.call('HSET', 'hawse:table', ARGV[i], (string.gsub(ARGV[i + 1], '"since":0', '"since":' .. change))) end
+  redis.call('ZADD', 'hawse:changes', change, ARGV[i])
+end
+redis.call('SET', 'hawse:change', string.format('%d', change))
+if ARGV[2] ~= '' then redis.call('SET', 'hawse:epoch', ARGV[2]) end
+return change
+"""
+
+CHANGES = """
+-- ARGV: the reader's epoch, the change it has read up to.
+-- Gives {epoch, change, 'all' or 'some', netid, row ('' for none), ...}, or {''} while no table is published.
+local epoch = redis.call('GET', 'hawse:epoch')
+if not epoch then return {''} end
+local reply = {epoch, redis.call('GET', 'hawse:change') or '0', 'some'}
+if ARGV[1] ~= epoch then
+  reply[3] = 'all'
+  for _, value in ipairs(redis.call('HGETALL', 'hawse:table')) do reply[#reply + 1] = value end
+  return reply
+end
+local netids = redis.call('ZRANGEBYSCORE', 'hawse:changes', '(' .. ARGV[2], '+inf')
+for _, netid in ipairs(netids) do
+  reply[#reply + 1] = netid
+  reply[#reply + 1] = redis.call('HGET', 'hawse:table', netid) or ''
+end
+return reply
+"""
+
+TAKE_NETID = """
+-- ARGV: namespace, candidate, ...: gives the NetID that the namespace has, else the first candidate nobody has.
+local mine = redis.call('HGET', 'hawse:netid-of', ARGV[1])
+if mine then return mine end
+for i = 2, #ARGV do
+  if redis.call('HSETNX', 'hawse:netids', ARGV[i], ARGV[1]) == 1 then
+    redis.call('HSET', 'hawse:netid-of', ARGV[1], ARGV[i])
+    return ARGV[i]
+  end
+end
+return false
+"""

@@ -1,0 +1,265 @@
+"""What is wanted against what is there: what to add and what to remove, and in which order. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from egress.addresses import Address, parse_address
+from egress.program import COOKIE, COOKIE_MASK, OWN_CHAINS, SNAT_CHAIN, Flow, Group, NodeProgram, RuleSet
+
+T = TypeVar("T")
+_JUMP_SPECS = frozenset(f"-j {chain}" for _, chain in OWN_CHAINS)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta(Generic[T]):
+    """What to add and what to remove. Falsy when there is nothing to do."""
+
+    add: frozenset[T] = frozenset()
+    remove: frozenset[T] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.add or self.remove)
+
+
+def diff(desired: AbstractSet[T], actual: AbstractSet[T]) -> Delta[T]:
+    """What turns `actual` into `desired`."""
+    return Delta(frozenset(desired - actual), frozenset(actual - desired))
+
+
+@dataclass(frozen=True, slots=True)
+class RulesFound:
+    """What iptables holds of ours: the specs of our chains that exist, in order; of each foreign chain that we jump
+    from, the specs of all its rules (a chain that does not exist is absent)."""
+
+    own: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    parents: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a node holds that is ours, as read from the kernel and from Open vSwitch.
+
+    `foreign_flows` are the keys of flows in the egress table that are not ours: we may not replace them.
+    """
+
+    addresses: frozenset[Address] = frozenset()
+    flows: frozenset[Flow] = frozenset()
+    groups: frozenset[Group] = frozenset()
+    rules: RulesFound = field(default_factory=RulesFound)
+    foreign_flows: frozenset[tuple[int, int, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class FlowChange:
+    """One OpenFlow bundle. Flows in `add` replace those of the same key; `remove` holds only keys not in `add`."""
+
+    add: tuple[Flow, ...] = ()
+    remove: tuple[Flow, ...] = ()
+    add_groups: tuple[Group, ...] = ()
+    remove_groups: tuple[Group, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.add or self.remove or self.add_groups or self.remove_groups)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleChange:
+    """One iptables-restore: its input text per table ("nat", "filter"), in the order of application."""
+
+    scripts: Mapping[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.scripts)
+
+    def __str__(self) -> str:
+        return "".join(self.scripts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one pass does to a node, in the order in which it must be done to stay fail-closed.
+
+    1. `fence`: every flow that hands packets to nobody's address or to one whose rule stands already: drops,
+       steering to other nodes, removals. 2. `remove_addresses`. 3. `rules`: those of new addresses come, those of
+       removed ones go. 4. `admit`: flows that hand packets to new addresses; their rule stands now. 5.
+       `add_addresses`, after the flows: an address change stalls ovs-vswitchd (docs/decisions/0004). 6. `forget`:
+       addresses whose translated connections must end, because they left this node or their namespace.
+    """
+
+    fence: FlowChange = FlowChange()
+    remove_addresses: frozenset[Address] = frozenset()
+    rules: RuleChange = RuleChange()
+    admit: FlowChange = FlowChange()
+    add_addresses: frozenset[Address] = frozenset()
+    forget: frozenset[Address] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.fence or self.remove_addresses or self.rules or self.admit or self.add_addresses or self.forget
+        )
+
+
+def change(program: NodeProgram, found: Found) -> Change:
+    """What makes a node that holds `found` hold `program`. Falsy when it does already.
+
+    Flows of `program` whose key a foreign flow holds are left out: the caller reports them (`usurped`).
+    """
+    addresses = diff(program.addresses, found.addresses)
+    blocked = usurped(program, found)
+    rules = rule_change(program.rules, found.rules)
+    wanted = {flow for flow in program.flows if flow.key not in found.foreign_flows}
+    kept_keys = {flow.key for flow in wanted}
+    changed = wanted - found.flows
+    late = {flow for flow in changed if netid_of(flow) in program.own} if "nat" in rules.scripts else set()
+    early = changed - late
+    # A key that gets its flow late must not keep an old flow meanwhile: it drops until its rule stands.
+    old = {flow.key: flow for flow in found.flows}
+    early |= {_dropping(flow) for flow in late if flow.key in old and old[flow.key].actions != "drop"}
+    removed = {flow for flow in found.flows if flow.key not in kept_keys}
+    groups = diff(program.groups, found.groups)
+    fence = FlowChange(
+        tuple(sorted(early)),
+        tuple(sorted(removed)),
+        tuple(sorted(groups.add)),
+        tuple(sorted(g for g in groups.remove if g.group_id not in {group.group_id for group in groups.add})),
+    )
+    return Change(
+        fence=fence,
+        remove_addresses=addresses.remove,
+        rules=rules,
+        admit=FlowChange(tuple(sorted(late))),
+        add_addresses=addresses.add - blocked,
+        forget=addresses.remove | _changed_hands(program, found),
+    )
+
+
+def applied(program: NodeProgram, found: Found) -> Found:
+    """What the node holds once `change(program, found)` is carried out: no need to read it all again."""
+    own: dict[tuple[str, str], tuple[str, ...]] = {}
+    for rule in (*program.rules.spine, *sorted(program.rules.leaves)):
+        key = (rule.table, rule.chain)
+        own[key] = (*own.get(key, ()), rule.spec)
+    if program.rules.spine:
+        own = dict.fromkeys(OWN_CHAINS, ()) | own
+    parents = {
+        parent: tuple(spec for spec in specs if spec not in _JUMP_SPECS)
+        for parent, specs in found.rules.parents.items()
+    }
+    for jump in program.rules.jumps:
+        key = (jump.table, jump.chain)
+        parents[key] = (jump.spec, *parents.get(key, ()))
+    rules = RulesFound(own, parents)
+    return Found(program.addresses, program.flows, program.groups, rules, found.foreign_flows)
+
+
+def usurped(program: NodeProgram, found: Found) -> frozenset[Address]:
+    """The node's addresses that cannot be used, because a flow that is not ours holds the key of theirs."""
+    return frozenset(
+        address
+        for flow in program.flows
+        if flow.key in found.foreign_flows and (address := program.own.get(netid_of(flow))) is not None
+    )
+
+
+_SNAT_RULE = re.compile(r"-s \S+ -m mark --mark (0x[0-9a-f]+) -j SNAT --to-source (\S+)")
+
+
+def marks_of(found: RulesFound) -> dict[Address, int]:
+    """The mark that each address has on the node now, as our SNAT rules say; other rules in the chain say nothing."""
+    marks: dict[Address, int] = {}
+    for spec in found.own.get(("nat", SNAT_CHAIN), ()):
+        match = _SNAT_RULE.fullmatch(spec)
+        if match is not None:
+            marks[parse_address(match[2])] = int(match[1], 16)
+    return marks
+
+
+def standing(found: Found) -> dict[int, Address]:
+    """The NetIDs whose packets leave with an address of this node now: flow, rule and address are all there."""
+    carrying = {
+        f"set_field:{mark:#x}->pkt_mark": address
+        for address, mark in marks_of(found.rules).items()
+        if address in found.addresses
+    }
+    return {
+        netid_of(flow): address
+        for flow in found.flows
+        for text, address in carrying.items()
+        if text in flow.actions.split(",")
+    }
+
+
+def netid_of(flow: Flow) -> int:
+    """The NetID of one of our flows."""
+    return flow.cookie & ~COOKIE_MASK
+
+
+def is_ours(cookie: int) -> bool:
+    """Whether a flow with this cookie is one of ours."""
+    return cookie & COOKIE_MASK == COOKIE
+
+
+def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
+    """The iptables-restore input that brings our chains and jumps from `found` to `desired`.
+
+    A chain whose fixed rules differ is rewritten as a whole; rules of single addresses come and go one by one. An
+    empty `desired` leaves nothing of ours behind. Rules of other chains are never mentioned, save for our own jumps.
+    """
+    scripts: dict[str, str] = {}
+    for table in sorted({table for table, _ in OWN_CHAINS}):
+        declared, lines = _chain_lines(table, desired, found) if desired.spine else ([], [])
+        jumps = {jump.chain: jump.spec for jump in desired.jumps if jump.table == table}
+        for (owner, parent), specs in sorted(found.parents.items()):
+            if owner == table:
+                lines += _jump_lines(parent, jumps.pop(parent, None), specs)
+        lines += [f"-I {parent} 1 {spec}" for parent, spec in sorted(jumps.items())]
+        if not desired.spine:
+            ours = sorted(chain for owner, chain in found.own if owner == table)
+            lines += [f"-F {chain}" for chain in ours] + [f"-X {chain}" for chain in ours]
+        if declared or lines:
+            scripts[table] = "\n".join([f"*{table}", *declared, *lines, "COMMIT", ""])
+    return RuleChange(scripts)
+
+
+def _chain_lines(table: str, desired: RuleSet, found: RulesFound) -> tuple[list[str], list[str]]:
+    declared: list[str] = []
+    lines: list[str] = []
+    for chain in sorted(chain for owner, chain in OWN_CHAINS if owner == table):
+        wanted = tuple(rule.spec for rule in desired.spine if (rule.table, rule.chain) == (table, chain))
+        leaves = {rule.spec for rule in desired.leaves if (rule.table, rule.chain) == (table, chain)}
+        there = found.own.get((table, chain))
+        if there is None or (wanted and there != wanted) or len(set(there)) != len(there):
+            declared.append(f":{chain} - [0:0]")
+            lines += [f"-A {chain} {spec}" for spec in (*wanted, *sorted(leaves))]
+        elif not wanted:
+            lines += [f"-D {chain} {spec}" for spec in there if spec not in leaves]
+            lines += [f"-A {chain} {spec}" for spec in sorted(leaves.difference(there))]
+    return declared, lines
+
+
+def _jump_lines(parent: str, wanted: str | None, there: tuple[str, ...]) -> list[str]:
+    """Our jump stands once, and first: a rule before it could take our packets away."""
+    ours = [spec for spec in there if spec in _JUMP_SPECS]
+    if ours == ([wanted] if wanted else []) and (not wanted or there[0] == wanted):
+        return []
+    return [f"-D {parent} {spec}" for spec in ours] + ([f"-I {parent} 1 {wanted}"] if wanted else [])
+
+
+def _dropping(flow: Flow) -> Flow:
+    return Flow(flow.table, flow.priority, flow.match, flow.cookie, "drop")
+
+
+def _changed_hands(program: NodeProgram, found: Found) -> frozenset[Address]:
+    """Addresses that stay here, but whose packets came from another NetID until now."""
+    wanted = {flow.key: flow.actions for flow in program.flows}
+    gone = {flow for flow in found.flows if wanted.get(flow.key) != flow.actions}
+    return frozenset(
+        address
+        for address, mark in program.marks.items()
+        if address in found.addresses and any(f"set_field:{mark:#x}->pkt_mark" in flow.actions for flow in gone)
+    )

@@ -1,0 +1,59 @@
+"""Logging, the same in every process: one line per event, JSON for machines or console for people."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from egress.settings import Settings
+
+
+def configure(settings: Settings, component: str) -> None:
+    """Sends structlog's and the standard library's records to standard error, each with the component's name.
+
+    Values are escaped by the renderer, so that no text from outside can begin a line of its own.
+    """
+    level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        _stamp(component),
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.types.Processor
+    if settings.log_format == "console":
+        renderer = structlog.dev.ConsoleRenderer(colors=False)
+    else:
+        renderer = structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for name in ("celery", "kombu", "urllib3", "pyroute2", "amqp"):
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+def _stamp(component: str) -> structlog.types.Processor:
+    def stamp(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        event["component"] = component
+        return event
+
+    return stamp

@@ -1,0 +1,63 @@
+"""What the processes say to each other through the broker: task names, queues, Celery's settings. Pure.
+
+A message carries names only, never state: whoever gets it reads the truth anew. So an old version's message is
+understood by a new one, and a doubled or late one does no harm.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+CONTROL_QUEUE: Final = "control"
+
+NAMESPACE_TASK: Final = "hawse.v1.namespace"
+"""(name): bring one namespace's claim and binding, or its release, to where it should be."""
+PLACE_TASK: Final = "hawse.v1.place"
+"""(): give every address without a node one."""
+PUBLISH_TASK: Final = "hawse.v1.publish"
+"""(): bring the nodes' table and the objects' status to where they should be."""
+RECONCILE_TASK: Final = "hawse.v1.reconcile"
+"""(): read everything and start what is missing."""
+SWEEP_TASK: Final = "hawse.v1.sweep"
+"""(): return lapsed reservations and end quarantines."""
+NUDGE_TASK: Final = "hawse.v1.nudge"
+"""(): to one node's queue: the table has changed."""
+
+NUDGE_EXPIRES: Final = 60
+"""Seconds after which a nudge to a node that is away is dropped; the runner reads the table when it comes back."""
+
+
+def node_queue(node: str) -> str:
+    """The queue that only the runner of `node` consumes."""
+    return f"node.{node}"
+
+
+def celery_config(redis_url: str) -> dict[str, Any]:
+    """Celery's configuration, the same in every process.
+
+    A task is acknowledged after it ran, so a killed worker's task runs again; all tasks may run twice. The broker
+    gives a task back after `visibility_timeout`, which is far above what any of them takes.
+    """
+    return {
+        "broker_url": redis_url.replace("unix://", "redis+socket://", 1),
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "worker_prefetch_multiplier": 1,
+        "task_default_queue": CONTROL_QUEUE,
+        "task_create_missing_queues": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_transport_options": {
+            "visibility_timeout": 30,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "global_keyprefix": "hawse-broker:",
+        },
+        "worker_hijack_root_logger": False,
+        "worker_send_task_events": False,
+        "enable_utc": True,
+    }

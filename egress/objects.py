@@ -1,0 +1,179 @@
+"""The cluster objects that Hawse reads and writes, as values. `egress.adapters.manifests` makes them from manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+POOL_ANNOTATION = "egress.hawse.dev/pool"
+"""On a namespace: the pool to serve it, or `none` to opt out."""
+REQUEST_ANNOTATION = "egress.hawse.dev/request"
+"""On a namespace: the addresses it asks for, separated by commas."""
+ADDRESSES_ANNOTATION = "egress.hawse.dev/addresses"
+"""On a namespace: the addresses it has, separated by commas. Written by Hawse alone."""
+CREATED_ANNOTATION = "egress.hawse.dev/created"
+"""On a NetNamespace: Hawse created it, and deletes it with its namespace."""
+OPT_OUT = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class HostSubnet:
+    """A node as OpenShift SDN describes it: its name, its IP on the outside link, the egress addresses it hosts.
+
+    Addresses are texts as the object holds them: whoever wrote a wrong one must be told, not ignored.
+    """
+
+    name: str
+    host_ip: str
+    egress_ips: tuple[str, ...] = ()
+    egress_cidrs: tuple[str, ...] = ()
+    resource_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NetNamespace:
+    """A namespace's NetID (VXLAN tenant, 0 to 2^24-1) and the egress addresses that its traffic must leave with."""
+
+    name: str
+    netid: int
+    egress_ips: tuple[str, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    resource_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A Kubernetes node: what placement asks of it."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ready: bool = True
+    unschedulable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace: its identity, labels and annotations, and whether it is on its way out."""
+
+    name: str
+    uid: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    deleting: bool = False
+    resource_version: str = ""
+
+
+class Operator(StrEnum):
+    """How a requirement compares a label with its values."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One of a selector's matchExpressions."""
+
+    key: str
+    operator: Operator
+    values: tuple[str, ...] = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether `labels` meets it, by the rules of Kubernetes label selectors."""
+        match self.operator:
+            case Operator.IN:
+                return labels.get(self.key) in self.values
+            case Operator.NOT_IN:
+                return labels.get(self.key) not in self.values
+            case Operator.EXISTS:
+                return self.key in labels
+            case Operator.DOES_NOT_EXIST:
+                return self.key not in labels
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A Kubernetes label selector; an empty one matches everything."""
+
+    match_labels: Mapping[str, str] = field(default_factory=dict)
+    requirements: tuple[Requirement, ...] = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether `labels` meets every part of it."""
+        return all(labels.get(key) == value for key, value in self.match_labels.items()) and all(
+            requirement.matches(labels) for requirement in self.requirements
+        )
+
+
+class OnExhausted(StrEnum):
+    """What becomes of a namespace that a full pool would serve."""
+
+    DENY = "deny"
+    ADMIT = "admit"
+
+
+@dataclass(frozen=True, slots=True)
+class EgressPool:
+    """A set of addresses, the namespaces it serves and the nodes that may host them. `quarantine` is in seconds."""
+
+    name: str
+    cidrs: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
+    addresses_per_namespace: int = 1
+    namespace_selector: Selector | None = None
+    node_selector: Selector | None = None
+    topology_key: str = ""
+    max_addresses_per_node: int = 0
+    quarantine: float = 600.0
+    on_exhausted: OnExhausted = OnExhausted.DENY
+    approval_required: bool = False
+    ticket_profile: str = ""
+
+
+class Origin(StrEnum):
+    """How an address came to its namespace."""
+
+    AUTOMATIC = "automatic"
+    REQUESTED = "requested"
+    MANUAL = "manual"
+
+
+class Phase(StrEnum):
+    """Where an EgressAddress is on its way."""
+
+    PENDING = "Pending"
+    PLACED = "Placed"
+    READY = "Ready"
+    FAILED = "Failed"
+    QUARANTINED = "Quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One status condition, as Kubernetes defines them. `last_transition` is RFC 3339."""
+
+    type: str
+    status: bool
+    reason: str
+    message: str = ""
+    last_transition: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EgressAddress:
+    """The durable claim of one address by one namespace; its object's name is the address."""
+
+    address: str
+    pool: str
+    namespace: str
+    namespace_uid: str
+    origin: Origin = Origin.AUTOMATIC
+    node: str = ""
+    phase: Phase = Phase.PENDING
+    quarantined_until: float = 0.0
+    """Seconds since the epoch; 0 unless the phase is Quarantined."""
+    conditions: tuple[Condition, ...] = ()
+    resource_version: str = ""

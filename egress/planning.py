@@ -1,0 +1,245 @@
+"""Cluster objects in, what each namespace's outgoing traffic must do out, and why. Pure.
+
+The rules are those of OpenShift's namespace-wide egress IP (docs/reference.md has the table); where an input is
+contradictory the affected traffic is dropped and every party is named. The result does not depend on input order.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from enum import StrEnum
+
+from egress.addresses import Address, AddressError, parse_address
+from egress.objects import HostSubnet, NetNamespace
+
+MAX_NETID = 0xFFFFFF
+
+
+class State(StrEnum):
+    """What becomes of a namespace's packets that leave the cluster."""
+
+    NORMAL = "normal"
+    VIA = "via"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """An address of a namespace and the node that hosts it."""
+
+    address: Address
+    node: str
+    node_ip: Address
+
+
+@dataclass(frozen=True, slots=True)
+class NamespacePlan:
+    """One namespace's outcome.
+
+    `via` are the addresses its traffic leaves with now; `claims` are placed without contradiction, but not yet
+    acknowledged by their node, and so carry nothing yet. `reasons` says why an address is not in use.
+    """
+
+    name: str
+    netid: int
+    state: State
+    via: tuple[Hop, ...] = ()
+    claims: tuple[Hop, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every namespace's outcome by name, and the contradictions found, each named once with all its parties."""
+
+    namespaces: Mapping[str, NamespacePlan]
+    conflicts: tuple[str, ...]
+
+    def by_netid(self) -> dict[int, NamespacePlan]:
+        """What the nodes must know: the outcome per NetID, without NetIDs that need no flow.
+
+        Namespaces that share a NetID are all dropped, so any of them stands for the NetID; the first by name is taken.
+        """
+        table: dict[int, NamespacePlan] = {}
+        for name in sorted(self.namespaces):
+            outcome = self.namespaces[name]
+            if outcome.state is not State.NORMAL:
+                table.setdefault(outcome.netid, outcome)
+        return table
+
+
+def plan(
+    host_subnets: Iterable[HostSubnet],
+    net_namespaces: Collection[NetNamespace],
+    *,
+    offline: AbstractSet[str] = frozenset(),
+    acknowledged: AbstractSet[tuple[Address, str]] | None = None,
+) -> Plan:
+    """The plan of a whole cluster.
+
+    `offline` names nodes that host nothing for now. `acknowledged` holds the (address, node) pairs that the nodes
+    have claimed; None means all of them.
+    """
+    hosting = _Hosting.of(host_subnets)
+    owners: dict[Address, set[str]] = defaultdict(set)
+    sharing: dict[int, list[NetNamespace]] = defaultdict(list)
+    for namespace in net_namespaces:
+        sharing[namespace.netid].append(namespace)
+        for address in _parsed(namespace.egress_ips)[0]:
+            owners[address].add(namespace.name)
+
+    conflicts = set(hosting.conflicts)
+    for address, names in owners.items():
+        if len(names) > 1:
+            conflicts.add(f"address {address} is in NetNamespaces {_listed(names)}")
+
+    outcomes: dict[str, NamespacePlan] = {}
+    for netid, group in sharing.items():
+        refusal = _refusal(netid, group)
+        if refusal is not None:
+            conflicts.add(refusal)
+            for namespace in group:
+                state = State.NORMAL if not 0 < netid <= MAX_NETID else State.DROP
+                outcomes[namespace.name] = NamespacePlan(namespace.name, netid, state, reasons=(refusal,))
+            continue
+        for namespace in group:
+            outcomes[namespace.name] = _outcome(namespace, hosting, owners, offline, acknowledged)
+    for outcome in outcomes.values():
+        conflicts.update(reason for reason in outcome.reasons if reason.startswith("addresses "))
+    return Plan(dict(sorted(outcomes.items())), tuple(sorted(conflicts)))
+
+
+def _refusal(netid: int, group: list[NetNamespace]) -> str | None:
+    """Why nothing can be steered by this NetID, or None. Sharing without egress addresses is nobody's concern."""
+    with_addresses = sorted(namespace.name for namespace in group if namespace.egress_ips)
+    if not with_addresses:
+        return None
+    if netid == 0:
+        # A drop for NetID 0 would cut every global project off, so the namespace gets no egress address at all.
+        return f"NetID 0 is the cluster's global network: egress addresses of {_listed(with_addresses)} are refused"
+    if not 0 < netid <= MAX_NETID:
+        return f"NetID {netid} of {_listed(with_addresses)} is outside 1-{MAX_NETID}: its egress addresses are refused"
+    if len(group) > 1:
+        names = [namespace.name for namespace in group]
+        return f"NetID {netid} is shared by NetNamespaces {_listed(names)}: their traffic cannot be told apart"
+    return None
+
+
+def _outcome(
+    namespace: NetNamespace,
+    hosting: _Hosting,
+    owners: Mapping[Address, set[str]],
+    offline: AbstractSet[str],
+    acknowledged: AbstractSet[tuple[Address, str]] | None,
+) -> NamespacePlan:
+    if not namespace.egress_ips:
+        return NamespacePlan(namespace.name, namespace.netid, State.NORMAL)
+    addresses, reasons = _parsed(namespace.egress_ips)
+    contested = [address for address in addresses if len(owners[address]) > 1]
+    if contested:
+        reasons += [f"address {address} is in NetNamespaces {_listed(owners[address])}" for address in contested]
+        return NamespacePlan(namespace.name, namespace.netid, State.DROP, reasons=tuple(sorted(reasons)))
+
+    placed: list[Hop] = []
+    for address in addresses:
+        hop = hosting.hop(address)
+        if isinstance(hop, Hop):
+            placed.append(hop)
+        else:
+            reasons.append(hop)
+    crowd: dict[str, list[Address]] = defaultdict(list)
+    for hop in placed:
+        crowd[hop.node].append(hop.address)
+    via: list[Hop] = []
+    claims: list[Hop] = []
+    for hop in placed:
+        if len(crowd[hop.node]) > 1:
+            reasons.append(
+                f"addresses {_listed(map(str, crowd[hop.node]))} of namespace {namespace.name} "
+                f"are all on node {hop.node}"
+            )
+        elif hop.node in offline:
+            reasons.append(f"node {hop.node}, which hosts {hop.address}, is offline")
+        elif acknowledged is not None and (hop.address, hop.node) not in acknowledged:
+            claims.append(hop)
+            reasons.append(f"node {hop.node} has not acknowledged {hop.address}")
+        else:
+            via.append(hop)
+    return NamespacePlan(
+        namespace.name,
+        namespace.netid,
+        State.VIA if via else State.DROP,
+        tuple(via),
+        tuple(claims),
+        tuple(sorted(set(reasons))),
+    )
+
+
+class _Hosting:
+    """Which nodes say that they host an address."""
+
+    def __init__(
+        self, nodes: Mapping[Address, Mapping[str, Address]], own: Mapping[Address, str], bad: set[str]
+    ) -> None:
+        self._nodes = nodes
+        self._own = own
+        self.conflicts = (
+            bad
+            | {self._double(address) for address, hosts in nodes.items() if len(hosts) > 1}
+            | {self._taken(address) for address in nodes if address in own}
+        )
+
+    @classmethod
+    def of(cls, host_subnets: Iterable[HostSubnet]) -> _Hosting:
+        nodes: dict[Address, dict[str, Address]] = defaultdict(dict)
+        own: dict[Address, str] = {}
+        bad: set[str] = set()
+        for host in host_subnets:
+            try:
+                node_ip = parse_address(host.host_ip)
+            except AddressError as error:
+                bad.add(f"HostSubnet {host.name}: hostIP: {error}")
+                continue
+            own[node_ip] = host.name
+            addresses, errors = _parsed(host.egress_ips)
+            bad.update(f"HostSubnet {host.name}: {error}" for error in errors)
+            for address in addresses:
+                nodes[address][host.name] = node_ip
+        return cls(nodes, own, bad)
+
+    def hop(self, address: Address) -> Hop | str:
+        """The one node that hosts `address`, or why there is none."""
+        hosts = self._nodes.get(address, {})
+        if not hosts:
+            return f"no node hosts {address}"
+        if address in self._own:
+            return self._taken(address)
+        if len(hosts) > 1:
+            return self._double(address)
+        ((node, node_ip),) = hosts.items()
+        return Hop(address, node, node_ip)
+
+    def _double(self, address: Address) -> str:
+        return f"address {address} is on nodes {_listed(self._nodes[address])}"
+
+    def _taken(self, address: Address) -> str:
+        return f"address {address} is the own IP of node {self._own[address]}"
+
+
+def _parsed(texts: Iterable[str]) -> tuple[list[Address], list[str]]:
+    """The distinct addresses among `texts` in numeric order, and one error for each text that is none."""
+    addresses: set[Address] = set()
+    errors: list[str] = []
+    for text in texts:
+        try:
+            addresses.add(parse_address(text))
+        except AddressError as error:
+            errors.append(f"egressIPs: {error}")
+    return sorted(addresses, key=lambda address: (address.version, int(address))), errors
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(sorted(names))

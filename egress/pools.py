@@ -1,0 +1,123 @@
+"""Which pool serves a namespace, and which addresses a pool can give. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from egress.addresses import Address, AddressError, Range, parse_address, parse_range, subtract
+from egress.objects import OPT_OUT, POOL_ANNOTATION, REQUEST_ANNOTATION, EgressPool
+
+SYSTEM_PREFIXES = ("kube-", "openshift-")
+SYSTEM_NAMES = frozenset({"default", "kube", "openshift", "hawse-system"})
+
+
+class PoolError(ValueError):
+    """A namespace asks for what no pool can give; the message is for the person who created it."""
+
+
+def is_system(namespace: str) -> bool:
+    """Whether Hawse never touches this namespace. A namespace that has no name yet is not one of these."""
+    return namespace in SYSTEM_NAMES or namespace.startswith(SYSTEM_PREFIXES)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a namespace is to get: addresses of `pool`, those it asked for or any."""
+
+    pool: EgressPool
+    requested: tuple[Address, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many addresses."""
+        return len(self.requested) or self.pool.addresses_per_namespace
+
+
+def choose(
+    name: str,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    pools: Iterable[EgressPool],
+    node_ips: Collection[Address] = (),
+) -> Choice | None:
+    """What the namespace is to get, or None when no pool serves it or it opted out.
+
+    The pool its annotation names serves it, whatever that pool's selector says of it; otherwise the first by name of
+    the pools whose selector matches. A pool without a selector serves only those that name it. PoolError when the
+    annotation names no pool, or a request names an address that its pool does not cover.
+    """
+    if is_system(name):
+        return None
+    known = {pool.name: pool for pool in pools}
+    wish = annotations.get(POOL_ANNOTATION, "").strip()
+    if wish == OPT_OUT:
+        return None
+    requested = requested_addresses(annotations)
+    if wish:
+        if wish not in known:
+            raise PoolError(f"there is no EgressPool {wish!r}: correct the annotation {POOL_ANNOTATION}")
+        pool = known[wish]
+    else:
+        serving = [
+            pool
+            for _, pool in sorted(known.items())
+            if pool.namespace_selector is not None and pool.namespace_selector.matches(labels)
+        ]
+        if requested:
+            serving = [pool for pool in serving if _covers_all(pool, requested)] or serving
+        if not serving:
+            if requested:
+                raise PoolError(f"no EgressPool serves this namespace: name one in the annotation {POOL_ANNOTATION}")
+            return None
+        pool = serving[0]
+    for address in requested:
+        check_covered(pool, address, node_ips)
+    return Choice(pool, requested)
+
+
+def requested_addresses(annotations: Mapping[str, str]) -> tuple[Address, ...]:
+    """The addresses that the request annotation asks for; PoolError if it holds something else."""
+    text = annotations.get(REQUEST_ANNOTATION, "").strip()
+    if not text:
+        return ()
+    try:
+        return tuple(dict.fromkeys(parse_address(part.strip()) for part in text.split(",")))
+    except AddressError as error:
+        raise PoolError(f"annotation {REQUEST_ANNOTATION}: {error}") from None
+
+
+def ranges(pool: EgressPool, node_ips: Iterable[Address] = ()) -> tuple[Range, ...]:
+    """The addresses `pool` may give: its CIDRs without its exclusions and the nodes' own IPs, sorted and disjoint.
+
+    AddressError if a CIDR or an exclusion is malformed.
+    """
+    own = [Range(address.version, int(address), int(address)) for address in node_ips]
+    return subtract(map(parse_range, pool.cidrs), [*map(_hole, pool.excluded), *own])
+
+
+def check_covered(pool: EgressPool, address: Address, node_ips: Collection[Address] = ()) -> None:
+    """PoolError, saying why, unless `pool` may give `address`."""
+    if address in node_ips:
+        raise PoolError(f"address {address} is a node's own IP")
+    if any(address in piece for piece in ranges(pool)):
+        return
+    if any(address in _hole(text) for text in pool.excluded):
+        raise PoolError(f"address {address} is excluded from pool {pool.name}")
+    raise PoolError(f"address {address} is outside pool {pool.name} ({', '.join(pool.cidrs)})")
+
+
+def _covers_all(pool: EgressPool, addresses: Iterable[Address]) -> bool:
+    pieces = ranges(pool)
+    return all(any(address in piece for piece in pieces) for address in addresses)
+
+
+def _hole(text: str) -> Range:
+    """An exclusion means every address of its CIDR, the first and last too."""
+    if "/" not in text or "-" in text:
+        return parse_range(text)
+    inner = parse_range(text)
+    prefix = int(text.partition("/")[2])
+    size = 1 << ((32 if inner.version == 4 else 128) - prefix)
+    first = inner.first // size * size
+    return Range(inner.version, first, first + size - 1)

@@ -1,0 +1,99 @@
+"""One frozen settings object, read from the environment once per process. docs/settings.md explains each for users."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import Any
+
+import msgspec
+
+from egress.program import Layout
+
+PREFIX = "HAWSE_"
+
+
+class SettingsError(ValueError):
+    """An environment variable holds what it cannot mean; the message names the variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every field is set by the environment variable of its name in capitals, after `HAWSE_`. Times are in seconds."""
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_timeout: float = 0.5
+    """How long admission waits for Redis before it lets the namespace pass with a warning."""
+    kubeconfig: str = ""
+    """Path of a kubeconfig; empty means the service account of the pod we run in."""
+    log_format: str = "json"
+    """json or console."""
+    log_level: str = "info"
+
+    listen_host: str = "0.0.0.0"  # noqa: S104 - a webhook is called from other machines
+    listen_port: int = 8443
+    tls_cert: str = ""
+    tls_key: str = ""
+    webhook_threads: int = 16
+    trusted_users: str = "system:serviceaccount:hawse-system:hawse-workers"
+    """User names, separated by commas, that may write the addresses annotation: Hawse's own workers."""
+
+    reconcile_interval: float = 15.0
+    sweep_interval: float = 5.0
+    reservation_lifetime: float = 60.0
+    create_net_namespaces: bool = True
+    """Whether Hawse makes the NetNamespace of a namespace that has none. Off where OpenShift SDN makes them."""
+    report_wait: float = 10.0
+    """How long a rebuilt table waits for the nodes to say what they hold before it counts them as holding nothing."""
+
+    node_name: str = ""
+    node_ip: str = ""
+    bridge: str = "br0"
+    vxlan_interface: str = "vxlan0"
+    tun_interface: str = "tun0"
+    cluster_networks: str = "10.128.0.0/14"
+    """CIDRs, separated by commas."""
+    egress_table: int = 100
+    next_table: int = 101
+    flow_priority: int = 100
+    masquerade_chain: str = "OPENSHIFT-MASQUERADE"
+    iptables: str = "auto"
+    """auto, nft or legacy."""
+    check_interval: float = 2.0
+    """How often a runner compares its node with its program when nothing wakes it."""
+    probe_count: int = 3
+    probe_interval: float = 0.15
+    probe_wait: float = 0.2
+    refused_retry: float = 5.0
+    """After how long a node asks again for an address that it was refused."""
+
+    def layout(self) -> Layout:
+        """The network layout these settings describe; SettingsError if a CIDR is none."""
+        try:
+            networks = tuple(IPv4Network(text.strip()) for text in self.cluster_networks.split(","))
+        except ValueError as error:
+            raise SettingsError(f"{PREFIX}CLUSTER_NETWORKS: {error}") from None
+        return Layout(networks, self.egress_table, self.next_table, self.flow_priority, self.masquerade_chain)
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings in `environ`; SettingsError names the variable that is wrong or unknown."""
+    names = {field.name for field in dataclasses.fields(Settings)}
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in names:
+            raise SettingsError(f"{variable} is not a setting of Hawse; docs/settings.md lists them")
+        values[name] = text
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        for name in values:
+            message = message.replace(f"`$.{name}`", f"{PREFIX}{name.upper()}")
+        raise SettingsError(message) from None

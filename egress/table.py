@@ -1,0 +1,113 @@
+"""The table that all nodes share: by which nodes each NetID's traffic leaves, or that it is dropped. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from egress.addresses import Address
+from egress.planning import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringHop:
+    """An address, its node, and whether the node has acknowledged that it holds it.
+
+    `since` is the number of the change that gave the address to the node: an acknowledgement counts only if the node
+    had applied that change, for it may have held the address before, let it go, and not be back at it yet. 0 means the
+    change that is being published.
+    """
+
+    address: Address
+    node: str
+    node_ip: Address
+    acknowledged: bool
+    since: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What the nodes must do with one NetID's traffic. Without an acknowledged hop it is dropped."""
+
+    netid: int
+    namespace: str
+    hops: tuple[SteeringHop, ...] = ()
+
+
+def table_of(plan: Plan) -> dict[int, Steering]:
+    """The rows of `plan` by NetID. A NetID whose traffic is left alone has no row."""
+    table: dict[int, Steering] = {}
+    for netid, outcome in plan.by_netid().items():
+        if not netid:
+            continue
+        hops = [SteeringHop(hop.address, hop.node, hop.node_ip, acknowledged=True) for hop in outcome.via]
+        hops += [SteeringHop(hop.address, hop.node, hop.node_ip, acknowledged=False) for hop in outcome.claims]
+        hops.sort(key=lambda hop: (hop.address.version, int(hop.address)))
+        table[netid] = Steering(netid, outcome.name, tuple(hops))
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a node says of one address: held for a NetID's traffic, or refused, with a reason and a message."""
+
+    address: Address
+    netid: int
+    held: bool
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What a runner says of its node.
+
+    `epoch` and `applied` are the table and the change its node now holds ("" and 0: none yet). `link` is the node's
+    address and prefix on the outside link; `problem` is what keeps the whole node from being programmed.
+    """
+
+    node: str
+    at: float
+    epoch: str = ""
+    applied: int = 0
+    link: str = ""
+    interface: str = ""
+    claims: tuple[Claim, ...] = ()
+    repairs: int = 0
+    problem: str = ""
+
+
+def acknowledged(
+    rows: Mapping[int, Steering], reports: Mapping[str, NodeReport], epoch: str
+) -> frozenset[tuple[Address, str]]:
+    """The (address, node) pairs that carry traffic.
+
+    A pair begins to when the node says that it holds the address for the NetID it was given for, having applied the
+    change that gave it. It ends when a node that had applied that change no longer says so; silence ends nothing here.
+
+    With `epoch` "" the table is being built anew: `rows` does not matter, and what the nodes hold counts as it stands,
+    for a node changes nothing until it sees a new table.
+    """
+    held = {
+        (claim.address, node, claim.netid) for node, report in reports.items() for claim in report.claims if claim.held
+    }
+    if not epoch:
+        return frozenset((address, node) for address, node, _ in held)
+    pairs: set[tuple[Address, str]] = set()
+    for netid, row in rows.items():
+        for hop in row.hops:
+            report = reports.get(hop.node)
+            informed = report is not None and report.epoch == epoch and report.applied >= hop.since
+            if (hop.address, hop.node, netid) in held if informed else hop.acknowledged:
+                pairs.add((hop.address, hop.node))
+    return frozenset(pairs)
+
+
+def carried_over(desired: Mapping[int, Steering], current: Mapping[int, Steering]) -> dict[int, Steering]:
+    """`desired` with the `since` of every hop that `current` gives the same NetID already."""
+    result: dict[int, Steering] = {}
+    for netid, row in desired.items():
+        old = {(hop.address, hop.node): hop.since for hop in current[netid].hops} if netid in current else {}
+        hops = tuple(replace(hop, since=old.get((hop.address, hop.node), 0)) for hop in row.hops)
+        result[netid] = replace(row, hops=hops)
+    return result

@@ -1,0 +1,184 @@
+"""Reservations, on a real server."""
+
+import multiprocessing
+from ipaddress import ip_address
+
+import pytest
+
+from egress.adapters.ledger import (
+    Exhausted,
+    Held,
+    Holding,
+    Ledger,
+    LedgerAwayError,
+    NotReadyError,
+    Offer,
+    Reserved,
+    name_holder,
+    request_holder,
+)
+from egress.addresses import parse_range
+from egress.objects import EgressPool, Operator, Requirement, Selector
+from egress.pools import ranges
+from lab.net.broker import Broker
+
+RANGE = [parse_range("192.168.1.102-192.168.1.105")]
+A, B, C, D = (ip_address(f"192.168.1.{last}") for last in range(102, 106))
+
+
+@pytest.fixture(autouse=True)
+def ready(ledger: Ledger) -> None:
+    ledger.sync([], ledger.now(), ready=True)
+
+
+def test_takes_the_lowest_free_addresses(ledger: Ledger) -> None:
+    assert ledger.reserve("ns/a", 1, RANGE) == Reserved((A,))
+    assert ledger.reserve("ns/b", 2, RANGE) == Reserved((B, C))
+
+
+def test_the_same_holder_gets_the_same_again(ledger: Ledger) -> None:
+    first = ledger.reserve("ns/a", 2, RANGE)
+    assert ledger.reserve("ns/a", 2, RANGE) == first
+    assert len(ledger.usage()) == 2
+
+
+def test_a_full_pool_says_its_figures_and_changes_nothing(ledger: Ledger) -> None:
+    ledger.reserve("ns/a", 3, RANGE)
+    assert ledger.reserve("ns/b", 2, RANGE) == Exhausted(used=3, total=4)
+    assert ledger.held_by("ns/b") == ()
+    assert ledger.reserve("ns/c", 1, RANGE) == Reserved((D,))
+
+
+def test_a_requested_address_is_given_or_its_being_held_is_said(ledger: Ledger) -> None:
+    assert ledger.reserve("ns/a", 1, RANGE, [C]) == Reserved((C,))
+    assert ledger.reserve("ns/b", 1, RANGE, [C]) == Held(C)
+    assert ledger.reserve("ns/a", 1, RANGE, [C]) == Reserved((C,))
+
+
+def test_a_reservation_by_request_becomes_the_names(ledger: Ledger) -> None:
+    ledger.reserve(request_holder("u-1"), 1, RANGE)
+    ledger.claimed(name_holder("team-x"), [A])
+    assert ledger.held_by(request_holder("u-1")) == ()
+    assert ledger.held_by(name_holder("team-x")) == (A,)
+    assert ledger.usage() == {A: ("claimed", "ns/team-x")}
+
+
+def test_a_quarantined_address_returns_to_its_own_namespace_alone(ledger: Ledger) -> None:
+    ledger.claimed("ns/a", [A])
+    ledger.quarantined("ns/a", [A])
+    assert ledger.reserve("ns/b", 1, RANGE) == Reserved((B,))
+    assert ledger.reserve("ns/a", 1, RANGE) == Reserved((A,))
+    assert ledger.usage()[A] == ("reserved", "ns/a")
+
+
+def test_freed_addresses_are_given_again_but_only_by_their_holder(ledger: Ledger) -> None:
+    ledger.reserve("ns/a", 1, RANGE)
+    ledger.freed("ns/b", [A])
+    assert ledger.usage() == {A: ("reserved", "ns/a")}
+    ledger.freed("ns/a", [A])
+    assert ledger.usage() == {}
+    assert ledger.reserve("ns/b", 1, RANGE) == Reserved((A,))
+
+
+def test_only_unconfirmed_reservations_lapse(ledger: Ledger) -> None:
+    ledger.reserve("ns/a", 1, RANGE)
+    ledger.reserve("ns/b", 1, RANGE)
+    ledger.claimed("ns/a", [A])
+    assert ledger.lapsed(older_than=-1) == {B: "ns/b"}
+    assert ledger.lapsed(older_than=60) == {}
+
+
+def test_nothing_is_given_while_the_index_is_not_built(ledger: Ledger) -> None:
+    ledger._redis.flushall()
+    with pytest.raises(NotReadyError):
+        ledger.reserve("ns/a", 1, RANGE)
+    with pytest.raises(NotReadyError):
+        ledger.offer()
+
+
+def test_sync_follows_the_objects_and_keeps_reservations(ledger: Ledger) -> None:
+    ledger.reserve("ns/new", 1, RANGE)
+    ledger.claimed("ns/gone", [B])
+    holdings = [Holding(C, "ns/c"), Holding(D, "ns/d", quarantined=True)]
+    ledger.sync(holdings, ledger.now(), ready=True)
+    assert ledger.usage() == {
+        A: ("reserved", "ns/new"),
+        C: ("claimed", "ns/c"),
+        D: ("quarantined", "ns/d"),
+    }
+
+
+def test_sync_does_not_free_what_came_after_its_listing(ledger: Ledger) -> None:
+    listed_at = ledger.now()
+    ledger.claimed("ns/a", [A])
+    ledger.sync([], listed_at, ready=True)
+    assert ledger.usage() == {A: ("claimed", "ns/a")}
+
+
+def test_a_returning_namespace_keeps_its_reservation_through_a_sync(ledger: Ledger) -> None:
+    ledger.quarantined("ns/a", [A])
+    ledger.reserve("ns/a", 1, RANGE)
+    ledger.sync([Holding(A, "ns/a", quarantined=True)], ledger.now() + 1, ready=True)
+    assert ledger.usage() == {A: ("reserved", "ns/a")}
+
+
+def test_ranges_that_cross_blocks_and_ipv6(ledger: Ledger) -> None:
+    wide = [parse_range("10.0.255.254-10.1.0.1")]
+    got = [ledger.reserve(f"ns/{i}", 1, wide) for i in range(5)]
+    assert got[:4] == [
+        Reserved((ip_address(text),)) for text in ("10.0.255.254", "10.0.255.255", "10.1.0.0", "10.1.0.1")
+    ]
+    assert got[4] == Exhausted(4, 4)
+    six = [parse_range("2001:db8::ffff-2001:db8::1:0")]
+    assert ledger.reserve("ns/six", 2, six) == Reserved((ip_address("2001:db8::ffff"), ip_address("2001:db8::1:0")))
+
+
+def test_the_offer_round_trips(ledger: Ledger) -> None:
+    pool = EgressPool(
+        "prod",
+        ("192.168.1.96/27",),
+        excluded=("192.168.1.100",),
+        namespace_selector=Selector({"env": "prod"}, (Requirement("x", Operator.EXISTS),)),
+    )
+    ledger.set_offer(Offer((pool,), frozenset([A])))
+    assert ledger.offer() == Offer((pool,), frozenset([A]))
+    assert A not in [address for piece in ranges(pool, [A]) for address in piece]
+
+
+def test_a_redis_that_is_away_is_said_so_in_time() -> None:
+    away = Ledger("redis://127.0.0.1:1/0", timeout=0.2)
+    with pytest.raises(LedgerAwayError):
+        away.reserve("ns/a", 1, RANGE)
+
+
+def _reserve_many(url: str, worker: int, count: int, results: "multiprocessing.Queue[list[str]]") -> None:
+    ledger = Ledger(url)
+    wide = [parse_range("10.0.0.1-10.0.255.254")]
+    got = []
+    for number in range(count):
+        outcome = ledger.reserve(f"ns/w{worker}-{number}", 1, wide)
+        assert isinstance(outcome, Reserved)
+        got.append(str(outcome.addresses[0]))
+    results.put(got)
+
+
+def test_ten_thousand_concurrent_reservations_give_no_address_twice_and_lose_none(
+    ledger: Ledger, broker: Broker
+) -> None:
+    workers, each = 8, 1250
+    context = multiprocessing.get_context("spawn")
+    results: multiprocessing.Queue[list[str]] = context.Queue()
+    processes = [
+        context.Process(target=_reserve_many, args=(broker.unix_url, worker, each, results))
+        for worker in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    given = [address for _ in processes for address in results.get(timeout=60)]
+    for process in processes:
+        process.join(10)
+        assert process.exitcode == 0
+    assert len(given) == len(set(given)) == workers * each
+    assert {str(address) for address in ledger.usage()} == set(given)
+    # The lowest free address each time: nothing was lost on the way either.
+    assert max(map(ip_address, given)) == ip_address("10.0.0.1") + workers * each - 1

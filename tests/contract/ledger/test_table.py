@@ -1,0 +1,84 @@
+"""The nodes' table and its change log, on a real server."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from egress.adapters.ledger import Ledger
+from egress.operations import Outcome, Step, StepRecord
+from egress.table import Claim, NodeReport, Steering, SteeringHop
+
+HOP = SteeringHop(ip_address("192.168.1.102"), "node2", ip_address("192.168.1.18"), acknowledged=False)
+ROW = Steering(0x1094C2, "egress-test", (HOP,))
+
+
+def test_without_a_table_a_reader_is_told_to_keep_what_it_has(ledger: Ledger) -> None:
+    assert ledger.read_table().epoch == ""
+
+
+def test_a_new_reader_gets_all_and_then_only_changes(ledger: Ledger) -> None:
+    assert ledger.publish({ROW.netid: ROW, 7: Steering(7, "seven")}, expected=0, epoch="e1") == 2
+    first = ledger.read_table()
+    assert (first.epoch, first.change, first.whole) == ("e1", 2, True)
+    assert set(first.rows) == {ROW.netid, 7}
+    assert ledger.publish({7: None}, expected=2) == 3
+    then = ledger.read_table("e1", 2)
+    assert (then.change, then.whole, then.rows) == (3, False, {7: None})
+    assert ledger.read_table("e1", 3).rows == {}
+    assert ledger.read_table("other", 3).whole
+
+
+def test_a_hop_carries_the_change_that_gave_it(ledger: Ledger) -> None:
+    ledger.publish({5: Steering(5, "five"), ROW.netid: ROW}, expected=0, epoch="e1")
+    row = ledger.read_table().rows[ROW.netid]
+    assert row is not None
+    assert row.hops[0].since == 2
+    acknowledged = replace(row, hops=(replace(row.hops[0], acknowledged=True),))
+    ledger.publish({ROW.netid: acknowledged}, expected=2)
+    assert ledger.read_table().rows[ROW.netid] == acknowledged
+
+
+def test_an_older_view_never_overwrites_a_newer(ledger: Ledger) -> None:
+    ledger.publish({5: Steering(5, "five")}, expected=0, epoch="e1")
+    assert ledger.publish({5: None}, expected=0) is None
+    assert 5 in ledger.read_table().rows
+
+
+def test_reports_round_trip(ledger: Ledger) -> None:
+    report = NodeReport(
+        "node2",
+        1.5,
+        "e1",
+        3,
+        "192.168.1.18/24",
+        "eth0",
+        (Claim(HOP.address, 7, held=False, reason="AddressInUse", message="aa:bb answers"),),
+        2,
+        "",
+    )
+    ledger.report(report)
+    assert ledger.reports(["node1", "node2"]) == {"node2": report}
+
+
+def test_several_asks_become_one_until_the_work_begins(ledger: Ledger) -> None:
+    assert ledger.first_to("publish", 5)
+    assert not ledger.first_to("publish", 5)
+    ledger.done_with("publish")
+    assert ledger.first_to("publish", 5)
+
+
+def test_history_is_bounded_and_latest_first(ledger: Ledger) -> None:
+    for number in range(120):
+        ledger.record(StepRecord("a", Step.CLAIM, Outcome.DONE, float(number)))
+    history = ledger.history("a")
+    assert len(history) == 100
+    assert history[0].at == 119.0
+
+
+@pytest.mark.parametrize("text", ["'; FLUSHALL", "a\nb", "x" * 300])
+def test_odd_names_are_only_names(ledger: Ledger, text: str) -> None:
+    ledger.publish({9: Steering(9, text)}, expected=0, epoch="e")
+    row = ledger.read_table().rows[9]
+    assert row is not None
+    assert row.namespace == text
