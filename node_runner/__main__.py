@@ -1,0 +1,101 @@
+"""`hawse-node-runner`: the runner of the node it runs on."""
+
+from __future__ import annotations
+
+import threading
+
+import click
+from celery import Celery
+from celery.signals import setup_logging, worker_shutdown
+
+from egress import logs, settings
+from egress.adapters.ledger import Ledger
+from egress.addresses import AddressError, parse_address
+from egress.messages import CONTROL_QUEUE, NUDGE_TASK, PUBLISH_TASK, celery_config, node_queue
+from egress.operations import TransientError
+from node_runner.drivers import open_node
+from node_runner.drivers.ports import ProbeTiming
+from node_runner.programmer import Programmer
+from node_runner.runner import Runner
+
+TELL_GUARD_SECONDS = 5.0
+
+
+@click.command()
+def main() -> None:
+    """Run the node runner. HAWSE_NODE_NAME and HAWSE_NODE_IP say which node this is; docs/settings.md has the rest."""
+    try:
+        current = settings.load()
+        layout = current.layout()
+        node_ip = parse_address(current.node_ip)
+    except settings.SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    except AddressError as error:
+        raise click.UsageError(f"HAWSE_NODE_IP must be the node's IP on the outside link: {error}") from None
+    if not current.node_name:
+        raise click.UsageError("set HAWSE_NODE_NAME to the name of this node's HostSubnet")
+    logs.configure(current, f"node-runner/{current.node_name}")
+
+    drivers = open_node(
+        node_ip,
+        layout,
+        bridge=current.bridge,
+        vxlan=current.vxlan_interface,
+        tun=current.tun_interface,
+        iptables=None if current.iptables == "auto" else current.iptables,
+    )
+    timing = ProbeTiming(current.probe_count, current.probe_interval, current.probe_wait)
+    ledger = Ledger(current.redis_url, timeout=2.0)
+    app = Celery("hawse-node-runner")
+    app.conf.update(celery_config(current.redis_url))
+
+    def tell() -> None:
+        if ledger.first_to(f"{PUBLISH_TASK}:{CONTROL_QUEUE}", TELL_GUARD_SECONDS):
+            try:
+                app.send_task(PUBLISH_TASK, queue=CONTROL_QUEUE, retry=False)
+            except OSError as error:
+                raise TransientError(f"the broker is away: {error}") from error
+
+    runner = Runner(
+        current.node_name,
+        current.node_ip,
+        Programmer(current.node_name, drivers, layout, timing),
+        ledger,
+        tell,
+        retry=current.refused_retry,
+    )
+    stop = threading.Event()
+    loop = threading.Thread(target=runner.run, args=(stop, current.check_interval), name="loop")
+    watcher = threading.Thread(target=runner.watch, args=(drivers, stop), name="watch", daemon=True)
+    _consume(app, current.node_name, runner, ledger, stop)
+    loop.start()
+    watcher.start()
+    try:
+        queue = node_queue(current.node_name)
+        arguments = ["worker", "-Q", queue, "--pool", "solo", "-n", f"runner@{current.node_name}"]
+        app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
+    finally:
+        stop.set()
+        runner.wake()
+        loop.join()
+
+
+def _consume(app: Celery, node: str, runner: Runner, ledger: Ledger, stop: threading.Event) -> None:
+    """Registers the one task of this node's queue: look at the table."""
+
+    @app.task(name=NUDGE_TASK)
+    def nudge() -> None:
+        try:
+            ledger.done_with(f"{NUDGE_TASK}:{node_queue(node)}")
+        finally:
+            runner.wake()
+
+    def keep_logging(**_: object) -> None:
+        """`egress.logs` has set logging up."""
+
+    def end(**_: object) -> None:
+        stop.set()
+        runner.wake()
+
+    setup_logging.connect(keep_logging, weak=False)
+    worker_shutdown.connect(end, weak=False)

@@ -1,0 +1,178 @@
+"""One pass over one node: read what it holds, and bring it to its program without ever failing open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+import structlog
+
+from egress.addresses import Address
+from egress.delta import Change, FlowChange, Found, applied, change, marks_of, standing, usurped
+from egress.program import Flow, Layout, NodeFacts, NodeProgram, render
+from egress.table import Claim, Steering, SteeringHop
+from node_runner.drivers.errors import NodeError
+from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the node does not hold an address that it was given."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a pass did: the claims as they stand, addresses newly taken (to be announced), and how much it wrote.
+
+    `probed` are the addresses it asked the link about, `refused` those it does not hold, and why.
+    """
+
+    link: LinkFacts
+    claims: tuple[Claim, ...]
+    taken: frozenset[Address] = frozenset()
+    refused: Mapping[Address, Refusal] = field(default_factory=dict)
+    wrote: bool = False
+
+
+class Programmer:
+    """Programs one node through its drivers. Keeps no state between passes: the kernel and Open vSwitch hold it."""
+
+    def __init__(self, name: str, drivers: Node, layout: Layout, timing: ProbeTiming) -> None:
+        self._name = name
+        self._drivers = drivers
+        self._layout = layout
+        self._timing = timing
+
+    def holds(self) -> tuple[LinkFacts, tuple[Claim, ...]]:
+        """What the node holds, without a table to compare it with. Writes nothing."""
+        found = self._read()
+        claims = tuple(Claim(address, netid, held=True) for netid, address in sorted(standing(found).items()))
+        return self._drivers.links.facts(), claims
+
+    def run(self, table: Mapping[int, Steering], *, resting: Mapping[Address, Refusal], fresh: bool = False) -> Result:
+        """Brings the node to `table`. Raises NodeError when the node as a whole cannot be programmed.
+
+        Addresses in `resting` were refused a moment ago and are not asked for again in this pass. `fresh` is a
+        runner's first pass: it also looks where nothing of ours should be.
+        """
+        links = self._drivers.links
+        bridge, link = self._drivers.flows.facts(), links.facts()
+        if fresh:
+            links.sweep()
+        facts = NodeFacts(self._name, bridge.tun_mac, bridge.vxlan_port)
+        rows = list(table.values())
+        given = {hop.address: row.netid for row in rows for hop in row.hops if hop.node == self._name}
+        found = self._read(everywhere=fresh)
+        refused = {address: Refusal(error.reason, str(error)) for address, error in links.refusals(given).items()}
+        refused |= {address: resting[address] for address in given if address in resting and address not in refused}
+        marks = marks_of(found.rules)
+        asked = {address for address in given if address not in found.addresses and address not in refused}
+
+        # First without the addresses that are new here: their NetIDs are dropped while the link is asked about them.
+        program = render(rows, facts, self._layout, withheld=asked | refused.keys(), marks=marks)
+        step = change(program, found)
+        wrote = bool(step)
+        failed = self._apply(step, program)
+        after = applied(program, found)
+        for address in usurped(program, found):
+            failed[address] = Refusal("FlowForeign", f"a flow that is not Hawse's steers NetID {given[address]}")
+        taken: frozenset[Address] = frozenset()
+        if asked:
+            for address, mac in self._drivers.arp.probe(link.interface, link.mac, asked, self._timing).items():
+                refused[address] = Refusal("AddressInUse", f"{mac} answers for {address} on {link.interface}")
+            program = render(rows, facts, self._layout, withheld=refused.keys(), marks=marks_of(after.rules))
+            step = change(program, after)
+            wrote = wrote or bool(step)
+            failed |= self._apply(step, program)
+            after = applied(program, after)
+            taken = step.add_addresses - failed.keys()
+        if failed:
+            # Their flows must go, or the packets would leave with whatever source the other rules give them.
+            refused |= failed
+            program = render(rows, facts, self._layout, withheld=refused.keys(), marks=marks_of(after.rules))
+            self._apply(change(program, self._read()), program)
+        if taken:
+            self._drivers.arp.announce(link.interface, link.mac, taken)
+        return Result(link, _claims(given, program, refused), taken, refused, wrote)
+
+    def announce(self, addresses: Iterable[Address]) -> None:
+        """Tells the link again which of `addresses` this node has."""
+        link = self._drivers.links.facts()
+        held = self._drivers.links.read().intersection(addresses)
+        if held:
+            self._drivers.arp.announce(link.interface, link.mac, held)
+
+    def _read(self, *, everywhere: bool = False) -> Found:
+        flows = self._drivers.flows.read(everywhere=everywhere)
+        rules = self._drivers.nat.read()
+        return Found(self._drivers.links.read(), flows.flows, flows.groups, rules, flows.foreign)
+
+    def _apply(self, step: Change, program: NodeProgram) -> dict[Address, Refusal]:
+        """Carries out `step` in its order; the addresses that could not be added, and why."""
+        drivers = self._drivers
+        if step.fence:
+            drivers.flows.apply(step.fence)
+        if step.remove_addresses:
+            for address, error in drivers.links.apply(frozenset(), step.remove_addresses).items():
+                _log.error("address not removed", address=str(address), reason=error.reason, error=str(error))
+        if step.rules:
+            try:
+                drivers.nat.apply(step.rules)
+            except NodeError:
+                self._fence_off(program)
+                raise
+        if step.admit:
+            drivers.flows.apply(step.admit)
+        failed: dict[Address, Refusal] = {}
+        if step.add_addresses:
+            for address, error in drivers.links.apply(step.add_addresses, frozenset()).items():
+                failed[address] = Refusal(error.reason, str(error))
+        if step.forget:
+            drivers.conntrack.forget(step.forget)
+        if step:
+            _log.info(
+                "applied",
+                flows=len(step.fence.add) + len(step.fence.remove) + len(step.admit.add),
+                rules=bool(step.rules),
+                added=sorted(map(str, step.add_addresses)),
+                removed=sorted(map(str, step.remove_addresses)),
+            )
+        return failed
+
+    def _fence_off(self, program: NodeProgram) -> None:
+        """The rules cannot be written, so no flow may count on them: all traffic for our own addresses is dropped."""
+        drops = tuple(
+            Flow(flow.table, flow.priority, flow.match, flow.cookie, "drop")
+            for flow in sorted(program.flows)
+            if "->pkt_mark" in flow.actions
+        )
+        if drops:
+            self._drivers.flows.apply(FlowChange(add=drops))
+
+
+def _claims(
+    given: Mapping[Address, int], program: NodeProgram, refused: Mapping[Address, Refusal]
+) -> tuple[Claim, ...]:
+    claims = []
+    for address, netid in sorted(given.items(), key=lambda item: (item[0].version, int(item[0]))):
+        refusal = refused.get(address)
+        if refusal is not None:
+            claims.append(Claim(address, netid, held=False, reason=refusal.reason, message=refusal.message))
+        else:
+            claims.append(Claim(address, netid, held=program.own.get(netid) == address))
+    return tuple(claims)
+
+
+def unacknowledged(table: Mapping[int, Steering], node: str, claims: Iterable[Claim]) -> bool:
+    """Whether the table says something else of this node's claims than the node itself: the workers must hear."""
+    held: AbstractSet[tuple[Address, int]] = {(claim.address, claim.netid) for claim in claims if claim.held}
+    hops: list[tuple[int, SteeringHop]] = [
+        (row.netid, hop) for row in table.values() for hop in row.hops if hop.node == node
+    ]
+    return any(hop.acknowledged != ((hop.address, netid) in held) for netid, hop in hops)

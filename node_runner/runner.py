@@ -1,0 +1,149 @@
+"""The runner's loop: wakes when the table changed, when somebody touched the node, and by the clock."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from egress.adapters.ledger import Ledger, TableRead
+from egress.addresses import Address
+from egress.operations import TransientError
+from egress.table import Claim, NodeReport, Steering
+from node_runner.drivers.errors import NodeError
+from node_runner.drivers.ports import ANNOUNCE_SCHEDULE, LinkFacts, Node
+from node_runner.programmer import Programmer, Refusal, unacknowledged
+
+_log = structlog.get_logger()
+
+
+class Runner:
+    """One node's loop. `tell` asks the workers to look at this node's report; it may raise TransientError."""
+
+    def __init__(
+        self, name: str, node_ip: str, programmer: Programmer, ledger: Ledger, tell: Callable[[], None], *, retry: float
+    ) -> None:
+        self._name = name
+        self._node_ip = node_ip
+        self._programmer = programmer
+        self._ledger = ledger
+        self._tell = tell
+        self._retry = retry
+        self._wake = threading.Event()
+        self._epoch = ""
+        self._change = 0
+        self._table: dict[int, Steering] | None = None
+        self._fresh = True
+        self._resting: dict[Address, tuple[float, Refusal]] = {}
+        self._announcements: list[tuple[float, frozenset[Address]]] = []
+        self._repairs = 0
+
+    def wake(self) -> None:
+        """Something may have changed: look now."""
+        self._wake.set()
+
+    def run(self, stop: threading.Event, interval: float) -> None:
+        """Passes until `stop`; at least one every `interval` seconds."""
+        while not stop.is_set():
+            self._wake.clear()
+            self.step()
+            due = min([when for when, _ in self._announcements], default=float("inf")) - time.monotonic()
+            self._wake.wait(max(0.0, min(interval, due)))
+
+    def watch(self, drivers: Node, stop: threading.Event) -> None:
+        """Wakes the loop when the kernel says that somebody touched the node. Runs in a thread of its own."""
+        while not stop.is_set():
+            try:
+                drivers.links.watch(self.wake, stop)
+            except NodeError as error:
+                _log.warning("the node cannot be watched", reason=error.reason, error=str(error))
+                stop.wait(1.0)
+
+    def step(self) -> None:
+        """One pass: read the table, program the node, report."""
+        current, news = self._refresh()
+        link: LinkFacts | None = None
+        claims: tuple[Claim, ...] = ()
+        problem = ""
+        try:
+            self._announce()
+            if self._table is None:
+                # Never saw a table: whatever the node holds from before stays as it is, and is only reported.
+                link, claims = self._programmer.holds()
+            else:
+                link, claims = self._program(self._table, news=news)
+        except NodeError as error:
+            problem = f"{error.reason}: {error}"
+            _log.error("the node cannot be programmed", reason=error.reason, error=str(error))
+        self._report(current, link, claims, problem)
+
+    def _refresh(self) -> tuple[bool, bool]:
+        """Reads what is new: whether the ledger has a table now, and whether it had anything new."""
+        try:
+            read = self._ledger.read_table(self._epoch, self._change)
+        except TransientError as error:
+            _log.warning("the table cannot be read; the node stays as it is", error=str(error))
+            return False, False
+        if not read.epoch:
+            return False, False  # Redis was flushed: the last table stands until there is a new one
+        news = read.whole or bool(read.rows)
+        self._merge(read)
+        return True, news
+
+    def _merge(self, read: TableRead) -> None:
+        if self._table is None or read.whole:
+            self._table = {}
+        for netid, row in read.rows.items():
+            if row is None:
+                self._table.pop(netid, None)
+            else:
+                self._table[netid] = row
+        self._epoch, self._change = read.epoch, read.change
+
+    def _program(self, table: dict[int, Steering], *, news: bool) -> tuple[LinkFacts, tuple[Claim, ...]]:
+        now = time.monotonic()
+        resting = {address: refusal for address, (until, refusal) in self._resting.items() if until > now}
+        result = self._programmer.run(table, resting=resting, fresh=self._fresh)
+        if result.wrote and not news and not self._fresh and not result.taken:
+            self._repairs += 1
+            _log.warning("drift repaired", repairs=self._repairs)
+        self._fresh = False
+        self._resting = {
+            address: self._resting[address] if address in resting else (now + self._retry, refusal)
+            for address, refusal in result.refused.items()
+        }
+        for address, refusal in result.refused.items():
+            if address not in resting:
+                _log.error("refused", address=str(address), reason=refusal.reason, message=refusal.message)
+        if result.taken:
+            self._announcements += [(now + after, result.taken) for after in ANNOUNCE_SCHEDULE if after]
+        return result.link, result.claims
+
+    def _announce(self) -> None:
+        now = time.monotonic()
+        due = [addresses for when, addresses in self._announcements if when <= now]
+        self._announcements = [item for item in self._announcements if item[0] > now]
+        for addresses in due:
+            self._programmer.announce(addresses)
+
+    def _report(self, current: bool, link: LinkFacts | None, claims: tuple[Claim, ...], problem: str) -> None:
+        """Says what the node holds. Without a table in the ledger the report names no epoch: nothing was applied."""
+        report = NodeReport(
+            self._name,
+            time.time(),
+            self._epoch if current else "",
+            self._change if current and not problem else 0,
+            f"{self._node_ip}/{link.prefix_length}" if link is not None else "",
+            link.interface if link is not None else "",
+            claims,
+            self._repairs,
+            problem,
+        )
+        try:
+            self._ledger.report(report)
+            if not current or unacknowledged(self._table or {}, self._name, claims):
+                self._tell()
+        except TransientError as error:
+            _log.warning("the report was not sent", error=str(error))

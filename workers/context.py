@@ -1,0 +1,82 @@
+"""What every task works with: the settings, the ledger, the cluster, and a way to ask for another task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+
+from egress.adapters import manifests
+from egress.adapters.cluster import Cluster, Kind, Manifest
+from egress.adapters.ledger import Ledger
+from egress.objects import EgressAddress, EgressPool, HostSubnet, NetNamespace
+from egress.operations import Outcome, PermanentError, Step, StepRecord, TransientError
+from egress.settings import Settings
+
+T = TypeVar("T")
+_log = structlog.get_logger()
+NAMESPACE_LABEL = "egress.hawse.dev/namespace"
+"""On an EgressAddress: its namespace, so that one namespace's addresses can be listed."""
+ASK_GUARD_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """Shared by the tasks of one process. `send` puts a task into a queue: (task, arguments, queue)."""
+
+    settings: Settings
+    ledger: Ledger
+    cluster: Cluster
+    send: Callable[[str, list[Any], str], None]
+
+    def ask(self, task: str, queue: str, *arguments: str) -> None:
+        """Asks for a task, unless the same one is waiting already: a burst becomes one run."""
+        if self.ledger.first_to(":".join((task, queue, *arguments)), ASK_GUARD_SECONDS):
+            self.send(task, list(arguments), queue)
+
+    def record(
+        self, step: Step, namespace: str, *, outcome: Outcome = Outcome.DONE, attempt: int = 1, **details: str
+    ) -> None:
+        """Writes a finished step into the namespace's history and into the log. `details`: address, node, message."""
+        _log.info(step.value, namespace=namespace, outcome=outcome.value, attempt=attempt, **details)
+        self.ledger.record(StepRecord(namespace, step, outcome, time.time(), attempt, **details))
+
+    def tell(self, namespace: str, uid: str, reason: str, message: str, *, warning: bool = False) -> None:
+        """Writes a Kubernetes Event; one that cannot be written is let go, for it is only news."""
+        try:
+            self.cluster.event({"name": namespace, "uid": uid}, reason, message, warning=warning)
+        except (TransientError, PermanentError) as error:
+            _log.warning("event not written", namespace=namespace, reason=reason, error=str(error))
+
+    def host_subnets(self) -> list[HostSubnet]:
+        """Every HostSubnet that can be read; a broken one is logged and left out."""
+        return readable(manifests.host_subnet, self.cluster.list(Kind.HOST_SUBNET).items)
+
+    def net_namespaces(self) -> list[NetNamespace]:
+        """Every NetNamespace that can be read."""
+        return readable(manifests.net_namespace, self.cluster.list(Kind.NET_NAMESPACE).items)
+
+    def pools(self) -> list[EgressPool]:
+        """Every EgressPool that can be read and whose addresses can be."""
+        return readable(
+            lambda item: manifests.egress_pool(item, strict=True), self.cluster.list(Kind.EGRESS_POOL).items
+        )
+
+    def egress_addresses(self, namespace: str = "") -> list[EgressAddress]:
+        """Every EgressAddress, or those of one namespace."""
+        label = f"{NAMESPACE_LABEL}={namespace}" if namespace else ""
+        return readable(manifests.egress_address, self.cluster.list(Kind.EGRESS_ADDRESS, label=label).items)
+
+
+def readable(read: Callable[[Manifest], T], items: Iterable[Manifest]) -> list[T]:
+    """What `read` makes of each manifest. One broken object stops no other: it is logged and left out."""
+    result = []
+    for item in items:
+        try:
+            result.append(read(item))
+        except manifests.ManifestError as error:
+            _log.error("object cannot be read", error=str(error))
+    return result

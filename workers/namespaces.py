@@ -1,0 +1,262 @@
+"""One namespace, from its annotation to a durable claim and a binding, or to the release of what it had."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import structlog
+
+from egress import pools
+from egress.adapters import manifests
+from egress.adapters.cluster import ConflictError, ExistsError, Kind
+from egress.adapters.ledger import Exhausted, Held, name_holder
+from egress.addresses import Address, AddressError, object_name, parse_address
+from egress.messages import CONTROL_QUEUE, PLACE_TASK, PUBLISH_TASK
+from egress.objects import (
+    ADDRESSES_ANNOTATION,
+    CREATED_ANNOTATION,
+    EgressAddress,
+    Namespace,
+    NetNamespace,
+    Origin,
+    Phase,
+)
+from egress.operations import Outcome, PermanentError, Step, TransientError
+from workers.context import NAMESPACE_LABEL, Context
+
+_log = structlog.get_logger()
+DEFAULT_QUARANTINE = 600.0
+NETID_CANDIDATES = 64
+LOWEST_NETID, HIGHEST_NETID = 10, 0xFFFFFF
+"""NetIDs below 10 are OpenShift's own."""
+
+
+def converge(context: Context, name: str) -> None:
+    """Brings one namespace to where it should be. Safe to run twice, late, or at the same time as another run."""
+    if pools.is_system(name):
+        return
+    manifest = context.cluster.get(Kind.NAMESPACE, name)
+    namespace = manifests.namespace(manifest) if manifest is not None else None
+    claims = context.egress_addresses(name)
+    if namespace is None or any(claim.namespace_uid != namespace.uid for claim in claims):
+        # Only what belonged to a namespace that is gone. One that is still on its way out keeps its address: its pods
+        # run, and must never be seen with a node's IP.
+        _release(context, name, [c for c in claims if namespace is None or c.namespace_uid != namespace.uid], namespace)
+        if namespace is None:
+            return
+    if namespace.deleting:
+        return
+    addresses = _assigned(context, namespace)
+    if not addresses:
+        return
+    lost = [address for address in addresses if not _claim(context, namespace, address)]
+    if lost:
+        _give_up(context, namespace, addresses, lost)
+        raise TransientError(f"namespace {name} lost {', '.join(map(str, lost))}: it gets another address")
+    context.ledger.claimed(name_holder(name), addresses)
+    _bind(context, namespace, addresses)
+    context.ask(PLACE_TASK, CONTROL_QUEUE)
+    context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+
+
+def _assigned(context: Context, namespace: Namespace) -> tuple[Address, ...]:
+    """The addresses in the namespace's annotation; where admission could not write it, it is written now."""
+    text = namespace.annotations.get(ADDRESSES_ANNOTATION, "")
+    if text:
+        try:
+            return tuple(parse_address(part.strip()) for part in text.split(","))
+        except AddressError as error:
+            _log.warning("annotation replaced", namespace=namespace.name, error=str(error))
+    offer = context.ledger.offer()
+    try:
+        choice = pools.choose(namespace.name, namespace.labels, namespace.annotations, offer.pools, offer.node_ips)
+    except pools.PoolError as error:
+        context.tell(namespace.name, namespace.uid, "NoPool", str(error), warning=True)
+        raise PermanentError(str(error)) from error
+    if choice is None:
+        return ()
+    free = pools.ranges(choice.pool, offer.node_ips)
+    outcome = context.ledger.reserve(name_holder(namespace.name), choice.count, free, choice.requested)
+    if isinstance(outcome, Held):
+        raise PermanentError(f"address {outcome.address}, which namespace {namespace.name} asks for, is in use")
+    if isinstance(outcome, Exhausted):
+        message = f"pool {choice.pool.name} has no free address: {outcome.used} of {outcome.total} in use"
+        context.tell(namespace.name, namespace.uid, "PoolExhausted", message, warning=True)
+        raise PermanentError(message)
+    _annotate(context, namespace, ",".join(map(str, outcome.addresses)))
+    return outcome.addresses
+
+
+def _annotate(context: Context, namespace: Namespace, addresses: str | None) -> None:
+    metadata = {"resourceVersion": namespace.resource_version, "annotations": {ADDRESSES_ANNOTATION: addresses}}
+    context.cluster.patch(Kind.NAMESPACE, namespace.name, {"metadata": metadata})
+
+
+def _claim(context: Context, namespace: Namespace, address: Address) -> bool:
+    """Makes `address` the namespace's by an object named after it; False when it is another namespace's.
+
+    That the name exists at most once is the API server's word: no two namespaces can hold one address.
+    """
+    claim = EgressAddress(
+        str(address), _pool_of(context, namespace, address), namespace.name, namespace.uid, _origin(namespace, address)
+    )
+    manifest = manifests.egress_address_manifest(claim)
+    manifest["metadata"]["labels"] = {NAMESPACE_LABEL: namespace.name}
+    try:
+        context.cluster.create(Kind.EGRESS_ADDRESS, manifest)
+    except ExistsError:
+        there = context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address))
+        if there is None:
+            raise ConflictError(f"EgressAddress {address} came and went") from None
+        found = manifests.egress_address(there)
+        if found.namespace != namespace.name:
+            return False
+        if found.namespace_uid == namespace.uid and found.phase is not Phase.QUARANTINED:
+            return True
+        _take_back(context, namespace, found)
+    context.record(Step.CLAIM, namespace.name, address=str(address))
+    return True
+
+
+def _take_back(context: Context, namespace: Namespace, found: EgressAddress) -> None:
+    """The namespace was created again: the address it had is its own again."""
+    name = object_name(parse_address(found.address))
+    spec = {"namespace": {"name": namespace.name, "uid": namespace.uid}}
+    metadata = {"resourceVersion": found.resource_version}
+    patched = context.cluster.patch(Kind.EGRESS_ADDRESS, name, {"metadata": metadata, "spec": spec})
+    patch = {
+        "metadata": {"resourceVersion": patched["metadata"]["resourceVersion"]},
+        "status": {"phase": Phase.PENDING.value, "quarantinedUntil": None, "conditions": []},
+    }
+    context.cluster.patch(Kind.EGRESS_ADDRESS, name, patch, subresource="status")
+
+
+def _give_up(context: Context, namespace: Namespace, addresses: tuple[Address, ...], lost: list[Address]) -> None:
+    """Takes addresses that turned out to be another's out of the annotation; the next run assigns anew."""
+    message = f"{', '.join(map(str, lost))} is held by another namespace"
+    context.record(Step.CLAIM, namespace.name, outcome=Outcome.RETRY, message=message)
+    context.ledger.freed(name_holder(namespace.name), lost)
+    for address in lost:
+        there = context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address))
+        if there is not None:
+            context.ledger.claimed(name_holder(manifests.egress_address(there).namespace), [address])
+    kept = [address for address in addresses if address not in lost]
+    _annotate(context, namespace, ",".join(map(str, kept)) or None)
+    context.tell(namespace.name, namespace.uid, "AddressLost", message, warning=True)
+
+
+def _bind(context: Context, namespace: Namespace, addresses: tuple[Address, ...]) -> None:
+    """Writes the addresses into the namespace's NetNamespace, making it where nobody else does.
+
+    Addresses that an admin put there by hand stay.
+    """
+    wanted = [str(address) for address in addresses]
+    manifest = context.cluster.get(Kind.NET_NAMESPACE, namespace.name)
+    if manifest is None:
+        _create_net_namespace(context, namespace, wanted)
+    else:
+        there = manifests.net_namespace(manifest)
+        if there.netid == 0:
+            raise PermanentError(f"namespace {namespace.name} is in the global network (NetID 0): it gets no address")
+        missing = [text for text in wanted if text not in there.egress_ips]
+        if not missing:
+            return
+        patch = {
+            "metadata": {"resourceVersion": there.resource_version},
+            "egressIPs": [*there.egress_ips, *missing],
+        }
+        context.cluster.patch(Kind.NET_NAMESPACE, namespace.name, patch)
+    context.record(Step.BIND, namespace.name, address=",".join(wanted))
+    context.tell(namespace.name, namespace.uid, "EgressAddressAssigned", f"traffic will leave with {', '.join(wanted)}")
+
+
+def _create_net_namespace(context: Context, namespace: Namespace, addresses: list[str]) -> None:
+    if not context.settings.create_net_namespaces:
+        raise TransientError(f"the NetNamespace of {namespace.name} is not there yet")
+    taken = {other.netid for other in context.net_namespaces()}
+    # Random and not the next one: a NetID comes back to use as late as can be. S311: it is no secret.
+    draw = random.Random(f"{namespace.name}/{namespace.uid}")  # noqa: S311
+    candidates = [draw.randint(LOWEST_NETID, HIGHEST_NETID) for _ in range(NETID_CANDIDATES)]
+    netid = context.ledger.take_netid(namespace.name, [netid for netid in candidates if netid not in taken])
+    if netid is None:
+        raise TransientError("no free NetID found in this try")
+    manifest = Kind.NET_NAMESPACE.head | {
+        "metadata": {"name": namespace.name, "annotations": {CREATED_ANNOTATION: "true"}},
+        "netname": namespace.name,
+        "netid": netid,
+        "egressIPs": addresses,
+    }
+    try:
+        context.cluster.create(Kind.NET_NAMESPACE, manifest)
+    except ExistsError:
+        raise ConflictError(f"the NetNamespace of {namespace.name} was made by somebody else meanwhile") from None
+
+
+def _release(context: Context, name: str, claims: list[EgressAddress], successor: Namespace | None) -> None:
+    """Ends what a namespace that is gone had: binding and claim, the latter with a quarantine.
+
+    The claim's object stays until the quarantine ends, so that it outlives any restart of ours.
+    """
+    leaving = [claim for claim in claims if claim.phase is not Phase.QUARANTINED]
+    if successor is None:
+        _unbind(context, name, [claim.address for claim in claims])
+        context.ledger.return_netid(name)
+    if not leaving:
+        return
+    periods = {pool.name: pool.quarantine for pool in context.pools()}
+    for claim in leaving:
+        if successor is not None and claim.address in successor.annotations.get(ADDRESSES_ANNOTATION, "").split(","):
+            continue  # the same name is back and has the same address: it is taken over, not released
+        until = time.time() + periods.get(claim.pool, DEFAULT_QUARANTINE)
+        address = parse_address(claim.address)
+        patch = {
+            "metadata": {"resourceVersion": claim.resource_version},
+            "status": {
+                "phase": Phase.QUARANTINED.value,
+                "node": "",
+                "quarantinedUntil": manifests.rfc3339(until),
+                "conditions": [],
+            },
+        }
+        context.cluster.patch(Kind.EGRESS_ADDRESS, object_name(address), patch, subresource="status")
+        context.ledger.quarantined(name_holder(name), [address])
+        context.record(Step.RELEASE, name, address=claim.address)
+    context.ask(PLACE_TASK, CONTROL_QUEUE)
+    context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+
+
+def _unbind(context: Context, name: str, addresses: list[str]) -> None:
+    manifest = context.cluster.get(Kind.NET_NAMESPACE, name)
+    if manifest is None:
+        return
+    there: NetNamespace = manifests.net_namespace(manifest)
+    if there.annotations.get(CREATED_ANNOTATION) == "true":
+        context.cluster.delete(Kind.NET_NAMESPACE, name, resource_version=there.resource_version)
+    elif any(text in addresses for text in there.egress_ips):
+        kept = [text for text in there.egress_ips if text not in addresses]
+        patch = {"metadata": {"resourceVersion": there.resource_version}, "egressIPs": kept}
+        context.cluster.patch(Kind.NET_NAMESPACE, name, patch)
+
+
+def _pool_of(context: Context, namespace: Namespace, address: Address) -> str:
+    """The pool that gave the address: the one that would be chosen now, if it covers it, else any that does."""
+    offer = context.ledger.offer()
+    try:
+        choice = pools.choose(namespace.name, namespace.labels, namespace.annotations, offer.pools)
+    except pools.PoolError:
+        choice = None
+    covering = [pool for pool in offer.pools if any(address in piece for piece in pools.ranges(pool))]
+    if choice is not None and choice.pool in covering:
+        return choice.pool.name
+    if not covering:
+        raise PermanentError(f"address {address} of namespace {namespace.name} is in no EgressPool")
+    return min(pool.name for pool in covering)
+
+
+def _origin(namespace: Namespace, address: Address) -> Origin:
+    try:
+        requested = pools.requested_addresses(namespace.annotations)
+    except pools.PoolError:
+        requested = ()
+    return Origin.REQUESTED if address in requested else Origin.AUTOMATIC

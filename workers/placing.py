@@ -1,0 +1,97 @@
+"""Gives addresses a node and takes released ones off theirs: one patch per HostSubnet, however many came together."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import structlog
+
+from egress.adapters import manifests
+from egress.adapters.cluster import Kind
+from egress.addresses import Address, AddressError, parse_address
+from egress.messages import CONTROL_QUEUE, PUBLISH_TASK
+from egress.objects import EgressAddress, HostSubnet, Node, Phase
+from egress.operations import Step
+from egress.placement import Candidate, Placement, Unplaced, place
+from egress.table import NodeReport
+from workers.context import Context, readable
+
+_log = structlog.get_logger()
+
+
+def run(context: Context) -> Placement:
+    """Places what has no node and clears what is in quarantine. Raises TransientError when a HostSubnet changed
+    meanwhile: what was not patched is placed by the next run."""
+    with context.ledger.exclusively("place"):
+        claims = context.egress_addresses()
+        subnets = context.host_subnets()
+        hosting = {subnet.name: _addresses(subnet) for subnet in subnets}
+        hosted = {address for addresses in hosting.values() for address in addresses}
+        released = {parse_address(claim.address) for claim in claims if claim.phase is Phase.QUARANTINED}
+        placement = Placement({}, {})
+        wanted = [claim for claim in claims if _homeless(claim, hosted)]
+        if wanted:
+            placement = _placement(context, claims, wanted, subnets)
+        for subnet in subnets:
+            _patch(context, subnet, placement, released, claims)
+    if placement.nodes or released & hosted:
+        context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+    for address, reason in sorted(placement.refused.items(), key=lambda item: str(item[0])):
+        _log.warning("not placed", address=str(address), reason=reason)
+    return placement
+
+
+def _homeless(claim: EgressAddress, hosted: set[Address]) -> bool:
+    return claim.phase is not Phase.QUARANTINED and parse_address(claim.address) not in hosted
+
+
+def _placement(
+    context: Context, claims: list[EgressAddress], wanted: list[EgressAddress], subnets: list[HostSubnet]
+) -> Placement:
+    pools = {pool.name: pool for pool in context.pools()}
+    nodes = {node.name: node for node in readable(manifests.node, context.cluster.list(Kind.NODE).items)}
+    reports = context.ledger.reports(subnet.name for subnet in subnets)
+    siblings: dict[str, list[Address]] = {}
+    for claim in claims:
+        siblings.setdefault(claim.namespace, []).append(parse_address(claim.address))
+    unplaced = [
+        Unplaced(parse_address(claim.address), claim.namespace, pools[claim.pool])
+        for claim in wanted
+        if claim.pool in pools
+    ]
+    candidates = [_candidate(subnet, nodes.get(subnet.name), reports.get(subnet.name)) for subnet in subnets]
+    return place(unplaced, candidates, siblings)
+
+
+def _candidate(subnet: HostSubnet, node: Node | None, report: NodeReport | None) -> Candidate:
+    link = ipaddress.ip_interface(report.link) if report is not None and report.link else None
+    hosted = frozenset(_addresses(subnet))
+    if node is None:
+        return Candidate(subnet.name, {}, usable=False, link=link, hosted=hosted)
+    usable = node.ready and not node.unschedulable and not (report and report.problem)
+    return Candidate(subnet.name, node.labels, usable, link, hosted)
+
+
+def _patch(
+    context: Context, subnet: HostSubnet, placement: Placement, released: set[Address], claims: list[EgressAddress]
+) -> None:
+    new = [str(address) for address, node in placement.nodes.items() if node == subnet.name]
+    kept = [text for text in subnet.egress_ips if _parsed(text) not in released]
+    if not new and len(kept) == len(subnet.egress_ips):
+        return
+    patch = {"metadata": {"resourceVersion": subnet.resource_version}, "egressIPs": [*kept, *new]}
+    context.cluster.patch(Kind.HOST_SUBNET, subnet.name, patch)
+    owners = {claim.address: claim.namespace for claim in claims}
+    for text in new:
+        context.record(Step.PLACE, owners[text], address=text, node=subnet.name)
+
+
+def _addresses(subnet: HostSubnet) -> list[Address]:
+    return [address for text in subnet.egress_ips if (address := _parsed(text)) is not None]
+
+
+def _parsed(text: str) -> Address | None:
+    try:
+        return parse_address(text)
+    except AddressError:
+        return None  # planning reports it, by its HostSubnet's name

@@ -1,0 +1,61 @@
+"""Brings the nodes' table to what the cluster's objects and the nodes' acknowledgements say, and nudges the nodes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+
+import structlog
+
+from egress.messages import NUDGE_TASK, node_queue
+from egress.operations import TransientError
+from egress.planning import plan
+from egress.table import NodeReport, Steering, acknowledged, carried_over, table_of
+from workers import status
+from workers.context import Context
+
+_log = structlog.get_logger()
+
+
+def run(context: Context) -> int:
+    """Publishes what changed and gives the number of rows that did.
+
+    One run at a time, and a run whose table was changed under it starts over: an older view never overwrites a newer.
+    """
+    with context.ledger.exclusively("publish"):
+        current = context.ledger.read_table()
+        expected = current.change if current.epoch else context.ledger.change_number()
+        rows = {netid: row for netid, row in current.rows.items() if row is not None}
+        subnets = context.host_subnets()
+        net_namespaces = context.net_namespaces()
+        reports = context.ledger.reports(subnet.name for subnet in subnets)
+        epoch = ""
+        if not current.epoch:
+            _await_reports(context, {subnet.name for subnet in subnets if subnet.egress_ips}, reports)
+            epoch = uuid.uuid4().hex
+        held = acknowledged(rows, reports, current.epoch)
+        outcome = plan(subnets, net_namespaces, acknowledged=held)
+        desired = carried_over(table_of(outcome), rows)
+        changes: dict[int, Steering | None] = {
+            netid: desired.get(netid) for netid in desired.keys() | rows.keys() if desired.get(netid) != rows.get(netid)
+        }
+        if changes or epoch:
+            number = context.ledger.publish(changes, expected=expected, epoch=epoch)
+            if number is None:
+                raise TransientError("the table changed while it was read")
+            _log.info("published", change=number, rows=len(changes), new_table=bool(epoch))
+            context.ledger.done_with("rebuild")
+            for subnet in subnets:
+                context.ask(NUDGE_TASK, node_queue(subnet.name))
+        for conflict in outcome.conflicts:
+            _log.warning("conflict", conflict=conflict)
+    status.update(context, outcome, reports)
+    return len(changes)
+
+
+def _await_reports(context: Context, hosts: set[str], reports: Mapping[str, NodeReport]) -> None:
+    """Before the first table after a flush: what do the nodes hold? A table that counted it as nothing would drop
+    traffic that flows. A node that does not say within `report_wait` holds nothing."""
+    silent = sorted(hosts - reports.keys())
+    if silent and context.ledger.waiting_for("rebuild", context.settings.report_wait):
+        raise TransientError(f"the table is being rebuilt: waiting for the reports of {', '.join(silent)}")

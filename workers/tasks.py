@@ -1,0 +1,136 @@
+"""The Celery application of the control plane: which task runs what, and what becomes of one that fails."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import structlog
+from celery import Celery, Task
+from celery.signals import setup_logging
+
+from egress import settings as settings_module
+from egress.adapters.cluster import Cluster
+from egress.adapters.ledger import Ledger
+from egress.messages import (
+    CONTROL_QUEUE,
+    NAMESPACE_TASK,
+    NUDGE_EXPIRES,
+    NUDGE_TASK,
+    PLACE_TASK,
+    PUBLISH_TASK,
+    RECONCILE_TASK,
+    SWEEP_TASK,
+    celery_config,
+)
+from egress.operations import Outcome, PermanentError, TransientError, backoff, outcome_of
+from workers import namespaces, placing, publishing, reconciling
+from workers.context import Context
+
+_log = structlog.get_logger()
+_jitter = random.SystemRandom()
+PLACE_RETRY_QUIET = 15.0
+"""Seconds between two attempts to place what no node can host: the reconcile tries again anyway."""
+
+
+def create_celery() -> Celery:
+    """The application, from the environment."""
+    current = settings_module.load()
+    app = Celery("hawse-workers")
+    app.conf.update(celery_config(current.redis_url))
+    app.conf.beat_scheduler = "celery.beat:Scheduler"  # in memory: all work is level-triggered, nothing to remember
+    app.conf.beat_schedule = {
+        "reconcile": {
+            "task": RECONCILE_TASK,
+            "schedule": current.reconcile_interval,
+            "options": _beat_options(current.reconcile_interval),
+        },
+        "sweep": {
+            "task": SWEEP_TASK,
+            "schedule": current.sweep_interval,
+            "options": _beat_options(current.sweep_interval),
+        },
+    }
+    setup_logging.connect(_keep_logging, weak=False)
+    for name, run in _TASKS.items():
+        _register(app, name, run)
+    return app
+
+
+def _beat_options(interval: float) -> dict[str, Any]:
+    """A run that waited until the next one is due is not worth doing."""
+    return {"queue": CONTROL_QUEUE, "expires": max(interval, 1.0)}
+
+
+def _keep_logging(**_: object) -> None:
+    """Celery sets logging up by itself unless somebody listens here; `egress.logs` has done it."""
+
+
+def sender(app: Celery) -> Callable[[str, list[Any], str], None]:
+    """A function that puts a task into a queue."""
+
+    def send(task: str, arguments: list[Any], queue: str) -> None:
+        expires = NUDGE_EXPIRES if task == NUDGE_TASK else None
+        try:
+            app.send_task(task, args=arguments, queue=queue, expires=expires, retry=False)
+        except OSError as error:  # kombu's OperationalError is one of these
+            raise TransientError(f"the broker is away: {error}") from error
+
+    return send
+
+
+@cache
+def make_context(app: Celery) -> Context:
+    """The process's one context: connections are opened when they are first needed."""
+    current = settings_module.load()
+    return Context(current, Ledger(current.redis_url), Cluster(current.kubeconfig), sender(app))
+
+
+def _namespace(context: Context, name: str) -> None:
+    namespaces.converge(context, name)
+
+
+def _place(context: Context) -> None:
+    placing.run(context)
+
+
+def _publish(context: Context) -> None:
+    publishing.run(context)
+
+
+def _reconcile(context: Context) -> None:
+    reconciling.reconcile(context)
+
+
+def _sweep(context: Context) -> None:
+    reconciling.sweep(context)
+
+
+_TASKS: dict[str, Callable[..., None]] = {
+    NAMESPACE_TASK: _namespace,
+    PLACE_TASK: _place,
+    PUBLISH_TASK: _publish,
+    RECONCILE_TASK: _reconcile,
+    SWEEP_TASK: _sweep,
+}
+
+
+def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
+    @app.task(name=name, bind=True, max_retries=None)
+    def task(self: Task[..., None], *arguments: str) -> None:
+        attempt = self.request.retries + 1
+        with structlog.contextvars.bound_contextvars(task=name, task_id=self.request.id, arguments=list(arguments)):
+            try:
+                context = make_context(app)
+                # Before anything is read: whoever asks from now on may have seen what this run will not.
+                context.ledger.done_with(":".join((name, CONTROL_QUEUE, *arguments)))
+                run(context, *arguments)
+            except (TransientError, PermanentError) as error:
+                if outcome_of(error, attempt) is not Outcome.RETRY:
+                    _log.error("gave up", error=str(error), attempt=attempt)
+                    return
+                wait = backoff(attempt, _jitter)
+                _log.warning("tries again", error=str(error), attempt=attempt, wait=round(wait, 2))
+                raise self.retry(countdown=wait, exc=error) from error

@@ -1,0 +1,109 @@
+"""Turns changes of the cluster's objects into tasks: list, then watch, resume, and list again when too old."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import structlog
+
+from egress import pools
+from egress.adapters import manifests
+from egress.adapters.cluster import Change, GoneError, Kind
+from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
+from egress.operations import PermanentError, TransientError, backoff
+from workers.context import Context
+
+_log = structlog.get_logger()
+_jitter = random.SystemRandom()
+
+
+def tasks_for(kind: Kind, change: Change) -> list[tuple[str, ...]]:
+    """The tasks that a change may give work to, each with its arguments. Pure.
+
+    More than needed costs a look; less would leave work until the next full reconcile.
+    """
+    name = change.manifest["metadata"]["name"]
+    tasks: list[tuple[str, ...]] = []
+    match kind:
+        case Kind.NAMESPACE:
+            tasks = [(NAMESPACE_TASK, name)]
+        case Kind.NET_NAMESPACE:
+            tasks = [(PUBLISH_TASK,), (NAMESPACE_TASK, name)]
+        case Kind.HOST_SUBNET:
+            tasks = [(PUBLISH_TASK,), (PLACE_TASK,)]
+        case Kind.EGRESS_ADDRESS if change.deleted:
+            tasks = [(NAMESPACE_TASK, change.manifest.get("spec", {}).get("namespace", {}).get("name", "default"))]
+        case Kind.EGRESS_POOL:
+            tasks = [(RECONCILE_TASK,)]
+        case Kind.NODE:
+            tasks = [(PLACE_TASK,)]
+    return [task for task in tasks if task[0] != NAMESPACE_TASK or not pools.is_system(task[1])]
+
+
+WATCHED = (Kind.EGRESS_POOL, Kind.HOST_SUBNET, Kind.NET_NAMESPACE, Kind.NAMESPACE, Kind.EGRESS_ADDRESS, Kind.NODE)
+
+
+class Watcher:
+    """Watches one kind for ever, in the thread that calls `run`."""
+
+    def __init__(self, kind: Kind, context: Context) -> None:
+        self._kind = kind
+        self._context = context
+        self._nodes: dict[str, object] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop`. Whatever fails is tried again: from where the watch was, or from a new list."""
+        version, failures = "", 0
+        while not stop.is_set():
+            try:
+                if not version:
+                    version = self._context.cluster.list(self._kind).resource_version
+                    self._context.ask(RECONCILE_TASK, CONTROL_QUEUE)  # a list may hide any number of changes
+                    _log.info("listed", kind=self._kind.name, resource_version=version)
+                for change in self._context.cluster.watch(self._kind, version):
+                    failures = 0
+                    if not change.bookmark:
+                        self._handle(change)
+                    version = change.resource_version
+                    if stop.is_set():
+                        return
+            except GoneError:
+                _log.info("watch too old, listing again", kind=self._kind.name)
+                version = ""
+            except (TransientError, PermanentError) as error:
+                failures += 1
+                wait = backoff(min(failures, 6), _jitter)
+                _log.warning("watch broke", kind=self._kind.name, error=str(error), wait=round(wait, 2))
+                stop.wait(wait)
+
+    def _handle(self, change: Change) -> None:
+        if self._kind is Kind.NODE and not self._is_news(change):
+            return
+        for task, *arguments in tasks_for(self._kind, change):
+            self._context.ask(task, CONTROL_QUEUE, *arguments)
+
+    def _is_news(self, change: Change) -> bool:
+        """A kubelet writes its node's status every few seconds; only what placement looks at is news."""
+        node = manifests.node(change.manifest)
+        name = node.name
+        known = self._nodes.pop(name, None)
+        if not change.deleted:
+            self._nodes[name] = node
+        return change.deleted or known != node
+
+
+def run_all(context: Context, stop: threading.Event) -> None:
+    """One thread per kind, until `stop`."""
+    threads = [
+        threading.Thread(
+            target=Watcher(kind, context).run,
+            args=(stop,),
+            name=f"watch-{kind.name.lower()}",
+            daemon=True,
+        )
+        for kind in WATCHED
+    ]
+    for thread in threads:
+        thread.start()
+    stop.wait()
