@@ -103,7 +103,9 @@ def plan(
             conflicts.add(refusal)
             for namespace in group:
                 state = State.NORMAL if not 0 < netid <= MAX_NETID else State.DROP
-                outcomes[namespace.name] = NamespacePlan(namespace.name, netid, state, reasons=(refusal,))
+                affected = state is State.DROP or namespace.egress_ips
+                reasons = (refusal,) if affected else ()
+                outcomes[namespace.name] = NamespacePlan(namespace.name, netid, state, reasons=reasons)
             continue
         for namespace in group:
             outcomes[namespace.name] = _outcome(namespace, hosting, owners, offline, acknowledged)
@@ -182,51 +184,65 @@ class _Hosting:
     """Which nodes say that they host an address."""
 
     def __init__(
-        self, nodes: Mapping[Address, Mapping[str, Address]], own: Mapping[Address, str], bad: set[str]
+        self,
+        nodes: Mapping[Address, AbstractSet[str]],
+        ips: Mapping[str, Address],
+        own: Mapping[Address, AbstractSet[str]],
+        bad: set[str],
     ) -> None:
         self._nodes = nodes
+        self._ips = ips
         self._own = own
         self.conflicts = (
             bad
             | {self._double(address) for address, hosts in nodes.items() if len(hosts) > 1}
             | {self._taken(address) for address in nodes if address in own}
+            | {self._ambiguous(address) for address, hosts in own.items() if len(hosts) > 1}
         )
 
     @classmethod
     def of(cls, host_subnets: Iterable[HostSubnet]) -> _Hosting:
-        nodes: dict[Address, dict[str, Address]] = defaultdict(dict)
-        own: dict[Address, str] = {}
+        nodes: dict[Address, set[str]] = defaultdict(set)
+        ips: dict[str, Address] = {}
+        own: dict[Address, set[str]] = defaultdict(set)
         bad: set[str] = set()
         for host in host_subnets:
             try:
-                node_ip = parse_address(host.host_ip)
+                ips[host.name] = parse_address(host.host_ip)
+                own[ips[host.name]].add(host.name)
             except AddressError as error:
                 bad.add(f"HostSubnet {host.name}: hostIP: {error}")
-                continue
-            own[node_ip] = host.name
             addresses, errors = _parsed(host.egress_ips)
             bad.update(f"HostSubnet {host.name}: {error}" for error in errors)
             for address in addresses:
-                nodes[address][host.name] = node_ip
-        return cls(nodes, own, bad)
+                nodes[address].add(host.name)
+        return cls(nodes, ips, own, bad)
 
     def hop(self, address: Address) -> Hop | str:
         """The one node that hosts `address`, or why there is none."""
-        hosts = self._nodes.get(address, {})
+        hosts = self._nodes.get(address, ())
         if not hosts:
             return f"no node hosts {address}"
         if address in self._own:
             return self._taken(address)
         if len(hosts) > 1:
             return self._double(address)
-        ((node, node_ip),) = hosts.items()
+        (node,) = hosts
+        node_ip = self._ips.get(node)
+        if node_ip is None:
+            return f"node {node}, which hosts {address}, has no usable hostIP"
+        if len(self._own[node_ip]) > 1:
+            return self._ambiguous(node_ip)
         return Hop(address, node, node_ip)
 
     def _double(self, address: Address) -> str:
         return f"address {address} is on nodes {_listed(self._nodes[address])}"
 
     def _taken(self, address: Address) -> str:
-        return f"address {address} is the own IP of node {self._own[address]}"
+        return f"address {address} is the own IP of node {_listed(self._own[address])}"
+
+    def _ambiguous(self, node_ip: Address) -> str:
+        return f"hostIP {node_ip} is of HostSubnets {_listed(self._own[node_ip])}"
 
 
 def _parsed(texts: Iterable[str]) -> tuple[list[Address], list[str]]:

@@ -161,7 +161,7 @@ def render(
                 f"set_field:{facts.tun_mac}->eth_dst,set_field:{mark_of[own[row.netid]]:#x}->pkt_mark,"
                 f"goto_table:{layout.next_table}"
             )
-        elif any(hop.node == facts.node for hop in row.hops):
+        elif any(hop.node == facts.node and hop.address.version == 4 for hop in row.hops):
             pass  # this node is to host it and does not yet: never pass the packets to somebody else meanwhile
         elif len(away) == 1:
             actions = _tunnel(away[0], facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import click
+import structlog
 from celery import Celery
 from celery.signals import setup_logging, worker_shutdown
 
@@ -19,6 +20,7 @@ from node_runner.programmer import Programmer
 from node_runner.runner import Runner
 
 TELL_GUARD_SECONDS = 5.0
+_log = structlog.get_logger()
 
 
 @click.command()
@@ -89,6 +91,7 @@ def _consume(app: Celery, node: str, runner: Runner, ledger: Ledger, stop: threa
             ledger.done_with(f"{NUDGE_TASK}:{node_queue(node)}")
         finally:
             runner.wake()
+            _log.debug("nudged")
 
     def keep_logging(**_: object) -> None:
         """`egress.logs` has set logging up."""

@@ -63,6 +63,7 @@ class Runner:
 
     def step(self) -> None:
         """One pass: read the table, program the node, report."""
+        began = time.monotonic()
         current, news = self._refresh()
         link: LinkFacts | None = None
         claims: tuple[Claim, ...] = ()
@@ -78,6 +79,7 @@ class Runner:
             problem = f"{error.reason}: {error}"
             _log.error("the node cannot be programmed", reason=error.reason, error=str(error))
         self._report(current, link, claims, problem)
+        _log.debug("pass", change=self._change, news=news, seconds=round(time.monotonic() - began, 3))
 
     def _refresh(self) -> tuple[bool, bool]:
         """Reads what is new: whether the ledger has a table now, and whether it had anything new."""

@@ -1,0 +1,158 @@
+"""Webhook, workers, beat and watch as processes on this host, against any API server and broker."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import trustme
+import yaml
+
+from lab.kube import Json, Kube, KubeError
+from lab.net import guarded
+
+COMPONENTS = ("webhook", "worker", "beat", "watch")
+ROOT = Path(__file__).resolve().parents[1]
+WORKERS_USER = "system:serviceaccount:hawse-system:hawse-workers"
+_SCRIPTS = Path(sys.executable).parent
+
+
+class ControlPlaneError(RuntimeError):
+    """A component did not come up; the message names it and its log."""
+
+
+class ControlPlane:
+    """The processes, their certificate and their logs, below `directory`.
+
+    `environment` is added to every component's. Each process dies with this one.
+    """
+
+    def __init__(
+        self, directory: Path, *, redis_url: str, kubeconfig: Path, environment: dict[str, str] | None = None
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._processes: dict[str, guarded.Guarded] = {}
+        self.port = _free_port()
+        self._authority = trustme.CA(organization_name="Hawse lab webhook")
+        leaf = self._authority.issue_cert("127.0.0.1", "localhost")
+        cert, key = directory / "webhook.crt", directory / "webhook.key"
+        cert.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+        key.touch(mode=0o600)
+        key.write_bytes(leaf.private_key_pem.bytes())
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("HAWSE_")}
+        self.environment = inherited | {
+            "HAWSE_REDIS_URL": redis_url,
+            "HAWSE_KUBECONFIG": str(kubeconfig),
+            "HAWSE_LISTEN_HOST": "127.0.0.1",
+            "HAWSE_LISTEN_PORT": str(self.port),
+            "HAWSE_TLS_CERT": str(cert),
+            "HAWSE_TLS_KEY": str(key),
+            "HAWSE_TRUSTED_USERS": WORKERS_USER,
+            **(environment or {}),
+        }
+
+    def log(self, component: str) -> Path:
+        """Where `component` writes its log."""
+        return self.directory / f"{component}.log"
+
+    def start(self, *components: str) -> None:
+        """Starts `components`, or all of them; the webhook answers when this returns."""
+        for component in components or COMPONENTS:
+            command = [str(_SCRIPTS / f"hawse-{component}")]
+            self._processes[component] = guarded.start(command, self.log(component), env=self.environment)
+        if "webhook" in (components or COMPONENTS):
+            self._wait_for_webhook()
+
+    def kill(self, component: str) -> None:
+        """SIGKILL, as a crash."""
+        self._processes[component].kill()
+
+    def dead(self) -> list[str]:
+        """The components that ended by themselves."""
+        return [name for name, process in self._processes.items() if not process.alive()]
+
+    def stop(self) -> None:
+        """Ends all of them."""
+        for process in self._processes.values():
+            process.kill()
+        self._processes.clear()
+
+    def webhook_configuration(self) -> Json:
+        """The MutatingWebhookConfiguration that makes an API server on this host call the webhook."""
+        authority = base64.b64encode(self._authority.cert_pem.bytes()).decode()
+        return {
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "MutatingWebhookConfiguration",
+            "metadata": {"name": "hawse"},
+            "webhooks": [
+                {
+                    "name": "namespaces.egress.hawse.dev",
+                    "admissionReviewVersions": ["v1"],
+                    "sideEffects": "NoneOnDryRun",
+                    "timeoutSeconds": 5,
+                    "failurePolicy": "Ignore",
+                    "clientConfig": {
+                        "url": f"https://127.0.0.1:{self.port}/admit/namespaces",
+                        "caBundle": authority,
+                    },
+                    "rules": [
+                        {
+                            "operations": ["CREATE", "UPDATE"],
+                            "apiGroups": [""],
+                            "apiVersions": ["v1"],
+                            "resources": ["namespaces"],
+                            "scope": "Cluster",
+                        }
+                    ],
+                }
+            ],
+        }
+
+    def _wait_for_webhook(self) -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                probe.settimeout(1)
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            if not self._processes["webhook"].alive():
+                break
+            time.sleep(0.05)
+        end = self.log("webhook").read_text(errors="replace").strip()[-500:]
+        raise ControlPlaneError(f"the webhook did not start: read {self.log('webhook')}: {end}")
+
+
+def install(kube: Kube) -> None:
+    """Creates the CRDs, the two of OpenShift included, and waits until the API server serves them."""
+    kube.apply_files((ROOT / "deploy" / "crds").glob("*.yaml"))
+    deadline = time.monotonic() + 15
+    for kind in ("HostSubnet", "NetNamespace", "EgressPool", "EgressAddress"):
+        while True:
+            try:
+                kube.list(kind)
+                break
+            except KubeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+
+def workers_kubeconfig(admin: Path, target: Path, token: str) -> Path:
+    """A kubeconfig like `admin`'s with another user's token."""
+    config = yaml.safe_load(admin.read_text())
+    config["users"][0]["user"] = {"token": token}
+    target.touch(mode=0o600)
+    target.write_text(yaml.safe_dump(config))
+    return target
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,98 @@
+"""A plain client of an API server, for the lab: what a person would do with kubectl."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import urllib3
+import yaml
+
+Json = dict[str, Any]
+MERGE_PATCH = "application/merge-patch+json"
+
+PATHS = {
+    "Namespace": "/api/v1/namespaces",
+    "Node": "/api/v1/nodes",
+    "Event": "/api/v1/namespaces/default/events",
+    "HostSubnet": "/apis/network.openshift.io/v1/hostsubnets",
+    "NetNamespace": "/apis/network.openshift.io/v1/netnamespaces",
+    "EgressPool": "/apis/egress.hawse.dev/v1alpha1/egresspools",
+    "EgressAddress": "/apis/egress.hawse.dev/v1alpha1/egressaddresses",
+    "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+    "MutatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
+}
+
+
+class KubeError(Exception):
+    """The API server answered with an error; `code` is its HTTP status."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class Kube:
+    """One user's view of one API server. `warnings` collects the Warning headers of the answers."""
+
+    def __init__(self, url: str, ca: Path, token: str) -> None:
+        self._url = url
+        self._headers = {"Authorization": f"Bearer {token}"}
+        context = ssl.create_default_context(cafile=str(ca))
+        self._pool = urllib3.PoolManager(ssl_context=context, retries=False, timeout=30.0, maxsize=32)
+        self.warnings: list[str] = []
+
+    def call(self, method: str, path: str, body: Json | None = None, content_type: str = "application/json") -> Json:
+        """The answer to one request; KubeError unless it succeeds."""
+        headers = self._headers | {"Content-Type": content_type}
+        data = msgspec.json.encode(body) if body is not None else None
+        response = self._pool.request(method, self._url + path, body=data, headers=headers)
+        self.warnings += response.headers.getlist("Warning")
+        answer = msgspec.json.decode(response.data, type=Json)
+        if response.status >= 300:
+            raise KubeError(response.status, answer.get("message", ""))
+        return answer
+
+    def create(self, manifest: Json, *, query: str = "") -> Json:
+        """Creates an object of a kind in PATHS."""
+        return self.call("POST", PATHS[manifest["kind"]] + query, manifest)
+
+    def get(self, kind: str, name: str) -> Json | None:
+        """The object, or None."""
+        try:
+            return self.call("GET", f"{PATHS[kind]}/{name}")
+        except KubeError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def list(self, kind: str) -> list[Json]:
+        """All objects of a kind."""
+        items: list[Json] = self.call("GET", PATHS[kind])["items"]
+        return items
+
+    def patch(self, kind: str, name: str, patch: Json, *, subresource: str = "") -> Json:
+        """A merge patch."""
+        path = f"{PATHS[kind]}/{name}" + (f"/{subresource}" if subresource else "")
+        return self.call("PATCH", path, patch, MERGE_PATCH)
+
+    def delete(self, kind: str, name: str) -> None:
+        """Deletes an object; its absence is no error."""
+        try:
+            self.call("DELETE", f"{PATHS[kind]}/{name}")
+        except KubeError as error:
+            if error.code != 404:
+                raise
+
+    def apply_files(self, paths: Iterable[Path]) -> None:
+        """Creates every object in YAML files, or leaves it when it is there."""
+        for path in sorted(paths):
+            for manifest in yaml.safe_load_all(path.read_text()):
+                try:
+                    self.create(manifest)
+                except KubeError as error:
+                    if error.code != 409:
+                        raise

@@ -1,0 +1,191 @@
+"""All of Hawse on a lab of its own: the embedded cluster, the broker, the control plane, and nodes with runners."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from lab.apiserver.process import EmbeddedCluster
+from lab.control_plane import WORKERS_USER, ControlPlane, install, workers_kubeconfig
+from lab.kube import Json, Kube
+from lab.net.broker import Broker
+from lab.net.channel import RemoteProcess
+from lab.net.network import NetworkLab
+from lab.net.topology import CLUSTER_NETWORK, DEFAULT_NODES, NodeSpec
+
+T = TypeVar("T")
+RUNNER = Path(sys.executable).parent / "hawse-node-runner"
+
+
+class Stack:
+    """Everything, below `directory`. Nothing of it outlives this process.
+
+    `egress_nodes` carry the label that lets them host addresses. `settings` goes to every process of Hawse.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        nodes: tuple[NodeSpec, ...] = DEFAULT_NODES,
+        egress_nodes: Sequence[str] = ("node2",),
+        settings: dict[str, str] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.directory = directory
+        self.network = NetworkLab(directory / "network", nodes)
+        self.cluster = EmbeddedCluster(directory / "cluster")
+        self.broker: Broker
+        self.control: ControlPlane
+        self.kube: Kube
+        self.runners: dict[str, RemoteProcess] = {}
+        self._egress_nodes = egress_nodes
+        self._settings = settings or {}
+        self._say = say
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts all of it; runners have reported when this returns."""
+        self._say("network: a kernel with two nodes, Open vSwitch and iptables")
+        self.network.start()
+        self._say("broker: Valkey")
+        self.broker = Broker(self.directory / "broker", self.network.holder)
+        self.broker.start()
+        self._say("cluster: an API server")
+        workers_token = secrets.token_urlsafe(24)
+        admin_token = secrets.token_urlsafe(24)
+        tokens = self.directory / "cluster" / "tokens.csv"
+        tokens.touch(mode=0o600)
+        tokens.write_text(
+            f'{admin_token},admin,admin,"system:masters"\n{workers_token},{WORKERS_USER},hawse-workers,\n'
+        )
+        self.cluster.start()
+        self.kube = Kube(self.cluster.url, self.cluster.ca_path, admin_token)
+        install(self.kube)
+        for spec in self.network.nodes.values():
+            self.kube.create(self._node(spec))
+            self.kube.create(self._host_subnet(spec))
+        self._say("control plane: webhook, worker, beat and watch")
+        kubeconfig = workers_kubeconfig(
+            self.cluster.kubeconfig, self.directory / "workers.kubeconfig", workers_token
+        )
+        self.control = ControlPlane(
+            self.directory / "control",
+            redis_url=self.broker.unix_url,
+            kubeconfig=kubeconfig,
+            environment=self._settings,
+        )
+        self.control.start()
+        self.kube.create(self.control.webhook_configuration())
+        self._say("node runners: one on each node")
+        for name in self.network.nodes:
+            self.start_runner(name)
+        wait_for("the node runners' reports", self._reported, 30)
+
+    def stop(self) -> None:
+        """Ends all of it."""
+        if hasattr(self, "control"):
+            self.control.stop()
+        self.cluster.stop()
+        if hasattr(self, "broker"):
+            self.broker.stop()
+        self.network.stop()
+
+    def start_runner(self, name: str, command: Sequence[str | Path] = (RUNNER,)) -> RemoteProcess:
+        """Starts the runner of a node, or another command in its place."""
+        spec = self.network.nodes[name]
+        environment = {
+            "HAWSE_REDIS_URL": self.broker.tcp_url,
+            "HAWSE_NODE_NAME": spec.host,
+            "HAWSE_NODE_IP": str(spec.address),
+            "HAWSE_CLUSTER_NETWORKS": str(CLUSTER_NETWORK),
+            **self._settings,
+        }
+        self.runners[name] = self.network.spawn(name, command, env=environment, log=f"runner-{name}")
+        return self.runners[name]
+
+    def create_namespace(self, name: str, annotations: dict[str, str] | None = None, **labels: str) -> Json:
+        """Creates a namespace through the API; what came back."""
+        metadata = {"name": name, "annotations": annotations or {}, "labels": labels}
+        return self.kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+
+    def create_pool(self, name: str, *cidrs: str, **fields: object) -> Json:
+        """Creates an EgressPool; without a selector it serves every namespace."""
+        spec = {"cidrs": list(cidrs), "namespaceSelector": {}, **fields}
+        manifest = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressPool", "metadata": {"name": name}}
+        return self.kube.create(manifest | {"spec": spec})
+
+    def flows(self, node: str) -> list[str]:
+        """A node's flows in the egress table, with their packet counts, as Open vSwitch prints them."""
+        done = self.network.run(node, ["ovs-ofctl", "--no-names", "dump-flows", "br0", "table=100"], check=True)
+        return [line.strip() for line in done.stdout.splitlines() if "table=100" in line]
+
+    def rules(self, node: str, table: str = "nat") -> list[str]:
+        """A node's iptables rules, with their packet counts."""
+        done = self.network.run(node, ["iptables-save", "-c", "-t", table], check=True)
+        return [line for line in done.stdout.splitlines() if line.startswith("[")]
+
+    def addresses(self, node: str) -> list[str]:
+        """What `ip` says of the addresses on a node's outside interface, a line each."""
+        done = self.network.run(node, ["ip", "-4", "-o", "address", "show", "dev", "eth0"], check=True)
+        return [" ".join(line.split()) for line in done.stdout.splitlines()]
+
+    def _reported(self) -> bool:
+        from egress.adapters.ledger import Ledger  # noqa: PLC0415 - only here the lab looks inside
+
+        ledger = Ledger(self.broker.unix_url)
+        hosts = [spec.host for spec in self.network.nodes.values()]
+        reported = ledger.reports(hosts).keys() >= set(hosts)
+        ledger.close()
+        return reported
+
+    def _node(self, spec: NodeSpec) -> Json:
+        labels = {"kubernetes.io/hostname": spec.host}
+        if spec.name in self._egress_nodes:
+            labels["egress.hawse.dev/egress-node"] = ""
+        conditions = [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]
+        return {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": spec.host, "labels": labels},
+            "status": {"conditions": conditions},
+        }
+
+    def _host_subnet(self, spec: NodeSpec) -> Json:
+        return {
+            "apiVersion": "network.openshift.io/v1",
+            "kind": "HostSubnet",
+            "metadata": {"name": spec.host},
+            "host": spec.host,
+            "hostIP": str(spec.address),
+            "subnet": str(spec.subnet),
+        }
+
+
+def wait_for(what: str, found: Callable[[], T], seconds: float, every: float = 0.1) -> T:
+    """The first truthy answer of `found`; TimeoutError naming `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = found()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come within {seconds:g} s; the last answer was {answer!r}")
+        time.sleep(every)
