@@ -83,9 +83,7 @@ class Stack:
             self.kube.create(self._node(spec))
             self.kube.create(self._host_subnet(spec))
         self._say("control plane: webhook, worker, beat and watch")
-        kubeconfig = workers_kubeconfig(
-            self.cluster.kubeconfig, self.directory / "workers.kubeconfig", workers_token
-        )
+        kubeconfig = workers_kubeconfig(self.cluster.kubeconfig, self.directory / "workers.kubeconfig", workers_token)
         self.control = ControlPlane(
             self.directory / "control",
             redis_url=self.broker.unix_url,
@@ -134,7 +132,8 @@ class Stack:
 
     def flows(self, node: str) -> list[str]:
         """A node's flows in the egress table, with their packet counts, as Open vSwitch prints them."""
-        done = self.network.run(node, ["ovs-ofctl", "--no-names", "dump-flows", "br0", "table=100"], check=True)
+        command = ["ovs-ofctl", "-O", "OpenFlow13", "--no-names", "dump-flows", "br0", "table=100"]
+        done = self.network.run(node, command, check=True)
         return [line.strip() for line in done.stdout.splitlines() if "table=100" in line]
 
     def rules(self, node: str, table: str = "nat") -> list[str]:
@@ -179,7 +178,7 @@ class Stack:
         }
 
 
-def wait_for(what: str, found: Callable[[], T], seconds: float, every: float = 0.1) -> T:
+def wait_for(what: str, found: Callable[[], T | None], seconds: float, every: float = 0.1) -> T:
     """The first truthy answer of `found`; TimeoutError naming `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:

@@ -1,0 +1,282 @@
+"""`make demo`: the main job, end to end, seen on the wire."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import FrameType
+
+from lab.kube import Json, KubeError
+from lab.net import preflight
+from lab.net.channel import LabError
+from lab.net.guarded import GuardError
+from lab.net.traffic import AccessLogEntry, Attempt
+from lab.stack import Stack, wait_for
+
+EGRESS_NETID = 0x1094C2
+MANUAL_NETID = 0x2A11CE
+OTHER_NETID = 0x00B0B0
+NODE1, NODE2 = IPv4Address("192.168.1.17"), IPv4Address("192.168.1.18")
+POOL = "192.168.1.102-192.168.1.110"
+ASSIGNED = IPv4Address("192.168.1.102")
+MANUAL = IPv4Address("192.168.1.120")
+PATIENCE = 40.0
+"""Seconds: two emulated nodes share one emulated processor, on a machine that may be busy."""
+
+
+class DemoFailed(Exception):
+    """A step was not seen to happen."""
+
+
+class Demo:
+    """The steps, each of which raises DemoFailed unless it was seen on the wire."""
+
+    def __init__(self, stack: Stack, say: Callable[[str], None]) -> None:
+        self._stack = stack
+        self._say = say
+
+    def run(self) -> None:
+        """All steps in their order."""
+        self._prepare()
+        self._before()
+        self._assign()
+        self._steered()
+        self._by_hand()
+        self._release()
+
+    def _prepare(self) -> None:
+        stack = self._stack
+        stack.create_pool("production", POOL, namespaceSelector={"matchLabels": {"environment": "production"}})
+        # What OpenShift SDN does: a NetNamespace for each project, and its pods on the nodes' bridges.
+        for name, netid in (("egress-test", EGRESS_NETID), ("by-hand", MANUAL_NETID), ("bystander", OTHER_NETID)):
+            stack.kube.create(_net_namespace(name, netid))
+        stack.network.add_pod("pod", "node1", EGRESS_NETID)
+        stack.network.add_pod("hand", "node1", MANUAL_NETID)
+        stack.network.add_pod("bystander", "node1", OTHER_NETID)
+        stack.create_namespace("bystander")
+        stack.create_namespace("by-hand")
+        self._bystander = stack.network.traffic("bystander", interval=0.5)
+
+    def _before(self) -> None:
+        self._title("1. Before: the pod's request carries its node's IP")
+        self._show(self._request("pod", NODE1))
+
+    def _assign(self) -> None:
+        self._title("2. A namespace is created, and comes back with its address")
+        before = time.monotonic()
+        namespace = self._stack.create_namespace("egress-test", environment="production")
+        taken = time.monotonic() - before
+        addresses = namespace["metadata"].get("annotations", {}).get("egress.hawse.dev/addresses")
+        if addresses != str(ASSIGNED):
+            raise DemoFailed(
+                f"the namespace came back with {addresses!r} and not with {ASSIGNED}: "
+                f"the webhook says why in {self._stack.control.log('webhook')}"
+            )
+        self._print(
+            "$ kubectl create -f - <<< '{kind: Namespace, metadata: {name: egress-test, "
+            "labels: {environment: production}}}'",
+            f"  annotations: {{egress.hawse.dev/addresses: {addresses}}}    ({taken * 1000:.0f} ms, over TLS)",
+        )
+
+    def _steered(self) -> None:
+        self._title("3. Seconds later: the same pod's requests carry the namespace's address")
+        before = time.monotonic()
+        entry = self._request("pod", ASSIGNED)
+        self._say(f"steered {time.monotonic() - before:.1f} s after the namespace was created")
+        self._show(entry)
+        for _ in range(3):
+            self._request("pod", ASSIGNED, patience=0)
+        self._show_all("egress-test", ASSIGNED, EGRESS_NETID)
+
+    def _by_hand(self) -> None:
+        self._title("4. By hand: two merge patches, for a namespace that no pool serves")
+        stack = self._stack
+        self._show(self._request("hand", NODE1))
+        host = stack.network.nodes["node2"].host
+        current = (stack.kube.get("HostSubnet", host) or {}).get("egressIPs", [])
+        self._print(
+            f"$ kubectl patch hostsubnet {host} --type=merge -p "
+            f"'{{\"egressIPs\": {_listed([*current, str(MANUAL)])}}}'",
+            f"$ kubectl patch netnamespace by-hand --type=merge -p '{{\"egressIPs\": {_listed([str(MANUAL)])}}}'",
+        )
+        stack.kube.patch("HostSubnet", host, {"egressIPs": [*current, str(MANUAL)]})
+        stack.kube.patch("NetNamespace", "by-hand", {"egressIPs": [str(MANUAL)]})
+        self._show(self._request("hand", MANUAL))
+        self._show_all("by-hand", MANUAL, MANUAL_NETID)
+
+    def _release(self) -> None:
+        self._title("5. The namespace is deleted: everything of it goes, and nobody else notices")
+        stack = self._stack
+        steady = stack.network.traffic("hand", interval=0.5)
+        time.sleep(2)
+        self._print("$ kubectl delete namespace egress-test")
+        stack.kube.delete("Namespace", "egress-test")
+        try:
+            wait_for("the release", lambda: not self._remains(), PATIENCE, every=0.5)
+        except TimeoutError:
+            raise DemoFailed(f"the release left behind: {'; '.join(self._remains())}") from None
+        for name in stack.network.nodes:
+            self._print(f"{name}: no flow, address or rule of {ASSIGNED} is left")
+        claim = stack.kube.get("EgressAddress", str(ASSIGNED)) or {}
+        status = claim.get("status", {})
+        if status.get("phase") != "Quarantined":
+            raise DemoFailed(f"EgressAddress {ASSIGNED} is {status.get('phase')} and not Quarantined")
+        self._print(f"EgressAddress {ASSIGNED}: {status['phase']} until {status['quarantinedUntil']}")
+        time.sleep(2)
+        self._undisturbed("by-hand", steady.stop(), MANUAL)
+        self._undisturbed("bystander", self._bystander.stop(), NODE1)
+
+    def _remains(self) -> list[str]:
+        """What the nodes still hold of the assigned address or of its namespace."""
+        found = []
+        for name in self._stack.network.nodes:
+            found += [f"{name}: {flow}" for flow in self._stack.flows(name) if f"{EGRESS_NETID:#x}" in flow]
+            found += [f"{name}: {rule}" for rule in self._stack.rules(name) if str(ASSIGNED) in rule]
+            found += [f"{name}: {line}" for line in self._stack.addresses(name) if str(ASSIGNED) in line]
+        return found
+
+    def _undisturbed(self, namespace: str, attempts: list[Attempt], source: IPv4Address) -> None:
+        wrong = [attempt for attempt in attempts if attempt.source != source]
+        if wrong or not attempts:
+            raise DemoFailed(f"namespace {namespace} noticed: {wrong[:3] or 'it sent nothing'}")
+        self._print(f"namespace {namespace}: {len(attempts)} requests meanwhile, all answered, all from {source}")
+
+    def _request(self, pod: str, source: IPv4Address, *, patience: float = PATIENCE) -> AccessLogEntry:
+        """A request of `pod` that the web server saw come from `source`; until then, requests are made again."""
+        network = self._stack.network
+        seen: set[IPv4Address] = set()
+
+        def arrived() -> AccessLogEntry | None:
+            before = len(network.access_log())
+            network.request(pod, f"/from-{pod}", timeout=1)
+            for entry in network.access_log()[before:]:
+                if entry.path == f"/from-{pod}":
+                    seen.add(entry.source)
+                    if entry.source == source:
+                        return entry
+            return None
+
+        try:
+            entry = wait_for(f"a request from {source}", arrived, patience)
+        except TimeoutError:
+            raise DemoFailed(
+                f"the web server never saw {pod}'s request come from {source}"
+                f" but from {', '.join(map(str, seen)) or 'nowhere'}: read {self._stack.control.log('worker')} and "
+                f"{self._stack.network.workdir}/runner-*.log"
+            ) from None
+        return entry
+
+    def _show_all(self, namespace: str, address: IPv4Address, netid: int) -> None:
+        stack = self._stack
+        for name, spec in stack.network.nodes.items():
+            subnet = stack.kube.get("HostSubnet", spec.host) or {}
+            self._print(f"HostSubnet {spec.host}: egressIPs {_listed(subnet.get('egressIPs', []))}  ({name})")
+        binding = stack.kube.get("NetNamespace", namespace) or {}
+        self._print(f"NetNamespace {namespace}: netid {binding['netid']}, egressIPs {_listed(binding['egressIPs'])}")
+        address_lines = [line for line in stack.addresses("node2") if f" {address}/" in line]
+        flows = {
+            name: [flow for flow in stack.flows(name) if f"reg0={netid:#x}" in flow] for name in stack.network.nodes
+        }
+        rules = [rule for rule in stack.rules("node2") if f"--to-source {address}" in rule]
+        jump = [rule for rule in stack.rules("node2") if "-A OPENSHIFT-MASQUERADE -j HAWSE" in rule]
+        self._print("node2 $ ip address show dev eth0", *(f"  {line}" for line in address_lines))
+        for name, lines in flows.items():
+            self._print(f"{name} $ ovs-ofctl dump-flows br0 table=100", *(f"  {line}" for line in lines))
+        self._print("node2 $ iptables-save -c -t nat", *(f"  {rule}" for rule in [*jump, *rules]))
+        idle = [name for name, lines in flows.items() if not lines or "n_packets=0," in lines[0]]
+        if not address_lines or not rules or idle or rules[0].startswith("[0:"):
+            raise DemoFailed(f"no packet was counted on the way of {address} ({', '.join(idle) or 'address or rule'})")
+
+    def _show(self, entry: AccessLogEntry) -> None:
+        when = time.strftime("%d/%b/%Y:%H:%M:%S %z", time.localtime(entry.time))
+        self._print(f'web server\'s access log:  {entry.source} - - [{when}] "GET {entry.path}"')
+
+    def _title(self, text: str) -> None:
+        self._print("", f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text)
+
+    def _print(self, *lines: str) -> None:
+        for line in lines:
+            print(f"   {line}" if line else "", flush=True)
+
+
+def _net_namespace(name: str, netid: int) -> Json:
+    head = {"apiVersion": "network.openshift.io/v1", "kind": "NetNamespace", "metadata": {"name": name}}
+    return head | {"netname": name, "netid": netid}
+
+
+def _listed(texts: list[str]) -> str:
+    return "[" + ", ".join(f'"{text}"' for text in texts) + "]"
+
+
+def _interrupted(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def main() -> int:
+    """0 when every step was seen, 1 when one was not, 2 when this machine cannot run it, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave it running until Ctrl-C")
+    keep = parser.parse_args().keep
+    problems = preflight.check()
+    if problems:
+        print("The demo cannot run here:", *problems, sep="\n  ", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGHUP, _interrupted)
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:5.1f} s] {text}", flush=True)
+
+    directory = Path(tempfile.mkdtemp(prefix="hawse-demo-"))
+    failed = True
+    try:
+        with Stack(directory, say=say) as stack:
+            Demo(stack, say).run()
+            print()
+            say("every step was seen on the wire")
+            failed = False
+            if keep:
+                _keep(stack)
+    except KeyboardInterrupt as interruption:
+        print(f"\ninterrupted ({interruption or 'Ctrl-C'}): everything is taken down", file=sys.stderr)
+        failed = False
+        return 0 if keep and not str(interruption) else 130
+    except (DemoFailed, LabError, GuardError, KubeError, TimeoutError) as error:
+        print(f"\nThe demo failed: {error}\nAll logs are below {directory}; remove it when read.", file=sys.stderr)
+        return 1
+    finally:
+        if not failed:
+            shutil.rmtree(directory, ignore_errors=True)
+    return 0
+
+
+def _keep(stack: Stack) -> None:
+    print(
+        f"""
+It goes on until Ctrl-C. In another shell:
+   export KUBECONFIG={stack.cluster.kubeconfig}      # {stack.cluster.url}
+   kubectl get namespaces,hostsubnets,netnamespaces,egresspools,egressaddresses
+   kubectl create namespace mine --dry-run=client -o yaml | kubectl label -f - --local environment=production -o yaml |
+     kubectl create -f -
+   kubectl get egressaddresses --watch
+Logs: {stack.control.directory}, {stack.network.workdir}
+""",
+        flush=True,
+    )
+    while True:
+        dead = stack.control.dead()
+        if dead:
+            raise DemoFailed(f"{dead[0]} ended: read {stack.control.log(dead[0])}")
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
