@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import Generic, TypeVar
 
-from egress.addresses import Address, parse_address
+from egress.addresses import Address
 from egress.program import COOKIE, COOKIE_MASK, OWN_CHAINS, SNAT_CHAIN, Flow, Group, NodeProgram, RuleSet
 
 T = TypeVar("T")
@@ -117,9 +118,9 @@ def change(program: NodeProgram, found: Found) -> Change:
     changed = wanted - found.flows
     late = {flow for flow in changed if netid_of(flow) in program.own} if "nat" in rules.scripts else set()
     early = changed - late
-    # A key that gets its flow late must not keep an old flow meanwhile: it drops until its rule stands.
-    old = {flow.key: flow for flow in found.flows}
-    early |= {_dropping(flow) for flow in late if flow.key in old and old[flow.key].actions != "drop"}
+    # A key that gets its flow late drops until its rule stands: an old flow would hand packets to a rule that goes,
+    # and no flow at all, should the rules fail, would send them out with the node's IP.
+    early |= {_dropping(flow) for flow in late} - found.flows
     removed = {flow for flow in found.flows if flow.key not in kept_keys}
     groups = diff(program.groups, found.groups)
     fence = FlowChange(
@@ -134,18 +135,16 @@ def change(program: NodeProgram, found: Found) -> Change:
         rules=rules,
         admit=FlowChange(tuple(sorted(late))),
         add_addresses=addresses.add - blocked,
-        forget=addresses.remove | _changed_hands(program, found),
+        # A rule tells of an address that is gone already: removed by somebody, or by a pass that did not end.
+        forget=addresses.remove | (marks_of(found.rules).keys() - program.addresses) | _changed_hands(program, found),
     )
 
 
 def applied(program: NodeProgram, found: Found) -> Found:
     """What the node holds once `change(program, found)` is carried out: no need to read it all again."""
-    own: dict[tuple[str, str], tuple[str, ...]] = {}
+    own: dict[tuple[str, str], list[str]] = {key: [] for key in OWN_CHAINS} if program.rules.spine else {}
     for rule in (*program.rules.spine, *sorted(program.rules.leaves)):
-        key = (rule.table, rule.chain)
-        own[key] = (*own.get(key, ()), rule.spec)
-    if program.rules.spine:
-        own = dict.fromkeys(OWN_CHAINS, ()) | own
+        own[rule.table, rule.chain].append(rule.spec)
     parents = {
         parent: tuple(spec for spec in specs if spec not in _JUMP_SPECS)
         for parent, specs in found.rules.parents.items()
@@ -153,8 +152,10 @@ def applied(program: NodeProgram, found: Found) -> Found:
     for jump in program.rules.jumps:
         key = (jump.table, jump.chain)
         parents[key] = (jump.spec, *parents.get(key, ()))
-    rules = RulesFound(own, parents)
-    return Found(program.addresses, program.flows, program.groups, rules, found.foreign_flows)
+    rules = RulesFound({key: tuple(specs) for key, specs in own.items()}, parents)
+    addresses = program.addresses - (usurped(program, found) - found.addresses)
+    flows = frozenset(flow for flow in program.flows if flow.key not in found.foreign_flows)
+    return Found(addresses, flows, program.groups, rules, found.foreign_flows)
 
 
 def usurped(program: NodeProgram, found: Found) -> frozenset[Address]:
@@ -166,7 +167,8 @@ def usurped(program: NodeProgram, found: Found) -> frozenset[Address]:
     )
 
 
-_SNAT_RULE = re.compile(r"-s \S+ -m mark --mark (0x[0-9a-f]+) -j SNAT --to-source (\S+)")
+_SNAT_RULE = re.compile(r"-s \S+ -m mark --mark (0x[0-9a-f]+) -j SNAT --to-source ([0-9]+(?:\.[0-9]+){3})")
+_MARK_ACTION = re.compile(r"set_field:(0x[0-9a-f]+)->pkt_mark")
 
 
 def marks_of(found: RulesFound) -> dict[Address, int]:
@@ -175,22 +177,17 @@ def marks_of(found: RulesFound) -> dict[Address, int]:
     for spec in found.own.get(("nat", SNAT_CHAIN), ()):
         match = _SNAT_RULE.fullmatch(spec)
         if match is not None:
-            marks[parse_address(match[2])] = int(match[1], 16)
+            marks[IPv4Address(match[2])] = int(match[1], 16)
     return marks
 
 
 def standing(found: Found) -> dict[int, Address]:
     """The NetIDs whose packets leave with an address of this node now: flow, rule and address are all there."""
-    carrying = {
-        f"set_field:{mark:#x}->pkt_mark": address
-        for address, mark in marks_of(found.rules).items()
-        if address in found.addresses
-    }
+    carrying = {mark: address for address, mark in marks_of(found.rules).items() if address in found.addresses}
     return {
         netid_of(flow): address
         for flow in found.flows
-        for text, address in carrying.items()
-        if text in flow.actions.split(",")
+        if (mark := _mark_in(flow)) is not None and (address := carrying.get(mark)) is not None
     }
 
 
@@ -256,10 +253,17 @@ def _dropping(flow: Flow) -> Flow:
 
 def _changed_hands(program: NodeProgram, found: Found) -> frozenset[Address]:
     """Addresses that stay here, but whose packets came from another NetID until now."""
-    wanted = {flow.key: flow.actions for flow in program.flows}
-    gone = {flow for flow in found.flows if wanted.get(flow.key) != flow.actions}
+    staying = {mark: address for address, mark in program.marks.items() if address in found.addresses}
     return frozenset(
         address
-        for address, mark in program.marks.items()
-        if address in found.addresses and any(f"set_field:{mark:#x}->pkt_mark" in flow.actions for flow in gone)
+        for flow in found.flows
+        if (mark := _mark_in(flow)) is not None
+        and (address := staying.get(mark)) is not None
+        and program.own.get(netid_of(flow)) != address
     )
+
+
+def _mark_in(flow: Flow) -> int | None:
+    """The mark that `flow` gives packets, if it does."""
+    match = _MARK_ACTION.search(flow.actions)
+    return int(match[1], 16) if match else None

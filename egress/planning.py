@@ -16,6 +16,9 @@ from egress.addresses import Address, AddressError, parse_address
 from egress.objects import HostSubnet, NetNamespace
 
 MAX_NETID = 0xFFFFFF
+Acknowledgement = tuple[Address, str, int]
+"""An address, the node that holds it, and the NetID whose packets the node sends out with it. A node that holds the
+address for one NetID has no flow for another yet, and would let its packets out with the node's own IP."""
 
 
 class State(StrEnum):
@@ -76,12 +79,12 @@ def plan(
     net_namespaces: Collection[NetNamespace],
     *,
     offline: AbstractSet[str] = frozenset(),
-    acknowledged: AbstractSet[tuple[Address, str]] | None = None,
+    acknowledged: AbstractSet[Acknowledgement] | None = None,
 ) -> Plan:
     """The plan of a whole cluster.
 
-    `offline` names nodes that host nothing for now. `acknowledged` holds the (address, node) pairs that the nodes
-    have claimed; None means all of them.
+    `offline` names nodes that host nothing for now. `acknowledged` holds what the nodes have claimed; None means
+    that they have claimed all of it.
     """
     hosting = _Hosting.of(host_subnets)
     owners: dict[Address, set[str]] = defaultdict(set)
@@ -135,7 +138,7 @@ def _outcome(
     hosting: _Hosting,
     owners: Mapping[Address, set[str]],
     offline: AbstractSet[str],
-    acknowledged: AbstractSet[tuple[Address, str]] | None,
+    acknowledged: AbstractSet[Acknowledgement] | None,
 ) -> NamespacePlan:
     if not namespace.egress_ips:
         return NamespacePlan(namespace.name, namespace.netid, State.NORMAL)
@@ -165,7 +168,7 @@ def _outcome(
             )
         elif hop.node in offline:
             reasons.append(f"node {hop.node}, which hosts {hop.address}, is offline")
-        elif acknowledged is not None and (hop.address, hop.node) not in acknowledged:
+        elif acknowledged is not None and (hop.address, hop.node, namespace.netid) not in acknowledged:
             claims.append(hop)
             reasons.append(f"node {hop.node} has not acknowledged {hop.address}")
         else:

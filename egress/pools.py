@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from egress.addresses import Address, AddressError, Range, parse_address, parse_range, subtract
 from egress.objects import OPT_OUT, POOL_ANNOTATION, REQUEST_ANNOTATION, EgressPool
@@ -116,8 +117,6 @@ def _hole(text: str) -> Range:
     """An exclusion means every address of its CIDR, the first and last too."""
     if "/" not in text or "-" in text:
         return parse_range(text)
-    inner = parse_range(text)
-    prefix = int(text.partition("/")[2])
-    size = 1 << ((32 if inner.version == 4 else 128) - prefix)
-    first = inner.first // size * size
-    return Range(inner.version, first, first + size - 1)
+    parse_range(text)  # for its errors
+    network = ip_network(text)
+    return Range(network.version, int(network.network_address), int(network.broadcast_address))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -14,6 +15,10 @@ import msgspec
 from egress.program import Layout
 
 PREFIX = "HAWSE_"
+_SERVICE_LINK = re.compile(
+    r"\w+_(SERVICE_(HOST|PORT\w*)=.*|PORT(_[0-9]+_(TCP|UDP|SCTP))?(_(PROTO|PORT|ADDR)=.*|=\w+://.*))"
+)
+"""What Kubernetes puts into every pod's environment for a Service whose name begins with `hawse`."""
 
 
 class SettingsError(ValueError):
@@ -87,6 +92,8 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         if not variable.startswith(PREFIX):
             continue
         name = variable.removeprefix(PREFIX).lower()
+        if name not in names and _SERVICE_LINK.fullmatch(f"{variable}={text}"):
+            continue
         if name not in names:
             raise SettingsError(f"{variable} is not a setting of Hawse; docs/settings.md lists them")
         values[name] = text

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from egress.addresses import Address
-from egress.planning import Plan
+from egress.planning import Acknowledgement, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,10 @@ class NodeReport:
 
 def acknowledged(
     rows: Mapping[int, Steering], reports: Mapping[str, NodeReport], epoch: str
-) -> frozenset[tuple[Address, str]]:
-    """The (address, node) pairs that carry traffic.
+) -> frozenset[Acknowledgement]:
+    """The addresses that carry traffic, each with its node and NetID.
 
-    A pair begins to when the node says that it holds the address for the NetID it was given for, having applied the
+    One begins to when the node says that it holds the address for the NetID it was given for, having applied the
     change that gave it. It ends when a node that had applied that change no longer says so; silence ends nothing here.
 
     With `epoch` "" the table is being built anew: `rows` does not matter, and what the nodes hold counts as it stands,
@@ -92,15 +92,15 @@ def acknowledged(
         (claim.address, node, claim.netid) for node, report in reports.items() for claim in report.claims if claim.held
     }
     if not epoch:
-        return frozenset((address, node) for address, node, _ in held)
-    pairs: set[tuple[Address, str]] = set()
+        return frozenset(held)
+    result: set[Acknowledgement] = set()
     for netid, row in rows.items():
         for hop in row.hops:
             report = reports.get(hop.node)
             informed = report is not None and report.epoch == epoch and report.applied >= hop.since
             if (hop.address, hop.node, netid) in held if informed else hop.acknowledged:
-                pairs.add((hop.address, hop.node))
-    return frozenset(pairs)
+                result.add((hop.address, hop.node, netid))
+    return frozenset(result)
 
 
 def carried_over(desired: Mapping[int, Steering], current: Mapping[int, Steering]) -> dict[int, Steering]:

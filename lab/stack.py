@@ -6,10 +6,12 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from egress.adapters.ledger import Ledger
 from lab.apiserver.process import EmbeddedCluster
 from lab.control_plane import WORKERS_USER, ControlPlane, install, workers_kubeconfig
 from lab.kube import Json, Kube
@@ -95,7 +97,8 @@ class Stack:
         self._say("node runners: one on each node")
         for name in self.network.nodes:
             self.start_runner(name)
-        wait_for("the node runners' reports", self._reported, 30)
+        for name in self.network.nodes:
+            wait_for(f"the report of {name}'s runner", lambda name=name: self.reported(name, 0), 60)  # type: ignore[misc]
 
     def stop(self) -> None:
         """Ends all of it."""
@@ -146,14 +149,12 @@ class Stack:
         done = self.network.run(node, ["ip", "-4", "-o", "address", "show", "dev", "eth0"], check=True)
         return [" ".join(line.split()) for line in done.stdout.splitlines()]
 
-    def _reported(self) -> bool:
-        from egress.adapters.ledger import Ledger  # noqa: PLC0415 - only here the lab looks inside
-
-        ledger = Ledger(self.broker.unix_url)
-        hosts = [spec.host for spec in self.network.nodes.values()]
-        reported = ledger.reports(hosts).keys() >= set(hosts)
-        ledger.close()
-        return reported
+    def reported(self, name: str, since: float) -> bool:
+        """Whether the runner of node `name` finished a pass after `since` (seconds since the epoch)."""
+        host = self.network.nodes[name].host
+        with closing(Ledger(self.broker.unix_url)) as ledger:
+            report = ledger.reports([host]).get(host)
+        return report is not None and report.at > since
 
     def _node(self, spec: NodeSpec) -> Json:
         labels = {"kubernetes.io/hostname": spec.host}

@@ -12,7 +12,7 @@ from egress.addresses import Address
 from egress.delta import Change, FlowChange, Found, applied, change, marks_of, standing, usurped
 from egress.program import Flow, Layout, NodeFacts, NodeProgram, render
 from egress.table import Claim, Steering, SteeringHop
-from node_runner.drivers.errors import NodeError
+from node_runner.drivers.errors import InterfaceMissing, NodeError
 from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
 
 _log = structlog.get_logger()
@@ -62,7 +62,12 @@ class Programmer:
         runner's first pass: it also looks where nothing of ours should be.
         """
         links = self._drivers.links
-        bridge, link = self._drivers.flows.facts(), links.facts()
+        bridge = self._drivers.flows.facts()
+        try:
+            link = links.facts()
+        except InterfaceMissing:
+            self._fence_off(self._drivers.flows.read().flows)  # the addresses went with the interface
+            raise
         if fresh:
             links.sweep()
         facts = NodeFacts(self._name, bridge.tun_mac, bridge.vxlan_port)
@@ -81,7 +86,7 @@ class Programmer:
         failed = self._apply(step, program)
         after = applied(program, found)
         for address in usurped(program, found):
-            failed[address] = Refusal("FlowForeign", f"a flow that is not Hawse's steers NetID {given[address]}")
+            failed[address] = _usurped(given[address])
         taken: frozenset[Address] = frozenset()
         if asked:
             for address, mac in self._drivers.arp.probe(link.interface, link.mac, asked, self._timing).items():
@@ -90,6 +95,8 @@ class Programmer:
             step = change(program, after)
             wrote = wrote or bool(step)
             failed |= self._apply(step, program)
+            for address in usurped(program, after):
+                failed[address] = _usurped(given[address])
             after = applied(program, after)
             taken = step.add_addresses - failed.keys()
         if failed:
@@ -125,7 +132,7 @@ class Programmer:
             try:
                 drivers.nat.apply(step.rules)
             except NodeError:
-                self._fence_off(program)
+                self._fence_off(program.flows)
                 raise
         if step.admit:
             drivers.flows.apply(step.admit)
@@ -145,15 +152,19 @@ class Programmer:
             )
         return failed
 
-    def _fence_off(self, program: NodeProgram) -> None:
-        """The rules cannot be written, so no flow may count on them: all traffic for our own addresses is dropped."""
+    def _fence_off(self, flows: AbstractSet[Flow]) -> None:
+        """Those of `flows` that count on an address or a rule which cannot be had now drop their traffic instead."""
         drops = tuple(
             Flow(flow.table, flow.priority, flow.match, flow.cookie, "drop")
-            for flow in sorted(program.flows)
+            for flow in sorted(flows)
             if "->pkt_mark" in flow.actions
         )
         if drops:
             self._drivers.flows.apply(FlowChange(add=drops))
+
+
+def _usurped(netid: int) -> Refusal:
+    return Refusal("FlowForeign", f"a flow that is not Hawse's steers NetID {netid}: remove it from the egress table")
 
 
 def _claims(

@@ -36,6 +36,9 @@ class Runner:
         self._change = 0
         self._table: dict[int, Steering] | None = None
         self._fresh = True
+        self._news = False
+        self._held: frozenset[Address] = frozenset()
+        self._told: tuple[Claim, ...] = ()
         self._resting: dict[Address, tuple[float, Refusal]] = {}
         self._announcements: list[tuple[float, frozenset[Address]]] = []
         self._repairs = 0
@@ -64,7 +67,7 @@ class Runner:
     def step(self) -> None:
         """One pass: read the table, program the node, report."""
         began = time.monotonic()
-        current, news = self._refresh()
+        current = self._refresh()
         link: LinkFacts | None = None
         claims: tuple[Claim, ...] = ()
         problem = ""
@@ -74,25 +77,24 @@ class Runner:
                 # Never saw a table: whatever the node holds from before stays as it is, and is only reported.
                 link, claims = self._programmer.holds()
             else:
-                link, claims = self._program(self._table, news=news)
+                link, claims = self._program(self._table)
         except NodeError as error:
             problem = f"{error.reason}: {error}"
             _log.error("the node cannot be programmed", reason=error.reason, error=str(error))
         self._report(current, link, claims, problem)
-        _log.debug("pass", change=self._change, news=news, seconds=round(time.monotonic() - began, 3))
+        _log.debug("pass", change=self._change, seconds=round(time.monotonic() - began, 3))
 
-    def _refresh(self) -> tuple[bool, bool]:
-        """Reads what is new: whether the ledger has a table now, and whether it had anything new."""
+    def _refresh(self) -> bool:
+        """Reads what is new in the table; whether the ledger has one now."""
         try:
             read = self._ledger.read_table(self._epoch, self._change)
         except TransientError as error:
             _log.warning("the table cannot be read; the node stays as it is", error=str(error))
-            return False, False
+            return False
         if not read.epoch:
-            return False, False  # Redis was flushed: the last table stands until there is a new one
-        news = read.whole or bool(read.rows)
+            return False  # Redis was flushed: the last table stands until there is a new one
         self._merge(read)
-        return True, news
+        return True
 
     def _merge(self, read: TableRead) -> None:
         if self._table is None or read.whole:
@@ -103,15 +105,19 @@ class Runner:
             else:
                 self._table[netid] = row
         self._epoch, self._change = read.epoch, read.change
+        self._news = self._news or read.whole or bool(read.rows)
 
-    def _program(self, table: dict[int, Steering], *, news: bool) -> tuple[LinkFacts, tuple[Claim, ...]]:
+    def _program(self, table: dict[int, Steering]) -> tuple[LinkFacts, tuple[Claim, ...]]:
         now = time.monotonic()
         resting = {address: refusal for address, (until, refusal) in self._resting.items() if until > now}
         result = self._programmer.run(table, resting=resting, fresh=self._fresh)
-        if result.wrote and not news and not self._fresh and not result.taken:
+        # Nothing new was asked for, nor was something given at last that had been refused: somebody touched the node.
+        gained = result.taken and not result.taken & self._held
+        if result.wrote and not self._news and not self._fresh and not gained:
             self._repairs += 1
             _log.warning("drift repaired", repairs=self._repairs)
-        self._fresh = False
+        self._fresh = self._news = False  # only now: a pass that failed leaves its work to the next one
+        self._held = frozenset(claim.address for claim in result.claims if claim.held)
         self._resting = {
             address: self._resting[address] if address in resting else (now + self._retry, refusal)
             for address, refusal in result.refused.items()
@@ -145,7 +151,8 @@ class Runner:
         )
         try:
             self._ledger.report(report)
-            if not current or unacknowledged(self._table or {}, self._name, claims):
+            if not current or claims != self._told or unacknowledged(self._table or {}, self._name, claims):
                 self._tell()
+                self._told = claims
         except TransientError as error:
             _log.warning("the report was not sent", error=str(error))

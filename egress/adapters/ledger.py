@@ -20,7 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from egress.adapters import scripts
-from egress.addresses import Address, Range, make_address, parse_address
+from egress.addresses import Address, AddressError, Range, make_address, parse_address
 from egress.objects import EgressPool
 from egress.operations import StepRecord, TransientError
 from egress.table import Claim, NodeReport, Steering, SteeringHop
@@ -176,7 +176,10 @@ class Ledger:
             ready, text = self._redis.pipeline().exists("hawse:index").get("hawse:offer").execute()
         if not ready or text is None:
             raise NotReadyError("the index is being rebuilt")
-        wire = _OFFER.decode(text)
+        try:
+            wire = _OFFER.decode(text)
+        except msgspec.DecodeError as error:  # written by another version: the next reconcile replaces it
+            raise NotReadyError(f"the pools cannot be read: {error}") from None
         return Offer(tuple(wire.pools), frozenset(map(parse_address, wire.node_ips)))
 
     def set_offer(self, offer: Offer) -> None:
@@ -223,11 +226,19 @@ class Ledger:
         """Gives `addresses` back, unless somebody else has them by now."""
         self._settled("free", holder, addresses)
 
-    def _settled(self, state: str, holder: str, addresses: Iterable[Address]) -> None:
+    def lapse(self, holder: str, addresses: Iterable[Address], older_than: float) -> None:
+        """Gives reservations back that were made more than `older_than` seconds ago; one made anew meanwhile stays."""
+        self._settled("free", holder, addresses, "reserved", f"{self.now() - older_than:.6f}")
+
+    def quarantine_over(self, holder: str, addresses: Iterable[Address]) -> None:
+        """Gives `addresses` back, unless `holder` is back and has reserved them meanwhile."""
+        self._settled("free", holder, addresses, "quarantined")
+
+    def _settled(self, state: str, holder: str, addresses: Iterable[Address], only: str = "", until: str = "") -> None:
         keys = [_key(address) for address in addresses]
         if keys:
             with _away():
-                self._settle(args=[state, holder, *keys])
+                self._settle(args=[state, holder, only, until, *keys])
 
     def now(self) -> float:
         """Redis's clock, in seconds since the epoch: the one that stamps reservations."""
@@ -252,19 +263,13 @@ class Ledger:
         with _away():
             keys = self._redis.zrangebyscore("hawse:reserved", "-inf", now - older_than)
             values = self._redis.hmget("hawse:addresses", keys) if keys else []
-        return {
-            _from_key(key): value.split("|")[1] for key, value in zip(keys, values, strict=True) if value is not None
-        }
+        return {_from_key(key): _entry(value)[1] for key, value in zip(keys, values, strict=True) if value is not None}
 
     def usage(self) -> dict[Address, tuple[str, str]]:
         """Every address in use: its state (reserved, claimed or quarantined) and holder."""
         with _away():
             entries = self._redis.hgetall("hawse:addresses")
-        result = {}
-        for key, value in entries.items():
-            state, holder, _ = value.split("|")
-            result[_from_key(key)] = (state, holder)
-        return result
+        return {_from_key(key): _entry(value) for key, value in entries.items()}
 
     def is_ready(self) -> bool:
         """Whether the index is built, so that reservations can be made."""
@@ -425,6 +430,12 @@ def _from_key(key: str) -> Address:
     return make_address(int(key, 16), 4 if len(key) == 8 else 6)
 
 
+def _entry(text: str) -> tuple[str, str]:
+    """State and holder. At admission nobody has checked the name yet, so the holder may hold the separator too."""
+    state, _, rest = text.partition("|")
+    return state, rest.rpartition("|")[0]
+
+
 def _encoded(row: Steering) -> bytes:
     hops = [_Hop(str(hop.address), hop.node, str(hop.node_ip), hop.acknowledged, hop.since) for hop in row.hops]
     return msgspec.json.encode(_Row(row.namespace, hops))
@@ -433,9 +444,12 @@ def _encoded(row: Steering) -> bytes:
 def _row(netid: int, text: str) -> Steering | None:
     if not text:
         return None
-    row = _ROW.decode(text)
-    hops = tuple(
-        SteeringHop(parse_address(hop.address), hop.node, parse_address(hop.node_ip), hop.ack, hop.since)
-        for hop in row.hops
-    )
+    try:
+        row = _ROW.decode(text)
+        hops = tuple(
+            SteeringHop(parse_address(hop.address), hop.node, parse_address(hop.node_ip), hop.ack, hop.since)
+            for hop in row.hops
+        )
+    except (msgspec.DecodeError, AddressError) as error:
+        raise TransientError(f"the table's row of NetID {netid} cannot be read: {error}") from None
     return Steering(netid, row.namespace, hops)

@@ -93,8 +93,7 @@ RESERVE = (
 if redis.call('EXISTS', 'hawse:index') == 0 then return {'unready'} end
 local holder, count = ARGV[1], tonumber(ARGV[2])
 local requested, ranges = split(ARGV[3]), split(ARGV[4])
-local chosen, mine = {}, {}
-for _, hex in ipairs(split(redis.call('HGET', 'hawse:holders', holder))) do mine[hex] = true end
+local chosen = {}
 
 for _, hex in ipairs(requested) do
   local old = entry(hex)
@@ -105,7 +104,6 @@ if #requested == 0 then
   for _, hex in ipairs(split(redis.call('HGET', 'hawse:holders', holder))) do
     if #chosen < count and in_ranges(hex, ranges) then chosen[#chosen + 1] = hex end
   end
-  local picked = {}
   for i = 1, #ranges, 2 do
     if #chosen >= count then break end
     walk(ranges[i], ranges[i + 1], function(prefix, from, to)
@@ -144,17 +142,17 @@ return chosen
 SETTLE = (
     _LIBRARY
     + """
--- ARGV: state ('claimed', 'quarantined' or 'free'), holder, address, ...
+-- ARGV: state ('claimed', 'quarantined' or 'free'), holder, from (a state or ''), until (a time or ''), address, ...
 -- 'claimed' and 'quarantined' follow an object that exists, so they hold whatever the index said before. 'free' gives
--- an address back only while `holder` has it.
-for i = 3, #ARGV do
+-- an address back only while `holder` has it, in state `from` if given, and since no later than `until` if given.
+for i = 5, #ARGV do
   local hex = ARGV[i]
+  local old = entry(hex)
   if ARGV[1] == 'free' then
-    local old = entry(hex)
-    if old and old.holder == ARGV[2] then free(hex) end
-  else
-    local old = entry(hex)
-    if not (old and old.state == ARGV[1] and old.holder == ARGV[2]) then put(hex, ARGV[1], ARGV[2], now()) end
+    if old and old.holder == ARGV[2] and (ARGV[3] == '' or old.state == ARGV[3])
+      and (ARGV[4] == '' or old.at <= tonumber(ARGV[4])) then free(hex) end
+  elseif not (old and old.state == ARGV[1] and old.holder == ARGV[2]) then
+    put(hex, ARGV[1], ARGV[2], now())
   end
 end
 return redis.status_reply('OK')
@@ -191,9 +189,11 @@ return redis.status_reply('OK')
 
 PUBLISH = """
 -- ARGV: expected change number, epoch to set (or ''), then netid, row ('' for none), ...
--- Gives the new change number, or -1 if somebody published meanwhile.
+-- Gives the new change number, or -1 if somebody published meanwhile, or there is no table to change.
 local change = tonumber(redis.call('GET', 'hawse:change') or '0')
 if change ~= tonumber(ARGV[1]) then return -1 end
+if ARGV[2] ~= '' then redis.call('DEL', 'hawse:table', 'hawse:changes')
+elseif redis.call('EXISTS', 'hawse:epoch') == 0 then return -1 end
 for i = 3, #ARGV, 2 do
   change = change + 1
   if ARGV[i + 1] == '' then redis.call('HDEL', 'hawse:table', ARGV[i])
@@ -211,7 +211,8 @@ CHANGES = """
 local epoch = redis.call('GET', 'hawse:epoch')
 if not epoch then return {''} end
 local reply = {epoch, redis.call('GET', 'hawse:change') or '0', 'some'}
-if ARGV[1] ~= epoch then
+-- A reader that is ahead has seen what a restart from an older save lost.
+if ARGV[1] ~= epoch or tonumber(ARGV[2]) > tonumber(reply[2]) then
   reply[3] = 'all'
   for _, value in ipairs(redis.call('HGETALL', 'hawse:table')) do reply[#reply + 1] = value end
   return reply

@@ -1,0 +1,37 @@
+"""The only code that touches the node: Open vSwitch, iptables, addresses, ARP, conntrack. One driver a file."""
+
+from __future__ import annotations
+
+from egress.addresses import Address
+from egress.program import OWN_CHAINS, Layout
+from node_runner.drivers.ports import Node
+
+
+def open_node(
+    node_ip: Address,
+    layout: Layout,
+    *,
+    bridge: str = "br0",
+    vxlan: str = "vxlan0",
+    tun: str = "tun0",
+    iptables: str | None = None,
+) -> Node:
+    """The real drivers of the node whose IP is `node_ip`. Nothing is opened or started before its first use.
+
+    `iptables` is "nft", "legacy" or None to find out which one the node's rules are in.
+    """
+    from node_runner.drivers.arp import LinkArp  # noqa: PLC0415 - they import pyroute2, which offline use does without
+    from node_runner.drivers.conntrack import KernelConntrack  # noqa: PLC0415
+    from node_runner.drivers.flows import Bridge  # noqa: PLC0415
+    from node_runner.drivers.links import InterfaceLinks  # noqa: PLC0415
+    from node_runner.drivers.nat import Iptables  # noqa: PLC0415
+
+    return Node(
+        flows=Bridge(bridge, vxlan, tun, layout.egress_table),
+        nat=Iptables(layout.masquerade_chain, iptables),
+        links=InterfaceLinks(
+            node_ip, {chain for _, chain in OWN_CHAINS} | {layout.masquerade_chain, "INPUT", "FORWARD"}
+        ),
+        arp=LinkArp(),
+        conntrack=KernelConntrack(),
+    )

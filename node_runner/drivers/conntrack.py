@@ -1,0 +1,109 @@
+"""Connections translated to an egress address, through ctnetlink: one dump, one batch of deletes, one socket.
+
+The `conntrack` tool takes one reply address a process, each with a dump of its own; pyroute2's NFCTSocket decodes each
+entry into objects, seconds on a node with a hundred thousand connections. Here an entry is walked as far as its reply
+tuple, and its original tuple goes back to the kernel as it came.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from pyroute2.netlink import NETLINK_NETFILTER
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
+from pyroute2.netlink.nfnetlink.nfctsocket import IPCTNL_MSG_CT_DELETE, IPCTNL_MSG_CT_GET
+
+from egress.addresses import Address
+from node_runner.drivers.errors import NetlinkFailed
+from node_runner.drivers.netlink import Message, Netlink, attribute, attributes
+
+_GET = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
+_DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
+_NFGENMSG = struct.pack("=BBH", socket.AF_INET, 0, 0)
+_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18
+_TUPLE_IP, _IP_V4_DST = 1, 2
+_NESTED = 0x8000
+_ABSENT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
+"""What a kernel answers that has no ctnetlink."""
+_TRACKED = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+
+
+class KernelConntrack:
+    """The conntrack table of the network namespace. IPv4 only: node runners program nothing else."""
+
+    def count(self, addresses: Iterable[Address]) -> Mapping[Address, int]:
+        """See ports.Conntrack."""
+        wanted = _packed(addresses)
+        if not wanted:
+            return {}
+        try:
+            with Netlink(NETLINK_NETFILTER) as netlink:
+                return Counter(address for address, _ in _translated(netlink, wanted))
+        except NetlinkFailed as error:
+            _only_if_untracked(error)
+            return {}
+
+    def forget(self, addresses: Iterable[Address]) -> int:
+        """See ports.Conntrack."""
+        wanted = _packed(addresses)
+        if not wanted:
+            return 0
+        try:
+            with Netlink(NETLINK_NETFILTER) as netlink:
+                entries = [entry for _, entry in _translated(netlink, wanted)]
+                failed = netlink.batch([Message(_DELETE, _identity(entry)) for entry in entries])
+        except NetlinkFailed as error:
+            _only_if_untracked(error)
+            return 0
+        lasting = [code for code in failed.values() if code != errno.ENOENT]  # ENOENT: it ended by itself meanwhile
+        if lasting:
+            raise NetlinkFailed(
+                f"{len(lasting)} of {len(entries)} translated connections could not be ended: {os.strerror(lasting[0])}"
+            )
+        return len(entries)
+
+
+def _only_if_untracked(error: NetlinkFailed) -> None:
+    """Lets `error` pass if it says that ctnetlink is not there and no connection is tracked either."""
+    if error.code not in _ABSENT:
+        raise error
+    try:
+        tracked = int(_TRACKED.read_text())
+    except OSError:
+        return
+    if tracked:
+        raise NetlinkFailed(
+            f"{tracked} connections are tracked, and the kernel does not let them be ended: "
+            "run `modprobe nf_conntrack_netlink` on this node",
+            error.code,
+        ) from error
+
+
+def _packed(addresses: Iterable[Address]) -> dict[bytes, Address]:
+    return {address.packed: address for address in addresses if isinstance(address, IPv4Address)}
+
+
+def _translated(netlink: Netlink, wanted: Mapping[bytes, Address]) -> Iterator[tuple[Address, dict[int, bytes]]]:
+    """The entries whose replies come to one of `wanted`, with that address."""
+    for body in netlink.dump(Message(_GET, _NFGENMSG)):
+        entry = attributes(body, len(_NFGENMSG))
+        reply = attributes(attributes(entry.get(_TUPLE_REPLY, b"")).get(_TUPLE_IP, b""))
+        address = wanted.get(reply.get(_IP_V4_DST, b""))
+        if address is not None:
+            yield address, entry
+
+
+def _identity(entry: Mapping[int, bytes]) -> bytes:
+    """Original tuple, zone and id: without the id a new connection with the same tuple could be hit."""
+    body = _NFGENMSG + attribute(_TUPLE_ORIG | _NESTED, entry[_TUPLE_ORIG])
+    for kind in (_ZONE, _ID):
+        if kind in entry:
+            body += attribute(kind, entry[kind])
+    return body

@@ -1,0 +1,309 @@
+"""The egress addresses on the node's interface, through netlink."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from threading import Event
+
+from pyroute2 import IPRoute
+from pyroute2.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_GETADDR, RTM_NEWADDR
+from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_SECONDARY
+
+from egress.addresses import Address
+from node_runner.drivers.errors import (
+    AddressForeign,
+    AddressIsNodeIP,
+    AddressIsPrimary,
+    AddressOutsideSubnet,
+    InterfaceMissing,
+    InterfaceNameTooLong,
+    NetlinkFailed,
+    NodeError,
+    NotSupported,
+)
+from node_runner.drivers.netlink import Message, Netlink, attribute, attributes
+from node_runner.drivers.ports import LinkFacts
+from node_runner.drivers.watch import watch
+
+LABEL_SUFFIX = ":eip"
+LONGEST_LABELLED = 15 - len(LABEL_SUFFIX)
+"""A label has 15 characters and must begin with the interface's name."""
+ADDRESS_PROTOCOL = 72
+"""'H': the IFA_PROTO (Linux 5.18) of our addresses where the name leaves no room for the label; 0 to 3 are taken."""
+
+_DUMP_ATTEMPTS = 5
+
+_IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface index
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_FLAGS, _IFA_PROTO = 1, 2, 3, 8, 11
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An IPv4 address as some interface of the node holds it."""
+
+    address: IPv4Address
+    index: int
+    prefix_length: int
+    label: str
+    protocol: int
+    secondary: bool
+
+    @property
+    def ours(self) -> bool:
+        return self.label.endswith(LABEL_SUFFIX) or self.protocol == ADDRESS_PROTOCOL
+
+    @property
+    def network(self) -> IPv4Interface:
+        return IPv4Interface((int(self.address), self.prefix_length))
+
+
+class InterfaceLinks:
+    """The interface that carries `node_ip`, found anew at each call: an interface may be replaced at any time.
+
+    `chains` are the iptables chains whose changes `watch` reports, where iptables is nft.
+    """
+
+    def __init__(self, node_ip: Address, chains: Iterable[str] = ()) -> None:
+        if not isinstance(node_ip, IPv4Address):
+            raise NotSupported.ipv6(node_ip)
+        self._node_ip = node_ip
+        self._chains = frozenset(chains)
+
+    def facts(self) -> LinkFacts:
+        """See ports.Links."""
+        return self._facts(self._primary(self._held()))
+
+    def read(self) -> frozenset[Address]:
+        """See ports.Links."""
+        held = self._held()
+        index = self._primary(held).index
+        return frozenset(entry.address for entry in held if entry.ours and entry.index == index)
+
+    def apply(self, add: AbstractSet[Address], remove: AbstractSet[Address]) -> dict[Address, NodeError]:
+        """See ports.Links. One batch; removals first."""
+        if not add and not remove:
+            return {}
+        held = self._held()
+        facts = self._facts(self._primary(held))
+        refused = self._refusals(add, held, facts)
+        requests: list[tuple[IPv4Address, Message]] = []
+        for address in sorted(remove, key=int):
+            found = [entry for entry in held if entry.address == address]
+            ours = [entry for entry in found if entry.ours]
+            if found and not ours:
+                refused[address] = _foreign(address)
+            for entry in ours:
+                if _would_drag(entry, held, facts.interface):
+                    refused[address] = _dragging(address, facts.interface)
+                else:
+                    requests.append((entry.address, _removal(entry)))
+        here = {entry.address for entry in held if entry.ours and entry.index == facts.index} - remove
+        requests += [
+            (address, _addition(address, facts))
+            for address in sorted(add, key=int)
+            if isinstance(address, IPv4Address) and address not in refused and address not in here
+        ]
+        return refused | self._perform(requests, facts)
+
+    def sweep(self) -> frozenset[Address]:
+        """See ports.Links."""
+        held = self._held()
+        index = self._primary(held).index
+        strays = [entry for entry in held if entry.ours and entry.index != index]
+        with Netlink(NETLINK_ROUTE) as netlink:
+            netlink.batch([_removal(entry) for entry in strays])
+        return frozenset(entry.address for entry in strays)
+
+    def refusals(self, addresses: Iterable[Address]) -> dict[Address, NodeError]:
+        """See ports.Links."""
+        held = self._held()
+        return self._refusals(addresses, held, self._facts(self._primary(held)))
+
+    def admissible(self, address: Address) -> NodeError | None:
+        """See ports.Links."""
+        return self.refusals([address]).get(address)
+
+    def watch(self, callback: Callable[[], None], stop: Event) -> None:
+        """See ports.Links."""
+        watch(callback, stop, self._index, self._chains)
+
+    def _index(self) -> int | None:
+        try:
+            return self._primary(self._held()).index
+        except InterfaceMissing:
+            return None
+
+    def _held(self) -> list[_Held]:
+        with Netlink(NETLINK_ROUTE) as netlink:
+            request = Message(RTM_GETADDR, _IFADDRMSG.pack(socket.AF_INET, 0, 0, 0, 0))
+            for _ in range(_DUMP_ATTEMPTS):
+                held = [entry for body in netlink.dump(request) if (entry := _parsed(body)) is not None]
+                if not netlink.interrupted:
+                    return held
+        raise NetlinkFailed("the node's addresses change faster than they can be read; try again")
+
+    def _primary(self, held: list[_Held]) -> _Held:
+        for entry in held:
+            if entry.address == self._node_ip and not entry.ours:
+                return entry
+        raise InterfaceMissing(
+            f"no interface of this node carries {self._node_ip}: bring the interface up, or correct the node's IP "
+            "in its HostSubnet"
+        )
+
+    def _facts(self, primary: _Held) -> LinkFacts:
+        try:
+            with IPRoute() as route:
+                (link,) = route.get_links(primary.index)
+        except NetlinkError as error:
+            raise InterfaceMissing(
+                f"the interface of {self._node_ip} (index {primary.index}) has just gone: {os.strerror(error.code)}"
+            ) from error
+        return LinkFacts(
+            str(link.get("ifname")), primary.index, str(link.get("address")).lower(), primary.prefix_length
+        )
+
+    def _refusals(self, addresses: Iterable[Address], held: list[_Held], facts: LinkFacts) -> dict[Address, NodeError]:
+        subnet = IPv4Interface((int(self._node_ip), facts.prefix_length)).network
+        foreign = {entry.address for entry in held if not entry.ours}
+        refused: dict[Address, NodeError] = {}
+        for address in addresses:
+            if not isinstance(address, IPv4Address):
+                refused[address] = NotSupported.ipv6(address)
+            elif address == self._node_ip:
+                refused[address] = AddressIsNodeIP(f"{address} is the node's own IP; assign another address")
+            elif address not in subnet:
+                refused[address] = AddressOutsideSubnet(
+                    f"{address} is not in {subnet}, the subnet of {facts.interface}; host it on a node of its subnet"
+                )
+            elif subnet.prefixlen < 31 and address in (subnet.network_address, subnet.broadcast_address):
+                refused[address] = AddressOutsideSubnet(
+                    f"{address} is the network or broadcast address of {subnet}; assign another address"
+                )
+            elif address in foreign:
+                refused[address] = _foreign(address)
+        return refused
+
+    def _perform(self, requests: list[tuple[IPv4Address, Message]], facts: LinkFacts) -> dict[Address, NodeError]:
+        with Netlink(NETLINK_ROUTE) as netlink:
+            failed = netlink.batch([message for _, message in requests])
+        errors: dict[Address, NodeError] = {}
+        for position, code in failed.items():
+            address, message = requests[position]
+            adding = message.kind == RTM_NEWADDR
+            # Somebody did the same between our look and now, or, for EEXIST, put a foreign one there: look again.
+            if adding and code == errno.EEXIST:
+                if address not in self.read():
+                    errors[address] = _foreign(address)
+            elif adding or code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                verb = "add" if adding else "remove"
+                errors[address] = NetlinkFailed(
+                    f"cannot {verb} {address} on {facts.interface}: {os.strerror(code)}"
+                    + ("; the runner needs CAP_NET_ADMIN" if code == errno.EPERM else "")
+                )
+        added = {address for address, message in requests if message.kind == RTM_NEWADDR} - errors.keys()
+        if added and len(facts.interface) > LONGEST_LABELLED:
+            errors |= self._unrecognisable(added, facts)
+        return errors
+
+    def _unrecognisable(self, added: AbstractSet[IPv4Address], facts: LinkFacts) -> dict[Address, NodeError]:
+        """A kernel before 5.18 drops the protocol without a word; such an address is taken away again at once."""
+        lost = [
+            entry for entry in self._held() if entry.address in added and entry.index == facts.index and not entry.ours
+        ]
+        with Netlink(NETLINK_ROUTE) as netlink:
+            netlink.batch([_removal(entry) for entry in lost])
+        return {
+            entry.address: InterfaceNameTooLong(
+                f"{facts.interface} has more than {LONGEST_LABELLED} characters and this kernel (older than 5.18) "
+                "keeps no protocol of an address, so ours could not be told from others: rename the interface"
+            )
+            for entry in lost
+        }
+
+
+def _parsed(body: bytes) -> _Held | None:
+    _family, prefix_length, flags, _scope, index = _IFADDRMSG.unpack_from(body)
+    found = attributes(body, _IFADDRMSG.size)
+    local = found.get(_IFA_LOCAL)
+    if local is None:
+        return None
+    if _IFA_FLAGS in found:
+        (flags,) = struct.unpack("=I", found[_IFA_FLAGS])
+    label = found.get(_IFA_LABEL, b"").rstrip(b"\0").decode("ascii", "replace")
+    protocol = found.get(_IFA_PROTO, b"\0")[0]
+    return _Held(IPv4Address(local), index, prefix_length, label, protocol, bool(flags & IFA_F_SECONDARY))
+
+
+def _addition(address: IPv4Address, facts: LinkFacts) -> Message:
+    # No broadcast and no scope: as `ip address add` does. No IFA_F_NOPREFIXROUTE: a secondary address makes no prefix
+    # route, and should the kernel promote it to primary one day, the subnet must stay reachable.
+    mark = attribute(_IFA_PROTO, bytes([ADDRESS_PROTOCOL]))
+    if len(facts.interface) <= LONGEST_LABELLED:
+        mark = attribute(_IFA_LABEL, f"{facts.interface}{LABEL_SUFFIX}".encode() + b"\0")
+    body = (
+        _IFADDRMSG.pack(socket.AF_INET, facts.prefix_length, 0, 0, facts.index)
+        + attribute(_IFA_LOCAL, address.packed)
+        + attribute(_IFA_ADDRESS, address.packed)
+        + mark
+    )
+    return Message(RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_EXCL)
+
+
+def _removal(entry: _Held) -> Message:
+    """The kernel removes the address only where all of these agree: a foreign one of another label is safe."""
+    body = (
+        _IFADDRMSG.pack(socket.AF_INET, entry.prefix_length, 0, 0, entry.index)
+        + attribute(_IFA_LOCAL, entry.address.packed)
+        + attribute(_IFA_ADDRESS, entry.address.packed)
+        + attribute(_IFA_LABEL, entry.label.encode() + b"\0")
+    )
+    return Message(RTM_DELADDR, body)
+
+
+def _would_drag(entry: _Held, held: list[_Held], interface: str) -> bool:
+    """Whether the kernel would remove others with it: it is the primary of its subnet, and they are not promoted.
+
+    Ours are secondary from birth; one becomes primary when somebody removes the node's IP and puts it back.
+    """
+    if entry.secondary:
+        return False
+    others = any(
+        other.secondary
+        and other.index == entry.index
+        and other.network.network == entry.network.network
+        and not other.ours
+        for other in held
+    )
+    return others and not any(_promotes(scope) for scope in ("all", interface))
+
+
+def _promotes(scope: str) -> bool:
+    try:
+        return Path("/proc/sys/net/ipv4/conf", scope, "promote_secondaries").read_text().strip() == "1"
+    except OSError:
+        return False
+
+
+def _dragging(address: Address, interface: str) -> AddressIsPrimary:
+    return AddressIsPrimary(
+        f"{address} has become the primary address of {interface}'s subnet and to remove it would remove others: "
+        f"run `sysctl net.ipv4.conf.{interface}.promote_secondaries=1`"
+    )
+
+
+def _foreign(address: Address) -> AddressForeign:
+    return AddressForeign(
+        f"{address} is on this node already and was not put there by Hawse: remove it (`ip address show to {address}`) "
+        "or assign another address"
+    )

@@ -1,0 +1,127 @@
+"""iptables: our chains and the jumps to them, read with one iptables-save, changed with one iptables-restore."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from enum import StrEnum
+from pathlib import Path
+
+from egress.delta import RuleChange, RulesFound
+from egress.program import OWN_CHAINS
+from node_runner.commands import CommandFailed, run, search_path
+from node_runner.drivers.errors import ChainMissing, IptablesFailed
+from node_runner.drivers.ports import checked_name
+
+_READ_SECONDS = 20.0
+_WRITE_SECONDS = 60.0
+"""10,000 addresses take 2.5 s; the lock of the legacy variant may have to be waited for."""
+_LOCK_WAIT = "--wait=10"
+
+_DECLARATION = re.compile(r":(?P<chain>\S+) ")
+_RULE = re.compile(r"-A (?P<chain>\S+) ?(?P<spec>.*)")
+_OWN_NAMES = {chain for _, chain in OWN_CHAINS}
+_JUMP = re.compile("|".join(f"-j {re.escape(chain)}" for chain in sorted(_OWN_NAMES)))
+
+
+class Variant(StrEnum):
+    """Which of the kernel's two packet filters the iptables commands speak to."""
+
+    NFT = "nft"
+    LEGACY = "legacy"
+
+
+class Iptables:
+    """The iptables rules of the node. `masquerade_chain` (of table nat) is the chain that ours hangs from.
+
+    Most distributions install both variants, and each is blind to the other's rules: ours must be in the one that
+    holds `masquerade_chain`. `variant` overrides the search.
+    """
+
+    def __init__(self, masquerade_chain: str = "OPENSHIFT-MASQUERADE", variant: Variant | str | None = None) -> None:
+        self._parent = checked_name(masquerade_chain)
+        self._fixed = None if variant is None else Variant(variant)
+        self._found: Variant | None = None
+
+    def variant(self) -> Variant | None:
+        """The variant in use; None while neither holds the chain, which means whatever `iptables` is on this node."""
+        if self._fixed is not None:
+            return self._fixed
+        if self._found is None:
+            # Asking the legacy tool makes the kernel load legacy tables, and a node must not get those by being asked.
+            if "nat" in _legacy_tables() and self._holds_parent(Variant.LEGACY):
+                self._found = Variant.LEGACY
+            elif shutil.which("iptables-nft-save", path=search_path()) and self._holds_parent(Variant.NFT):
+                self._found = Variant.NFT
+        return self._found
+
+    def check(self) -> None:
+        """ChainMissing unless the chain that ours hangs from exists."""
+        if ("nat", self._parent) not in self.read().parents:
+            raise self._missing()
+
+    def read(self) -> RulesFound:
+        """See ports.Nat. One process for all tables: mangle and raw are short, and a second one costs more."""
+        own: dict[tuple[str, str], list[str]] = {}
+        others: dict[tuple[str, str], list[str]] = {}
+        table = ""
+        for line in self._run("save", timeout=_READ_SECONDS).splitlines():
+            if line.startswith("*"):
+                table = line[1:]
+            elif declared := _DECLARATION.match(line):
+                key = table, declared["chain"]
+                (own if key in OWN_CHAINS else others)[key] = []
+            elif rule := _RULE.fullmatch(line):
+                key = table, rule["chain"]
+                (own if key in OWN_CHAINS else others).setdefault(key, []).append(rule["spec"])
+        usual = {("nat", self._parent), ("filter", "INPUT"), ("filter", "FORWARD")}
+        parents = {
+            key: tuple(specs)
+            for key, specs in others.items()
+            if key in usual or any(_JUMP.fullmatch(spec) for spec in specs)
+        }
+        if ("nat", self._parent) not in parents:
+            self._found = None  # the next read looks in both variants again
+        return RulesFound({key: tuple(specs) for key, specs in own.items()}, parents)
+
+    def apply(self, change: RuleChange) -> None:
+        """See ports.Nat."""
+        if not change:
+            return
+        try:
+            self._run("restore", "--noflush", _LOCK_WAIT, stdin=str(change), timeout=_WRITE_SECONDS)
+        except IptablesFailed:
+            self.check()  # the usual cause has a better message
+            raise
+
+    def _holds_parent(self, variant: Variant) -> bool:
+        saved = _call(f"iptables-{variant}-save", "-t", "nat", timeout=_READ_SECONDS)
+        return any(line.startswith(f":{self._parent} ") for line in saved.splitlines())
+
+    def _run(self, verb: str, *arguments: str, stdin: str | None = None, timeout: float) -> str:
+        variant = self.variant()
+        tool = f"iptables-{verb}" if variant is None else f"iptables-{variant}-{verb}"
+        if shutil.which(tool, path=search_path()) is None:  # a distribution with one variant only may not name it
+            tool = f"iptables-{verb}"
+        return _call(tool, *arguments, stdin=stdin, timeout=timeout)
+
+    def _missing(self) -> ChainMissing:
+        return ChainMissing(
+            f"chain {self._parent} does not exist in table nat of {self.variant() or 'nft or legacy'} iptables: set "
+            "the masquerade chain to the one this cluster's POSTROUTING jumps to (POSTROUTING itself will do)"
+        )
+
+
+def _legacy_tables() -> frozenset[str]:
+    """The legacy tables that this network namespace has. The file is that of the calling thread's namespace."""
+    try:
+        return frozenset(Path("/proc/thread-self/net/ip_tables_names").read_text().split())
+    except OSError:
+        return frozenset()
+
+
+def _call(tool: str, *arguments: str, stdin: str | None = None, timeout: float) -> str:
+    try:
+        return run([tool, *arguments], stdin=stdin, timeout=timeout)
+    except CommandFailed as error:
+        raise IptablesFailed(f"{error}; nothing of the failing table was changed") from error

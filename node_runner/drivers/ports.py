@@ -1,0 +1,156 @@
+"""What the runner asks of a node, as protocols; the drivers do it for real, `lab.fakes.node` in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from threading import Event
+from typing import Protocol
+
+from egress.addresses import Address
+from egress.delta import FlowChange, RuleChange, RulesFound
+from egress.program import Flow, Group
+from node_runner.drivers.errors import NameInvalid, NodeError
+
+MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+"""A MAC as all tools print it."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,27}")
+
+
+def checked_name(name: str) -> str:
+    """`name`, if it can be one of a bridge, port or chain; NameInvalid if a tool could take it for anything else."""
+    if not _NAME.fullmatch(name):
+        raise NameInvalid(
+            f"{name!r} cannot be the name of a bridge, port or chain: use up to 28 letters, digits, '_', '.' or '-'"
+        )
+    return name
+
+
+ANNOUNCE_SCHEDULE: tuple[float, ...] = (0.0, 1.0, 3.0, 7.0)
+"""Seconds after taking an address at which to announce it. RFC 5227 §2.3 asks for two, 2 s apart; a switch that was
+just losing frames to spanning tree or a full queue gets two chances more."""
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeFacts:
+    """What flows need to know of the bridge: vxlan0's OpenFlow port number and tun0's MAC."""
+
+    vxlan_port: int
+    tun_mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsFound:
+    """Our flows and groups on the bridge, and the keys that flows of others hold in the egress table."""
+
+    flows: frozenset[Flow] = frozenset()
+    groups: frozenset[Group] = frozenset()
+    foreign: frozenset[tuple[int, int, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFacts:
+    """The interface that carries the node's IP: its name, kernel index, MAC and that address's prefix length."""
+
+    interface: str
+    index: int
+    mac: str
+    prefix_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTiming:
+    """How an address is probed, in seconds.
+
+    RFC 5227 §1.1 waits up to 1 s, sends 3 probes 1 to 2 s apart and waits 2 s more: 4 to 7 s, made for links of 2008
+    whose hosts may be busy booting. On a data centre's link an answer takes under a millisecond; what the repeats
+    guard against is one lost frame. Three probes and a last wait come to half a second, inside the failover's 3 s.
+    """
+
+    count: int = 3
+    interval: float = 0.15
+    wait: float = 0.2
+
+
+class Flows(Protocol):
+    """The bridge's flows and groups."""
+
+    def facts(self) -> BridgeFacts:
+        """What flows need to know of the bridge; BridgeMissing, PortMissing, OpenVSwitchUnavailable."""
+
+    def read(self, *, everywhere: bool = False) -> FlowsFound:
+        """What the bridge holds; with `everywhere` also our flows in other tables and groups that no flow uses."""
+
+    def apply(self, change: FlowChange) -> None:
+        """All of `change` or, with an error, nothing of it. A flow that is not ours is never removed."""
+
+
+class Nat(Protocol):
+    """The node's iptables rules."""
+
+    def read(self) -> RulesFound:
+        """Our chains, and the chains that we jump from."""
+
+    def apply(self, change: RuleChange) -> None:
+        """Each table of `change` whole or not at all; ChainMissing, IptablesFailed."""
+
+
+class Links(Protocol):
+    """The egress addresses on the node's interface."""
+
+    def facts(self) -> LinkFacts:
+        """The interface that carries the node's IP; InterfaceMissing."""
+
+    def read(self) -> frozenset[Address]:
+        """Our addresses on it."""
+
+    def apply(self, add: AbstractSet[Address], remove: AbstractSet[Address]) -> dict[Address, NodeError]:
+        """Removes, then adds. What is so already counts as done; an address's error leaves the others alone."""
+
+    def sweep(self) -> frozenset[Address]:
+        """Removes our addresses from interfaces that no longer carry the node's IP; says which. For a start."""
+
+    def refusals(self, addresses: Iterable[Address]) -> dict[Address, NodeError]:
+        """Those of `addresses` that this node cannot hold, and why."""
+
+    def admissible(self, address: Address) -> NodeError | None:
+        """Why this node cannot hold `address`, if so."""
+
+    def watch(self, callback: Callable[[], None], stop: Event) -> None:
+        """Calls back after somebody changed the interface, its addresses or nftables. Blocks until `stop` is set."""
+
+
+class Arp(Protocol):
+    """Address conflict detection (RFC 5227)."""
+
+    def probe(
+        self, interface: str, mac: str, addresses: Iterable[Address], timing: ProbeTiming = ...
+    ) -> dict[Address, str]:
+        """Those of `addresses` that another host on the link has or is claiming, with its MAC."""
+
+    def announce(self, interface: str, mac: str, addresses: Iterable[Address]) -> None:
+        """Tells the link once that `mac` has `addresses`. Repeat by ANNOUNCE_SCHEDULE."""
+
+
+class Conntrack(Protocol):
+    """Connections translated to an egress address."""
+
+    def count(self, addresses: Iterable[Address]) -> Mapping[Address, int]:
+        """How many there are of each of `addresses`."""
+
+    def forget(self, addresses: Iterable[Address]) -> int:
+        """Ends them; how many there were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """All drivers of one node."""
+
+    flows: Flows
+    nat: Nat
+    links: Links
+    arp: Arp
+    conntrack: Conntrack

@@ -1,0 +1,117 @@
+"""Open vSwitch alone: what is missing, what is refused, what is recognised."""
+
+from __future__ import annotations
+
+import pytest
+
+from egress.delta import FlowChange
+from egress.program import COOKIE, GROUP, Flow, Group
+from lab.fakes.node import fake_node
+from node_runner.drivers.errors import BridgeMissing, OpenVSwitchRefused, OpenVSwitchUnavailable, PortMissing
+from node_runner.drivers.flows import Bridge
+from node_runner.drivers.ports import Flows
+
+from .conftest import foreign_flow, run
+
+
+@pytest.fixture(params=["fake", "real"])
+def flows(request: pytest.FixtureRequest) -> Flows:
+    if request.param == "fake":
+        fake = fake_node().flows
+        fake.put(foreign_flow(0xFFFF))
+        return fake
+    request.getfixturevalue("open_vswitch")
+    return Bridge()
+
+
+def drop(netid: int, table: int = 100) -> Flow:
+    return Flow(table, 100, f"ip,reg0={netid:#x}", COOKIE | netid, "drop")
+
+
+def test_facts_are_read(flows: Flows) -> None:
+    facts = flows.facts()
+    assert facts.vxlan_port == 1
+    assert len(facts.tun_mac) == 17
+
+
+def test_a_missing_bridge_is_named() -> None:
+    fake = fake_node().flows
+    fake.present = False
+    for call in (fake.facts, fake.read):
+        with pytest.raises(BridgeMissing, match="br0"):
+            call()
+
+
+@pytest.mark.usefixtures("open_vswitch")
+def test_missing_parts_are_named() -> None:
+    for call in (Bridge("br9").facts, Bridge("br9").read, lambda: Bridge("br9").apply(FlowChange(add=(drop(1),)))):
+        with pytest.raises(BridgeMissing, match="br9"):
+            call()
+    with pytest.raises(PortMissing, match="vxlan7"):
+        Bridge(vxlan="vxlan7").facts()
+    with pytest.raises(PortMissing, match="tun7"):
+        Bridge(tun="tun7").facts()
+    run("ovs-vsctl", "set", "interface", "vxlan0", "type=nonsense")
+    with pytest.raises(PortMissing, match="no OpenFlow port number"):
+        Bridge().facts()
+
+
+def test_without_open_vswitch_nothing_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("OVS_RUNDIR", str(tmp_path))
+    with pytest.raises(OpenVSwitchUnavailable, match="is it running"):
+        Bridge().facts()
+    with pytest.raises((OpenVSwitchUnavailable, BridgeMissing)):
+        Bridge().read()
+
+
+def test_a_refused_bundle_changes_nothing(flows: Flows) -> None:
+    flows.apply(FlowChange(add=(drop(1),)))
+    before = flows.read(everywhere=True)
+    bad = Flow(100, 100, "ip,reg0=0x2", COOKIE | 2, f"group:{GROUP | 2}")
+    with pytest.raises(OpenVSwitchRefused):
+        flows.apply(FlowChange(add=(drop(3), bad), remove=(drop(1),)))
+    assert flows.read(everywhere=True) == before
+
+
+def test_deleting_never_hits_a_foreign_flow_nor_minds_a_missing_one(flows: Flows) -> None:
+    before = flows.read()
+    assert foreign_flow(0xFFFF).key in before.foreign
+    flows.apply(FlowChange(remove=(drop(0xFFFF), drop(0x99))))
+    assert flows.read() == before
+
+
+def test_our_flows_in_other_tables_and_orphaned_groups_are_found_at_a_start(flows: Flows) -> None:
+    tunnel = "move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:192.168.1.19->tun_dst,output:1"
+    orphan = Group(GROUP | 9, (tunnel, tunnel))
+    stray = drop(9, table=99)
+    flows.apply(FlowChange(add=(drop(1), stray), add_groups=(orphan,)))
+    assert flows.read().flows == {drop(1)}
+    everything = flows.read(everywhere=True)
+    assert everything.flows == {drop(1), stray}
+    assert everything.groups == {orphan}
+    flows.apply(FlowChange(remove=(drop(1), stray), remove_groups=(orphan,)))
+    assert flows.read(everywhere=True).flows == frozenset()
+
+
+@pytest.mark.usefixtures("open_vswitch")
+def test_a_flow_of_ours_that_somebody_changed_is_still_ours() -> None:
+    text = f"cookie={COOKIE | 5:#x},table=100,priority=100,idle_timeout=900,tcp,reg0=0x5,tp_dst=80 actions=drop"
+    run("ovs-ofctl", "-O", "OpenFlow13", "add-flow", "br0", text)
+    bridge = Bridge()
+    (flow,) = bridge.read().flows
+    assert (flow.table, flow.priority, flow.match) == (100, 100, "tcp,reg0=0x5,tp_dst=80")
+    bridge.apply(FlowChange(remove=(flow,)))
+    assert not bridge.read().flows
+
+
+@pytest.mark.usefixtures("open_vswitch")
+def test_foreign_keys_are_read_by_the_ovs_parser() -> None:
+    assert Bridge().read().foreign == {(100, 0, ""), (100, 50, "tcp,reg0=0x7,tp_dst=80"), (100, 100, "ip,reg0=0xffff")}
+
+
+@pytest.mark.usefixtures("open_vswitch")
+def test_a_bridge_that_allows_every_version_works_too() -> None:
+    run("ovs-vsctl", "--timeout=5", "clear", "bridge", "br0", "protocols")
+    bridge = Bridge()
+    bridge.apply(FlowChange(add=(drop(1),)))
+    assert bridge.read().flows == {drop(1)}

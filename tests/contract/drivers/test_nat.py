@@ -1,0 +1,105 @@
+"""iptables alone: which variant, what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from egress.delta import RuleChange, RulesFound, rule_change
+from lab.fakes.node import FakeNat, fake_node
+from node_runner.drivers.errors import ChainMissing, IptablesFailed
+from node_runner.drivers.nat import Iptables, Variant
+from node_runner.drivers.ports import Nat
+
+from .conftest import FOREIGN_RULES, NODE, PARENT, Netns, need, program_of, run
+
+RULES = program_of(fake_node().node, (1, [("192.168.1.102", NODE)])).rules
+
+
+@pytest.fixture(params=["fake", "nft", "legacy"])
+def nat(request: pytest.FixtureRequest) -> Nat:
+    """A node without the masquerade chain."""
+    if request.param == "fake":
+        return FakeNat(present=False)
+    request.getfixturevalue("netns")
+    need(f"iptables-{request.param}-restore")
+    run(
+        f"iptables-{request.param}-restore", stdin="*filter\n:INPUT ACCEPT\nCOMMIT\n*nat\n:POSTROUTING ACCEPT\nCOMMIT\n"
+    )
+    return Iptables(variant=request.param)
+
+
+def test_a_missing_chain_names_the_setting(nat: Nat) -> None:
+    assert ("nat", PARENT) not in nat.read().parents
+    with pytest.raises(ChainMissing, match="masquerade chain"):
+        nat.apply(rule_change(RULES, nat.read()))
+    assert not any(key[0] == "nat" for key in nat.read().own)
+
+
+def test_a_node_without_addresses_needs_no_chain(nat: Nat) -> None:
+    assert not rule_change(program_of(fake_node().node).rules, nat.read())
+
+
+def test_a_deleted_rule_that_is_not_there_is_an_error_and_changes_nothing(nat: Nat) -> None:
+    before = nat.read()
+    script = "*filter\n:HAWSE-GUARD - [0:0]\n-D INPUT -j HAWSE-INPUT\nCOMMIT\n"
+    with pytest.raises((IptablesFailed, ChainMissing)):
+        nat.apply(RuleChange({"filter": script}))
+    assert nat.read() == before
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+@pytest.mark.usefixtures("netns")
+def test_the_variant_that_holds_the_chain_is_found(variant: Variant) -> None:
+    need("iptables-nft-restore", "iptables-legacy-restore")
+    iptables = Iptables()
+    assert iptables.variant() is None
+    for other in Variant:  # both have tables; one has the chain
+        run(f"iptables-{other}-restore", stdin="*nat\n:POSTROUTING ACCEPT\nCOMMIT\n")
+    run(f"iptables-{variant}-restore", stdin=FOREIGN_RULES)
+    assert iptables.variant() is variant
+    iptables.apply(rule_change(RULES, iptables.read()))
+    assert "HAWSE-SNAT" in run(f"iptables-{variant}-save")
+
+
+@pytest.mark.usefixtures("netns")
+def test_asking_makes_no_legacy_tables() -> None:
+    need("iptables-nft-restore")
+    run("iptables-nft-restore", stdin=FOREIGN_RULES)
+    iptables = Iptables()
+    iptables.check()
+    iptables.apply(rule_change(RULES, iptables.read()))
+    with open("/proc/thread-self/net/ip_tables_names", encoding="ascii") as names:
+        assert names.read() == ""
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+@pytest.mark.usefixtures("netns")
+def test_a_jump_from_a_chain_that_is_no_longer_set_is_found_and_removed(variant: Variant) -> None:
+    need(f"iptables-{variant}-restore")
+    run(f"iptables-{variant}-restore", stdin=FOREIGN_RULES)
+    before = Iptables(variant=variant)
+    before.apply(rule_change(RULES, before.read()))
+    after = Iptables("POSTROUTING", variant)
+    found: RulesFound = after.read()
+    assert found.parents["nat", PARENT][0] == "-j HAWSE-EGRESS"
+    jumps = tuple(replace(jump, chain="POSTROUTING") if jump.table == "nat" else jump for jump in RULES.jumps)
+    after.apply(rule_change(replace(RULES, jumps=jumps), found))
+    found = after.read()
+    assert ("nat", PARENT) not in found.parents
+    assert found.parents["nat", "POSTROUTING"][0] == "-j HAWSE-EGRESS"
+
+
+def test_netns_is_what_isolates(netns: Netns) -> None:
+    """The suite's own promise: what it writes is not seen outside."""
+    need("iptables-nft-restore")
+    run("iptables-nft-restore", stdin=FOREIGN_RULES)
+    outside = Netns()
+    try:
+        with outside:
+            assert PARENT not in run("iptables-nft-save")
+    finally:
+        outside.close()
+    assert PARENT in run("iptables-nft-save")
+    del netns

@@ -1,0 +1,122 @@
+"""All of Hawse on a lab of its own, shared by the tests of this folder. Each test uses namespaces of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+import pytest
+
+from egress.adapters.ledger import Ledger
+from lab.kube import Json
+from lab.net import preflight
+from lab.net.topology import Pod
+from lab.stack import Stack, wait_for
+
+PATIENCE = 60.0
+WEB = IPv4Address("192.168.1.5")
+
+
+@pytest.fixture(scope="session")
+def machine() -> None:
+    """Skips what needs the lab, with what to do; in CI nothing is skipped."""
+    problems = preflight.check()
+    if problems:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("; ".join(problems))
+
+
+@pytest.fixture(scope="session")
+def stack(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    settings = {
+        "HAWSE_RECONCILE_INTERVAL": "3",
+        "HAWSE_SWEEP_INTERVAL": "1",
+        "HAWSE_REFUSED_RETRY": "2",
+    }
+    with Stack(tmp_path_factory.mktemp("stack"), settings=settings) as running:
+        running.create_pool("pool", "192.168.1.102-192.168.1.160", namespaceSelector={"matchLabels": {"egress": "yes"}})
+        yield running
+
+
+@dataclass
+class Team:
+    """A namespace under test: its name and NetID, and a pod of it on each node."""
+
+    stack: Stack
+    name: str
+    netid: int
+    pods: dict[str, Pod] = field(default_factory=dict)
+
+    def create(self, annotations: dict[str, str] | None = None) -> IPv4Address:
+        """Creates the namespace; the address in its annotation."""
+        namespace = self.stack.create_namespace(self.name, annotations, egress="yes")
+        return IPv4Address(namespace["metadata"]["annotations"]["egress.hawse.dev/addresses"])
+
+    def bind(self, **fields: object) -> None:
+        """Makes the NetNamespace, as OpenShift SDN would."""
+        head: Json = {"apiVersion": "network.openshift.io/v1", "kind": "NetNamespace", "metadata": {"name": self.name}}
+        self.stack.kube.create(head | {"netname": self.name, "netid": self.netid} | fields)
+
+    def claim(self, address: IPv4Address) -> Json:
+        """The EgressAddress object, or nothing."""
+        return self.stack.kube.get("EgressAddress", str(address)) or {}
+
+    def phase(self, address: IPv4Address) -> str:
+        phase: str = self.claim(address).get("status", {}).get("phase", "")
+        return phase
+
+    def ready(self, address: IPv4Address) -> None:
+        """Waits until the address is Ready."""
+        try:
+            wait_for("Ready", lambda: self.phase(address) == "Ready", PATIENCE)
+        except TimeoutError:
+            pytest.fail(f"{address} of {self.name} is not Ready: {self.claim(address).get('status')}")
+
+    def flow(self, node: str) -> str:
+        """The actions of the node's flow for this namespace, or nothing."""
+        for flow in self.stack.flows(node):
+            if f",reg0={self.netid:#x} actions=" in flow:
+                return flow.partition("actions=")[2]
+        return ""
+
+    def steered(self, source: IPv4Address) -> None:
+        """Waits until every pod of it is seen with `source`."""
+        for pod in self.pods.values():
+            wait_for(
+                f"{pod.name} as {source}",
+                lambda pod=pod: self.stack.network.request(pod, timeout=1).source == source,  # type: ignore[misc]
+                PATIENCE,
+            )
+
+    def released(self) -> None:
+        """Waits until no node has a flow of it."""
+        wait_for("the release", lambda: not any(self.flow(node) for node in self.stack.network.nodes), PATIENCE)
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def team(stack: Stack) -> Iterator[Team]:
+    """A namespace that does not exist yet, with its NetNamespace and a pod on each node."""
+    number = next(_numbers)
+    team = Team(stack, f"team-{number}", 0x100000 + number)
+    team.bind()
+    for index, node in enumerate(stack.network.nodes, 1):
+        team.pods[node] = stack.network.add_pod(f"p{number}-{index}", node, team.netid)
+    yield team
+    stack.kube.delete("Namespace", team.name)
+    wait_for("deletion", lambda: stack.kube.get("Namespace", team.name) is None, PATIENCE)
+    team.released()
+    stack.kube.delete("NetNamespace", team.name)
+    for pod in team.pods.values():
+        stack.network.remove_pod(pod.name)
+
+
+@pytest.fixture
+def ledger(stack: Stack) -> Iterator[Ledger]:
+    ledger = Ledger(stack.broker.unix_url)
+    yield ledger
+    ledger.close()

@@ -1,0 +1,132 @@
+"""Not one packet of a namespace that has an egress address leaves with a node's IP: seen by a capture on the link."""
+
+from __future__ import annotations
+
+import sys
+import time
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from lab.net.capture import Packet
+from lab.stack import Stack, wait_for
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+
+PYTHON = Path(sys.executable)
+KILLER = Path(__file__).with_name("killing_runner.py")
+TO_WEB = "dst host 192.168.1.5 and (tcp or udp)"
+"""What the pods send. A node's own ICMP is not theirs: it answers the web server's late replies to released addresses."""
+
+
+def leaks(packets: list[Packet], stack: Stack) -> list[Packet]:
+    """The packets to the web server that carry a node's own IP."""
+    own = {spec.address for spec in stack.network.nodes.values()}
+    return [packet for packet in packets if packet.source in own]
+
+
+def dropped_on_every_node(team, stack: Stack) -> None:  # noqa: ANN001
+    """Waits until every node knows the namespace: from here on its promise holds."""
+    wait_for("a flow on every node", lambda: all(team.flow(node) for node in stack.network.nodes), 60)
+
+
+def test_assignment_reassignment_and_restart(team, stack: Stack) -> None:  # noqa: ANN001
+    network = stack.network
+    # Connections that were begun before the assignment: the kernel has translated them to a node's IP already.
+    streams = [network.traffic(pod, interval=0.1, protocol="udp") for pod in team.pods.values()]
+    streams += [network.traffic(pod, interval=0.2) for pod in team.pods.values()]
+    address = team.create()
+    dropped_on_every_node(team, stack)
+    with network.capture("outside", TO_WEB) as capture:
+        team.ready(address)
+        team.steered(address)
+        # By hand to another address, then the runner is killed and comes back, twice.
+        other = IPv4Address("192.168.1.201")
+        host = network.nodes["node2"].host
+        hosted = [*(stack.kube.get("HostSubnet", host) or {})["egressIPs"]]
+        stack.kube.patch("HostSubnet", host, {"egressIPs": [*hosted, str(other)]})
+        stack.kube.patch("NetNamespace", team.name, {"egressIPs": [str(other)]})
+        # The namespace's own task adds its address again beside the manual one: two on one node, so all is dropped.
+        wait_for("the conflict", lambda: team.flow("node1") == "drop", 60)
+        stack.kube.patch("HostSubnet", host, {"egressIPs": hosted})
+        for node in network.nodes:
+            stack.runners[node].kill()
+            stack.start_runner(node)
+        stack.kube.patch("NetNamespace", team.name, {"egressIPs": [str(address)]})
+        team.steered(address)
+        time.sleep(1)
+        seen = capture.stop()
+    for stream in streams:
+        stream.stop()
+    assert {packet.source for packet in seen} == {address}, leaks(seen, stack)[:5]
+    assert len(seen) > 50
+
+
+CLAIMING = (
+    "flows.apply:before:1",
+    "flows.apply:after:1",
+    "arp.probe:after:1",
+    "nat.apply:before:1",
+    "nat.apply:after:1",
+    "flows.apply:after:2",
+    "links.apply:after:1",
+    "arp.announce:after:1",
+)
+RELEASING = ("flows.apply:after:1", "links.apply:after:1", "nat.apply:after:1", "conntrack.forget:after:1")
+
+
+@pytest.mark.parametrize("point", CLAIMING)
+def test_runner_killed_while_it_claims(team, stack: Stack, point: str) -> None:  # noqa: ANN001
+    restart(stack, point)
+    address = team.create()
+    wait_for(f"the runner to die at {point}", lambda: stack.runners["node2"].poll() is not None, 60)
+    wait_for("the other node to drop", lambda: team.flow("node1") == "drop", 60)
+    # The pods of the egress node itself are safe from the moment its runner has set a flow; before that nobody has
+    # told their node that they have an address.
+    guarded = [team.pods["node1"]] + ([team.pods["node2"]] if team.flow("node2") else [])
+    with stack.network.capture("outside", TO_WEB) as capture:
+        streams = [
+            stack.network.traffic(pod, interval=0.1, protocol=kind) for pod in guarded for kind in ("udp", "http")
+        ]
+        time.sleep(2)
+        stack.start_runner("node2")
+        team.ready(address)
+        team.steered(address)
+        wait_for("packets", lambda: any(p.source == address for p in capture.packets()), 60)
+        for stream in streams:
+            stream.stop()
+        seen = capture.stop()
+    assert {packet.source for packet in seen} == {address}, leaks(seen, stack)[:5]
+
+
+@pytest.mark.parametrize("point", RELEASING)
+def test_runner_killed_while_it_releases_and_takes_another(team, stack: Stack, point: str) -> None:  # noqa: ANN001
+    """Moved by hand from one address to another on the same node, with the runner killed on the way."""
+    address = team.create()
+    team.ready(address)
+    host = stack.network.nodes["node2"].host
+    restart(stack, point)
+    with stack.network.capture("outside", TO_WEB) as capture:
+        pods = team.pods.values()
+        streams = [stack.network.traffic(pod, interval=0.1, protocol=kind) for pod in pods for kind in ("udp", "http")]
+        hosted = [*(stack.kube.get("HostSubnet", host) or {})["egressIPs"]]
+        stack.kube.patch("HostSubnet", host, {"egressIPs": [text for text in hosted if text != str(address)]})
+        wait_for(f"the runner to die at {point}", lambda: stack.runners["node2"].poll() is not None, 60)
+        time.sleep(1)
+        stack.start_runner("node2")
+        # Placed again by the workers, for it still is the namespace's.
+        team.ready(address)
+        team.steered(address)
+        for stream in streams:
+            stream.stop()
+        seen = capture.stop()
+    assert {packet.source for packet in seen} == {address}, leaks(seen, stack)[:5]
+
+
+def restart(stack: Stack, point: str) -> None:
+    """Replaces node2's runner by one that dies at `point`, and waits until it has taken the node as it is."""
+    stack.runners["node2"].kill()
+    now = time.time()
+    stack.start_runner("node2", [PYTHON, "-P", KILLER, point])
+    wait_for("the runner's report", lambda: stack.reported("node2", now), 60)

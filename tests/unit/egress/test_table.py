@@ -1,0 +1,85 @@
+"""The shared table: its rows, which claims carry traffic, and what survives from one table to the next."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from egress.objects import HostSubnet, NetNamespace
+from egress.planning import plan
+from egress.table import Claim, NodeReport, Steering, SteeringHop, acknowledged, carried_over, table_of
+
+A, B = IPv4Address("192.168.1.102"), IPv4Address("192.168.1.103")
+IP1, IP2 = IPv4Address("192.168.1.17"), IPv4Address("192.168.1.18")
+HOSTS = [HostSubnet("node1", str(IP1), (str(B),)), HostSubnet("node2", str(IP2), (str(A),))]
+HELD = frozenset({(A, "node2", 5)})
+
+
+def report(node: str, applied: int, *claims: Claim, epoch: str = "e") -> NodeReport:
+    return NodeReport(node, 0.0, epoch, applied, claims=claims)
+
+
+def row(*hops: SteeringHop, netid: int = 5) -> dict[int, Steering]:
+    return {netid: Steering(netid, "app", hops)}
+
+
+def test_a_row_holds_acknowledged_and_claimed_hops_in_numeric_order() -> None:
+    result = table_of(plan(HOSTS, [NetNamespace("app", 5, (str(B), str(A)))], acknowledged={(B, "node1", 5)}))
+    assert result == row(
+        SteeringHop(A, "node2", IP2, acknowledged=False), SteeringHop(B, "node1", IP1, acknowledged=True)
+    )
+
+
+def test_a_normal_namespace_has_no_row_and_a_dropped_one_has_no_hops() -> None:
+    result = table_of(plan(HOSTS, [NetNamespace("app", 5, ("192.168.1.104",)), NetNamespace("other", 6)]))
+    assert result == row()
+
+
+def test_netid_0_and_netids_out_of_range_have_no_row() -> None:
+    namespaces = [NetNamespace("app", 0, (str(A),)), NetNamespace("other", 1 << 24, (str(B),))]
+    assert table_of(plan(HOSTS, namespaces)) == {}
+
+
+def test_namespaces_that_share_a_netid_have_one_row_that_drops() -> None:
+    result = table_of(plan(HOSTS, [NetNamespace("b", 5, (str(A),)), NetNamespace("a", 5, (str(B),))]))
+    assert result == {5: Steering(5, "a")}
+
+
+def test_a_claim_counts_once_its_node_has_applied_the_change_that_gave_it() -> None:
+    rows = row(SteeringHop(A, "node2", IP2, acknowledged=False, since=7))
+    claim = Claim(A, 5, held=True)
+    assert acknowledged(rows, {"node2": report("node2", 6, claim)}, "e") == frozenset()
+    assert acknowledged(rows, {"node2": report("node2", 7, claim)}, "e") == HELD
+    assert acknowledged(rows, {"node2": report("node2", 7, claim, epoch="old")}, "e") == frozenset()
+
+
+def test_a_claim_for_another_netid_or_a_refused_one_does_not_count() -> None:
+    rows = row(SteeringHop(A, "node2", IP2, acknowledged=True))
+    for claim in (Claim(A, 6, held=True), Claim(A, 5, held=False), Claim(B, 5, held=True)):
+        assert acknowledged(rows, {"node2": report("node2", 9, claim)}, "e") == frozenset()
+
+
+def test_silence_ends_nothing() -> None:
+    rows = row(SteeringHop(A, "node2", IP2, acknowledged=True, since=7))
+    assert acknowledged(rows, {}, "e") == HELD
+    assert acknowledged(rows, {"node2": report("node2", 6)}, "e") == HELD
+    assert acknowledged(rows, {"node2": report("node2", 7)}, "e") == frozenset()
+
+
+def test_a_new_table_starts_from_what_the_nodes_hold() -> None:
+    reports = {"node2": report("node2", 3, Claim(A, 5, held=True), Claim(B, 6, held=False), epoch="gone")}
+    assert acknowledged({}, reports, "") == HELD
+
+
+def test_a_hop_that_stays_keeps_its_since() -> None:
+    current = row(SteeringHop(A, "node2", IP2, acknowledged=True, since=7))
+    desired = row(SteeringHop(A, "node2", IP2, acknowledged=False), SteeringHop(B, "node1", IP1, acknowledged=False))
+    hops = carried_over(desired, current)[5].hops
+    assert [hop.since for hop in hops] == [7, 0]
+
+
+def test_a_hop_that_moves_to_another_node_or_netid_begins_anew() -> None:
+    current = row(SteeringHop(A, "node2", IP2, acknowledged=True, since=7))
+    moved = row(SteeringHop(A, "node1", IP1, acknowledged=False))
+    other = row(SteeringHop(A, "node2", IP2, acknowledged=False), netid=6)
+    assert carried_over(moved, current)[5].hops[0].since == 0
+    assert carried_over(other, current)[6].hops[0].since == 0
