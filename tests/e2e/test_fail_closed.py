@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 PYTHON = Path(sys.executable)
 KILLER = Path(__file__).with_name("killing_runner.py")
 TO_WEB = "dst host 192.168.1.5 and (tcp or udp)"
-"""What the pods send. A node's own ICMP is not theirs: it answers the web server's late replies to released addresses."""
+"""What the pods send. A node's own ICMP, in answer to late replies to a released address, is not theirs."""
 
 
 def leaks(packets: list[Packet], stack: Stack) -> list[Packet]:

@@ -1,0 +1,95 @@
+"""Each component is killed at a random moment of a burst and started again: the end is the same."""
+
+from __future__ import annotations
+
+import random
+import time
+from ipaddress import IPv4Address
+
+import pytest
+
+from egress.adapters.ledger import Ledger
+from lab.control_plane import COMPONENTS
+from lab.stack import Stack, wait_for
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+BURST = 6
+
+
+@pytest.mark.parametrize("component", ["webhook", "worker", "watch", "beat", "broker", "node1", "node2"])
+def test_killed_in_a_burst_and_again_in_its_release(stack: Stack, ledger: Ledger, component: str) -> None:
+    draw = random.Random(component)
+    names = [f"burst-{component}-{number}" for number in range(BURST)]
+    for number, name in enumerate(names):
+        if number == draw.randrange(1, BURST) or number == BURST - 1:
+            kill_and_restart(stack, component, draw)
+        stack.create_namespace(name, egress="yes")
+    wait_for("all assignments", lambda: all_ready(stack, names), 90, every=0.5)
+
+    claims = {item["metadata"]["name"]: item for item in stack.kube.list("EgressAddress")}
+    held = {name: claim for name, claim in claims.items() if claim["status"]["phase"] != "Quarantined"}
+    owners = {name: claim["spec"]["namespace"]["name"] for name, claim in held.items()}
+    assert sorted(owners.values()) == sorted(names), "each namespace holds one address, and nobody else any"
+    annotated = {
+        namespace["metadata"]["annotations"]["egress.hawse.dev/addresses"]: namespace["metadata"]["name"]
+        for namespace in stack.kube.list("Namespace")
+        if namespace["metadata"]["name"] in names
+    }
+    assert annotated == owners
+    bound = {tuple(item["egressIPs"]) for item in stack.kube.list("NetNamespace") if item["netname"] in names}
+    assert bound == {(address,) for address in owners}
+    netids = [item["netid"] for item in stack.kube.list("NetNamespace")]
+    assert len(netids) == len(set(netids))
+    hosted = [address for item in stack.kube.list("HostSubnet") for address in item.get("egressIPs", [])]
+    assert sorted(hosted) == sorted(owners)
+    on_the_node = {line.split()[3].split("/")[0] for line in stack.addresses("node2")} - {"192.168.1.18"}
+    assert on_the_node == set(owners)
+
+    for name in names[: BURST // 2]:
+        stack.kube.delete("Namespace", name)
+    kill_and_restart(stack, component, draw)
+    for name in names[BURST // 2 :]:
+        stack.kube.delete("Namespace", name)
+
+    def released() -> bool:
+        phases = {item["metadata"]["name"]: item["status"]["phase"] for item in stack.kube.list("EgressAddress")}
+        return all(phases[address] == "Quarantined" for address in owners) and not any(
+            item.get("egressIPs") for item in stack.kube.list("HostSubnet")
+        )
+
+    wait_for("the release", released, 90, every=0.5)
+    wait_for(
+        "clean nodes",
+        lambda: not any("cookie=0x486177736" in f for n in stack.network.nodes for f in stack.flows(n)),
+        60,
+    )
+
+    def settled() -> bool:
+        objects = {IPv4Address(item["metadata"]["name"]) for item in stack.kube.list("EgressAddress")}
+        usage = ledger.usage()
+        return set(usage) == objects and {state for state, _ in usage.values()} == {"quarantined"}
+
+    wait_for("an index without leaks", settled, 60)
+
+
+def kill_and_restart(stack: Stack, component: str, draw: random.Random) -> None:
+    """SIGKILL after a moment, and a new start after another."""
+    time.sleep(draw.uniform(0, 0.3))
+    if component in COMPONENTS:
+        stack.control.kill(component)
+        if component != "webhook":  # nobody can wait for a webhook that is away: namespaces come without an address
+            time.sleep(draw.uniform(0, 0.5))
+        stack.control.start(component)
+    elif component == "broker":
+        stack.broker.kill()
+        time.sleep(draw.uniform(0, 0.5))
+        stack.broker.start()
+    else:
+        stack.runners[component].kill()
+        time.sleep(draw.uniform(0, 0.5))
+        stack.start_runner(component)
+
+
+def all_ready(stack: Stack, names: list[str]) -> bool:
+    claims = [item for item in stack.kube.list("EgressAddress") if item["spec"]["namespace"]["name"] in names]
+    return len(claims) == len(names) and all(item["status"]["phase"] == "Ready" for item in claims if "status" in item)

@@ -1,0 +1,186 @@
+"""What a node does besides the main job: drift, foreign things, restarts without writes, refusals."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import IPv4Address
+
+import pytest
+
+from lab.stack import Stack, wait_for
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+
+
+def fingerprint(stack: Stack, node: str) -> str:
+    """All that the node holds, without counters: addresses, flows, groups, rules."""
+    run = stack.network.run
+    flows = run(node, ["ovs-ofctl", "-O", "OpenFlow13", "--no-names", "--no-stats", "dump-flows", "br0"]).stdout
+    groups = run(node, ["ovs-ofctl", "-O", "OpenFlow13", "--no-names", "dump-groups", "br0"]).stdout.splitlines()[1:]
+    rules = [line for line in run(node, ["iptables-save"]).stdout.splitlines() if not line.startswith("#")]
+    rules = [line.partition(" [")[0] for line in rules]
+    return "\n".join([*stack.addresses(node), *sorted(flows.splitlines()), *groups, *rules])
+
+
+def applied(stack: Stack, node: str) -> int:
+    """How many times the node's runner wrote anything."""
+    return (stack.network.workdir / f"runner-{node}.log").read_text().count('"event": "applied"')
+
+
+def test_foreign_things_are_as_before_byte_for_byte(team, stack: Stack) -> None:  # noqa: ANN001
+    run = stack.network.run
+    for command in (
+        "ip address add 192.168.1.77/24 dev eth0 label eth0:mine",
+        "ovs-ofctl -O OpenFlow13 add-flow br0 cookie=0x1,table=100,priority=200,ip,reg0=0x7b,actions=drop",
+        "ovs-ofctl -O OpenFlow13 add-flow br0 cookie=0x4861777300000000,table=100,priority=7,ip,reg0=0x7c,actions=drop",
+        "ovs-ofctl -O OpenFlow13 add-group br0 group_id=5,type=all,bucket=actions=output:1",
+        "iptables -t nat -A OPENSHIFT-MASQUERADE -s 10.99.0.0/16 -j ACCEPT",
+        "iptables -A FORWARD -s 10.98.0.0/16 -j ACCEPT",
+        "iptables -N SOMEBODY",
+        "iptables -A SOMEBODY -m comment --comment HAWSE-SNAT -j RETURN",
+    ):
+        run("node2", command.split(), check=True)
+    before = {node: fingerprint(stack, node) for node in stack.network.nodes}
+    address = team.create()
+    team.ready(address)
+    team.steered(address)
+    assert fingerprint(stack, "node2") != before["node2"]
+    stack.kube.delete("Namespace", team.name)
+    team.released()
+    wait_for("the node as before", lambda: fingerprint(stack, "node2") == before["node2"], 30, every=0.5)
+    assert {node: fingerprint(stack, node) for node in stack.network.nodes} == before
+    for command in (
+        "ip address del 192.168.1.77/24 dev eth0",
+        "ovs-ofctl -O OpenFlow13 del-flows br0 table=100,ip,reg0=0x7b",
+        "ovs-ofctl -O OpenFlow13 del-flows br0 table=100,ip,reg0=0x7c",
+        "ovs-ofctl -O OpenFlow13 del-groups br0 group_id=5",
+        "iptables -t nat -D OPENSHIFT-MASQUERADE -s 10.99.0.0/16 -j ACCEPT",
+        "iptables -D FORWARD -s 10.98.0.0/16 -j ACCEPT",
+        "iptables -F SOMEBODY",
+        "iptables -X SOMEBODY",
+    ):
+        run("node2", command.split(), check=True)
+
+
+def test_a_restart_with_everything_in_place_writes_nothing(team, stack: Stack) -> None:  # noqa: ANN001
+    address = team.create()
+    team.ready(address)
+    team.steered(address)
+    monitor = stack.network.spawn("node2", ["ip", "monitor", "address"], log="monitor")
+    before = {node: (applied(stack, node), fingerprint(stack, node)) for node in stack.network.nodes}
+    since = flow_ages(stack)
+    for node in stack.network.nodes:
+        stack.runners[node].kill()
+        now = time.time()
+        stack.start_runner(node)
+        wait_for("a pass", lambda node=node, now=now: stack.reported(node, now), 60)  # type: ignore[misc]
+    time.sleep(5)
+    assert {node: (applied(stack, node), fingerprint(stack, node)) for node in stack.network.nodes} == before
+    assert all(age > since[node] for node, age in flow_ages(stack).items()), "a flow was written anew"
+    monitor.kill()
+    assert not monitor.log.read_text().strip(), "an address was touched"
+
+
+def flow_ages(stack: Stack) -> dict[str, float]:
+    """Per node, the age in seconds of its youngest flow of ours."""
+    ages = {}
+    for node in stack.network.nodes:
+        flows = [flow for flow in stack.flows(node) if "cookie=0x486177736" in flow]
+        ages[node] = min(float(flow.partition("duration=")[2].partition("s")[0]) for flow in flows)
+    return ages
+
+
+DRIFT = {
+    "address deleted": ("node2", "ip address del {address}/24 dev eth0"),
+    "chain flushed": ("node2", "iptables -t nat -F HAWSE-SNAT"),
+    "jump deleted": ("node2", "iptables -t nat -F OPENSHIFT-MASQUERADE"),
+    "all rules flushed": ("node2", "iptables -t nat -F"),
+    "flow deleted": ("node1", "ovs-ofctl -O OpenFlow13 del-flows br0 table=100,ip,reg0={netid:#x}"),
+    "flow changed": ("node1", "ovs-ofctl -O OpenFlow13 mod-flows br0 table=100,ip,reg0={netid:#x},actions=drop"),
+}
+
+
+def test_drift_is_put_back(team, stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: ANN001
+    address = team.create()
+    team.ready(address)
+    team.steered(address)
+    wanted = {node: fingerprint(stack, node) for node in stack.network.nodes}
+    saved = stack.network.run("node2", ["iptables-save", "-t", "nat"], check=True).stdout
+    took = {}
+    for what, (node, command) in DRIFT.items():
+        stack.network.run(node, command.format(address=address, netid=team.netid).split(), check=True)
+        began = time.monotonic()
+        ours = [
+            line for line in wanted[node].splitlines() if "HAWSE" in line or "0x486177736" in line or ":eip" in line
+        ]
+        wait_for(what, lambda node=node, ours=ours: set(ours) <= set(fingerprint(stack, node).splitlines()), 30)  # type: ignore[misc]
+        took[what] = time.monotonic() - began
+        # What the SDN owns is the SDN's to put back.
+        stack.network.run("node2", ["iptables-restore"], input=saved, check=True)
+        wait_for("all as before", lambda node=node: fingerprint(stack, node) == wanted[node], 30)  # type: ignore[misc]
+    for node in stack.network.nodes:
+        stack.network.restart_ovs(node)
+        began = time.monotonic()
+        wait_for("flows after a restart of Open vSwitch", lambda node=node: team.flow(node), 30)  # type: ignore[misc]
+        took[f"Open vSwitch restarted on {node}"] = time.monotonic() - began
+    team.steered(address)
+    with capsys.disabled():
+        print("\n   drift put back after " + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in took.items()))
+    assert max(took.values()) < 10
+
+
+def test_an_address_that_somebody_answers_for_is_refused(team, stack: Stack) -> None:  # noqa: ANN001
+    run = stack.network.run
+    address = IPv4Address("192.168.1.150")
+    run("web", ["ip", "address", "add", f"{address}/32", "dev", "eth0"], check=True)
+    mac = run("web", ["cat", "/sys/class/net/eth0/address"], check=True).stdout.strip()
+    try:
+        assert team.create({"egress.hawse.dev/request": str(address)}) == address
+        wait_for("the refusal", lambda: team.phase(address) == "Failed", 60)
+        status = {c["type"]: c for c in team.claim(address)["status"]["conditions"]}
+        assert status["Programmed"]["reason"] == "AddressInUse"
+        assert mac in status["Programmed"]["message"]
+        assert [team.flow(node) for node in stack.network.nodes] == ["drop", "drop"]
+        for pod in team.pods.values():
+            assert not stack.network.request(pod, timeout=1).ok
+    finally:
+        run("web", ["ip", "address", "del", f"{address}/32", "dev", "eth0"], check=True)
+    team.ready(address)
+    team.steered(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("192.168.7.7", "AddressOutsideSubnet"), ("192.168.1.255", "Address")],
+)
+def test_an_address_that_the_node_cannot_hold_is_refused(team, stack: Stack, ledger, address: str, reason: str) -> None:  # noqa: ANN001
+    host = stack.network.nodes["node2"].host
+    hosted = (stack.kube.get("HostSubnet", host) or {}).get("egressIPs", [])
+    stack.create_namespace(team.name)
+    stack.kube.patch("HostSubnet", host, {"egressIPs": [*hosted, address]})
+    stack.kube.patch("NetNamespace", team.name, {"egressIPs": [address]})
+    try:
+
+        def refused() -> bool:
+            claims = ledger.reports([host])[host].claims
+            return any(str(claim.address) == address and claim.reason.startswith(reason) for claim in claims)
+
+        wait_for("the refusal", refused, 60)
+        assert [team.flow(node) for node in stack.network.nodes] == ["drop", "drop"]
+    finally:
+        stack.kube.patch("NetNamespace", team.name, {"egressIPs": []})
+        stack.kube.patch("HostSubnet", host, {"egressIPs": hosted})
+
+
+def test_a_node_without_its_bridge_says_so(stack: Stack, ledger) -> None:  # noqa: ANN001
+    stack.runners["node1"].kill()
+    stack.start_runner("node1", ["env", "HAWSE_BRIDGE=br-none", *stack.runner_command])
+    host = stack.network.nodes["node1"].host
+    try:
+        wait_for("the problem", lambda: ledger.reports([host])[host].problem.startswith("BridgeMissing"), 60)
+    finally:
+        stack.runners["node1"].kill()
+        now = time.time()
+        stack.start_runner("node1")
+        wait_for("a good report", lambda: stack.reported("node1", now), 60)
+    assert ledger.reports([host])[host].problem == ""
