@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -40,14 +40,25 @@ class Result:
     wrote: bool = False
 
 
+FACTS_PASSES = 15
+"""After how many passes the bridge's port numbers and MAC are read again though nothing hints that they changed."""
+
+
 class Programmer:
-    """Programs one node through its drivers. Keeps no state between passes: the kernel and Open vSwitch hold it."""
+    """Programs one node through its drivers. What the node holds is read anew in each pass, from the kernel and Open
+    vSwitch; only the bridge's facts, which cost a process to read, are kept while passes find nothing to do."""
 
     def __init__(self, name: str, drivers: Node, layout: Layout, timing: ProbeTiming) -> None:
         self._name = name
         self._drivers = drivers
         self._layout = layout
         self._timing = timing
+        self._facts: NodeFacts | None = None
+        self._facts_age = 0
+
+    def forget_facts(self) -> None:
+        """The bridge may have changed: the next pass reads its facts anew."""
+        self._facts = None
 
     def holds(self) -> tuple[LinkFacts, tuple[Claim, ...]]:
         """What the node holds, without a table to compare it with. Writes nothing."""
@@ -62,7 +73,6 @@ class Programmer:
         runner's first pass: it also looks where nothing of ours should be.
         """
         links = self._drivers.links
-        bridge = self._drivers.flows.facts()
         try:
             link = links.facts()
         except InterfaceMissing:
@@ -70,7 +80,6 @@ class Programmer:
             raise
         if fresh:
             links.sweep()
-        facts = NodeFacts(self._name, bridge.tun_mac, bridge.vxlan_port)
         rows = list(table.values())
         given = {hop.address: row.netid for row in rows for hop in row.hops if hop.node == self._name}
         found = self._read(everywhere=fresh)
@@ -78,13 +87,25 @@ class Programmer:
         refused |= {address: resting[address] for address in given if address in resting and address not in refused}
         marks = marks_of(found.rules)
         asked = {address for address in given if address not in found.addresses and address not in refused}
+        # An address that only the interface lacks was asked about when its flow and rule were written: somebody took
+        # it away. Its traffic, which leaves with the right source, is not cut while the link is asked again.
+        lacking = _standing_but_for_the_interface(found, given, asked)
 
         # First without the addresses that are new here: their NetIDs are dropped while the link is asked about them.
-        program = render(rows, facts, self._layout, withheld=asked | refused.keys(), marks=marks)
+        withheld = (asked - lacking) | refused.keys()
+        facts = self._bridge_facts()
+        program = render(rows, facts, self._layout, withheld=withheld, marks=marks)
         step = change(program, found)
+        if step and self._facts_age:
+            self.forget_facts()  # flows that went may have gone with the bridge they were on
+            facts = self._bridge_facts()
+            program = render(rows, facts, self._layout, withheld=withheld, marks=marks)
+            step = change(program, found)
+        step = replace(step, add_addresses=step.add_addresses - asked)
         wrote = bool(step)
         failed = self._apply(step, program)
         after = applied(program, found)
+        after = replace(after, addresses=after.addresses - asked)
         for address in usurped(program, found):
             failed[address] = _usurped(given[address])
         taken: frozenset[Address] = frozenset()
@@ -114,6 +135,13 @@ class Programmer:
         held = self._drivers.links.read().intersection(addresses)
         if held:
             self._drivers.arp.announce(link.interface, link.mac, held)
+
+    def _bridge_facts(self) -> NodeFacts:
+        self._facts_age += 1
+        if self._facts is None or self._facts_age > FACTS_PASSES:
+            bridge = self._drivers.flows.facts()
+            self._facts, self._facts_age = NodeFacts(self._name, bridge.tun_mac, bridge.vxlan_port), 0
+        return self._facts
 
     def _read(self, *, everywhere: bool = False) -> Found:
         flows = self._drivers.flows.read(everywhere=everywhere)
@@ -165,6 +193,14 @@ class Programmer:
 
 def _usurped(netid: int) -> Refusal:
     return Refusal("FlowForeign", f"a flow that is not Hawse's steers NetID {netid}: remove it from the egress table")
+
+
+def _standing_but_for_the_interface(
+    found: Found, given: Mapping[Address, int], asked: AbstractSet[Address]
+) -> frozenset[Address]:
+    """Those of `asked` whose flow, for the NetID they are given for, and rule are there: only the address is not."""
+    carrying = standing(replace(found, addresses=found.addresses | asked))
+    return frozenset(address for address in asked if carrying.get(given[address]) == address)
 
 
 def _claims(

@@ -55,11 +55,15 @@ class Runner:
             due = min([when for when, _ in self._announcements], default=float("inf")) - time.monotonic()
             self._wake.wait(max(0.0, min(interval, due)))
 
+    def _touched(self) -> None:
+        self._programmer.forget_facts()
+        self.wake()
+
     def watch(self, drivers: Node, stop: threading.Event) -> None:
         """Wakes the loop when the kernel says that somebody touched the node. Runs in a thread of its own."""
         while not stop.is_set():
             try:
-                drivers.links.watch(self.wake, stop)
+                drivers.links.watch(self._touched, stop)
             except NodeError as error:
                 _log.warning("the node cannot be watched", reason=error.reason, error=str(error))
                 stop.wait(1.0)
@@ -80,6 +84,7 @@ class Runner:
                 link, claims = self._program(self._table)
         except NodeError as error:
             problem = f"{error.reason}: {error}"
+            self._programmer.forget_facts()
             _log.error("the node cannot be programmed", reason=error.reason, error=str(error))
         self._report(current, link, claims, problem)
         _log.debug("pass", change=self._change, seconds=round(time.monotonic() - began, 3))
