@@ -228,32 +228,32 @@ def main() -> int:
     if problems:
         print("The demo cannot run here:", *problems, sep="\n  ", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, _interrupted)
-    signal.signal(signal.SIGHUP, _interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
     began = time.monotonic()
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - began:5.1f} s] {text}", flush=True)
 
     directory = Path(tempfile.mkdtemp(prefix="hawse-demo-"))
-    failed = True
+    seen, worth_reading = False, True
     try:
         with Stack(directory, say=say) as stack:
             Demo(stack, say).run()
             print()
             say("every step was seen on the wire")
-            failed = False
+            seen, worth_reading = True, False
             if keep:
                 _keep(stack)
     except KeyboardInterrupt as interruption:
-        print(f"\ninterrupted ({interruption or 'Ctrl-C'}): everything is taken down", file=sys.stderr)
-        failed = False
-        return 0 if keep and not str(interruption) else 130
+        print(f"\ninterrupted ({interruption}): everything is taken down", file=sys.stderr)
+        worth_reading = False
+        return 0 if seen else 130
     except (DemoFailed, LabError, GuardError, KubeError, TimeoutError) as error:
         print(f"\nThe demo failed: {error}\nAll logs are below {directory}; remove it when read.", file=sys.stderr)
         return 1
     finally:
-        if not failed:
+        if not worth_reading:
             shutil.rmtree(directory, ignore_errors=True)
     return 0
 
