@@ -9,6 +9,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 
 from egress.addresses import Address
 from egress.objects import EgressPool
+from egress.pools import ranges
 
 EGRESS_LABEL = "egress.hawse.dev/egress-node"
 """On a node: it may host addresses of pools that have no nodeSelector."""
@@ -51,8 +52,8 @@ def place(
     """A node for each of `wanted`, fewest hosted addresses first, ties by name; what is hosted already stays.
 
     A node is eligible when it is usable, its labels match the pool's nodeSelector (without one: it carries
-    `EGRESS_LABEL`), its link's subnet holds the address, it has not reached the pool's maxAddressesPerNode, and it
-    hosts no other address of the namespace (`siblings`: every address of each namespace).
+    `EGRESS_LABEL`), its link's subnet holds the address, it hosts fewer of the pool's addresses than
+    maxAddressesPerNode, and it hosts no other address of the namespace (`siblings`: every address of each namespace).
     """
     nodes = {candidate.name: candidate for candidate in candidates}
     hosted = {name: set(candidate.hosted) for name, candidate in nodes.items()}
@@ -82,14 +83,15 @@ def _objection(item: Unplaced, candidate: Candidate, hosted: set[Address], famil
     pool, link = item.pool, candidate.link
     selected = pool.node_selector.matches(candidate.labels) if pool.node_selector else EGRESS_LABEL in candidate.labels
     wanted_label = "not matched by the pool's nodeSelector" if pool.node_selector else f"without label {EGRESS_LABEL}"
-    full = bool(pool.max_addresses_per_node) and len(hosted) >= pool.max_addresses_per_node
+    most = pool.max_addresses_per_node
+    full = bool(most) and sum(any(address in piece for piece in ranges(pool)) for address in hosted) >= most
     objections = (
         (not selected, wanted_label),
         (not candidate.usable, "not ready"),
         (link is None, "whose runner has not reported yet"),
         (link is not None and item.address not in link.network, f"in a subnet without {item.address}"),
         (link is not None and item.address == link.ip, f"whose own IP is {item.address}"),
-        (full, f"full with {pool.max_addresses_per_node} addresses"),
+        (full, f"full with {most} addresses of pool {pool.name}"),
         (bool(hosted & family), f"hosting another address of namespace {item.namespace}"),
     )
     return next((reason for holds, reason in objections if holds), None)

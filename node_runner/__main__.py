@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 import click
@@ -67,7 +69,7 @@ def main() -> None:
         retry=current.refused_retry,
     )
     stop = threading.Event()
-    loop = threading.Thread(target=runner.run, args=(stop, current.check_interval), name="loop")
+    loop = threading.Thread(target=_loop, args=(runner, stop, current.check_interval), name="loop")
     watcher = threading.Thread(target=runner.watch, args=(drivers, stop), name="watch", daemon=True)
     _consume(app, current.node_name, runner, ledger, stop)
     loop.start()
@@ -80,6 +82,15 @@ def main() -> None:
         stop.set()
         runner.wake()
         loop.join()
+
+
+def _loop(runner: Runner, stop: threading.Event, interval: float) -> None:
+    """The runner's loop; should it ever end by itself, so does the process, for somebody to start it again."""
+    try:
+        runner.run(stop, interval)
+    finally:
+        if not stop.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _consume(app: Celery, node: str, runner: Runner, ledger: Ledger, stop: threading.Event) -> None:

@@ -13,12 +13,10 @@ from egress.adapters.ledger import (
     Exhausted,
     Held,
     Ledger,
-    LedgerAwayError,
-    NotReadyError,
     name_holder,
     request_holder,
 )
-from egress.addresses import AddressError
+from egress.addresses import Address, AddressError
 from egress.objects import ADDRESSES_ANNOTATION, REQUEST_ANNOTATION, OnExhausted
 from egress.operations import TransientError
 from webhook import review
@@ -26,6 +24,26 @@ from webhook.review import NamespaceObject, Request
 
 _log = structlog.get_logger()
 LATER = "Hawse cannot reach its ledger now: the namespace gets its egress address within seconds of its return"
+FORGED = (
+    f"annotation {ADDRESSES_ANNOTATION} is written by Hawse alone: remove it; to ask for an address use "
+    f"{REQUEST_ANNOTATION}"
+)
+
+
+class _RefusedError(Exception):
+    """The namespace may not be created as it is; the message is for the person who creates it."""
+
+    def __init__(self, message: str, code: int = 403) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a new namespace gets at once, and what its creator is warned of."""
+
+    addresses: tuple[Address, ...] = ()
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,50 +68,53 @@ class Admission:
 
     def _create(self, request: Request, namespace: NamespaceObject) -> bytes:
         name = request.name or namespace.metadata.name
-        known_as = name or namespace.metadata.generate_name
+        known_as = name or f"{namespace.metadata.generate_name}?"  # the API server will put something there
         if pools.is_system(known_as):
             return review.allow(request.uid)
         holder = name_holder(name) if name else request_holder(request.uid)
-        forged = namespace.annotations.get(ADDRESSES_ANNOTATION)
         try:
-            if forged is not None and forged != ",".join(map(str, self.ledger.held_by(holder))):
-                return review.deny(
-                    request.uid,
-                    f"annotation {ADDRESSES_ANNOTATION} is written by Hawse alone: remove it; "
-                    f"to ask for an address use {REQUEST_ANNOTATION}",
-                )
-            offer = self.ledger.offer()
-            choice = pools.choose(known_as, namespace.labels, namespace.annotations, offer.pools, offer.node_ips)
-            if choice is None:
-                return review.allow(request.uid)
-            if request.dry_run:
-                return review.allow(request.uid, warnings=[f"dry run: pool {choice.pool.name} would give the address"])
-            free = pools.ranges(choice.pool, offer.node_ips)
-            outcome = self.ledger.reserve(holder, choice.count, free, choice.requested)
+            given = self._reserve(request, namespace, known_as, holder)
+        except _RefusedError as error:
+            return review.deny(request.uid, str(error), error.code)
         except (pools.PoolError, AddressError) as error:
             return review.deny(request.uid, str(error))
-        except (LedgerAwayError, NotReadyError, TransientError) as error:
+        except TransientError as error:
             _log.warning("admitted without an address", namespace=known_as, error=str(error))
-            if forged is not None:
-                return review.deny(request.uid, f"annotation {ADDRESSES_ANNOTATION} is written by Hawse alone")
-            return review.allow(request.uid, warnings=[LATER])
+            given = _Given(warning=LATER)
+        if given.addresses:
+            addresses = ",".join(map(str, given.addresses))
+            _log.info("reserved", namespace=known_as, addresses=addresses, operation=request.uid)
+            if name:
+                self.hint(name)
+            return review.allow(request.uid, patch=review.annotate(namespace, addresses))
+        if ADDRESSES_ANNOTATION in namespace.annotations:
+            return review.deny(request.uid, FORGED)
+        return review.allow(request.uid, warnings=[given.warning] if given.warning else [])
+
+    def _reserve(self, request: Request, namespace: NamespaceObject, known_as: str, holder: str) -> _Given:
+        """What the namespace gets now. _RefusedError, PoolError or AddressError when it must not be created so."""
+        written = namespace.annotations.get(ADDRESSES_ANNOTATION)
+        # A webhook may be called again for one request, with the annotation that it wrote itself.
+        if written is not None and not set(written.split(",")) <= set(map(str, self.ledger.held_by(holder))):
+            raise _RefusedError(FORGED)
+        offer = self.ledger.offer()
+        choice = pools.choose(known_as, namespace.labels, namespace.annotations, offer.pools, offer.node_ips)
+        if choice is None:
+            return _Given()
+        pool = choice.pool
+        if request.dry_run:
+            return _Given(warning=f"dry run: pool {pool.name} would give the address")
+        outcome = self.ledger.reserve(holder, choice.count, pools.ranges(pool, offer.node_ips), choice.requested)
         if isinstance(outcome, Held):
-            return review.deny(request.uid, f"address {outcome.address} is in use", code=409)
+            raise _RefusedError(f"address {outcome.address} is in use", code=409)
         if isinstance(outcome, Exhausted):
-            message = f"pool {choice.pool.name} has no free address: {outcome.used} of {outcome.total} in use"
-            if choice.count > 1:
-                message = (
-                    f"pool {choice.pool.name} has too few free addresses for {choice.count}: " + message.split(": ")[1]
-                )
-            _log.warning("pool exhausted", namespace=known_as, pool=choice.pool.name, used=outcome.used)
-            if choice.pool.on_exhausted is OnExhausted.DENY:
-                return review.deny(request.uid, message)
-            return review.allow(request.uid, warnings=[f"{message}; the namespace waits for one"])
-        addresses = ",".join(map(str, outcome.addresses))
-        _log.info("reserved", namespace=known_as, addresses=addresses, pool=choice.pool.name, operation=request.uid)
-        if name:
-            self.hint(name)
-        return review.allow(request.uid, patch=review.annotate(namespace, addresses))
+            _log.warning("pool exhausted", namespace=known_as, pool=pool.name, used=outcome.used)
+            lack = "no free address" if choice.count == 1 else f"too few free addresses for {choice.count}"
+            message = f"pool {pool.name} has {lack}: {outcome.used} of {outcome.total} in use"
+            if pool.on_exhausted is OnExhausted.DENY:
+                raise _RefusedError(message)
+            return _Given(warning=f"{message}; the namespace waits for one")
+        return _Given(outcome.addresses)
 
     def _update(self, request: Request, namespace: NamespaceObject) -> bytes:
         before = request.old_object.annotations.get(ADDRESSES_ANNOTATION) if request.old_object else None

@@ -75,7 +75,7 @@ def parse(body: bytes) -> Request:
     """The request in an AdmissionReview; ReviewError if it is none."""
     try:
         review = _DECODER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ReviewError(f"not an AdmissionReview: {error}") from None
     if (review.api_version, review.kind) != ("admission.k8s.io/v1", "AdmissionReview"):
         raise ReviewError(f"expected AdmissionReview admission.k8s.io/v1, got {review.kind} {review.api_version}")

@@ -34,8 +34,13 @@ class Context:
 
     def ask(self, task: str, queue: str, *arguments: str) -> None:
         """Asks for a task, unless the same one is waiting already: a burst becomes one run."""
-        if self.ledger.first_to(":".join((task, queue, *arguments)), ASK_GUARD_SECONDS):
-            self.send(task, list(arguments), queue)
+        what = ":".join((task, queue, *arguments))
+        if self.ledger.first_to(what, ASK_GUARD_SECONDS):
+            try:
+                self.send(task, list(arguments), queue)
+            except TransientError:
+                self.ledger.done_with(what)  # nothing waits: the next ask must not believe so
+                raise
 
     def record(
         self, step: Step, namespace: str, *, outcome: Outcome = Outcome.DONE, attempt: int = 1, **details: str
@@ -66,9 +71,12 @@ class Context:
         )
 
     def egress_addresses(self, namespace: str = "") -> list[EgressAddress]:
-        """Every EgressAddress, or those of one namespace."""
+        """Every EgressAddress whose name is an address, or those of one namespace."""
         label = f"{NAMESPACE_LABEL}={namespace}" if namespace else ""
-        return readable(manifests.egress_address, self.cluster.list(Kind.EGRESS_ADDRESS, label=label).items)
+        return readable(
+            lambda item: manifests.egress_address(item, strict=True),
+            self.cluster.list(Kind.EGRESS_ADDRESS, label=label).items,
+        )
 
 
 def readable(read: Callable[[Manifest], T], items: Iterable[Manifest]) -> list[T]:

@@ -39,25 +39,32 @@ def converge(context: Context, name: str) -> None:
     manifest = context.cluster.get(Kind.NAMESPACE, name)
     namespace = manifests.namespace(manifest) if manifest is not None else None
     claims = context.egress_addresses(name)
-    if namespace is None or any(claim.namespace_uid != namespace.uid for claim in claims):
-        # Only what belonged to a namespace that is gone. One that is still on its way out keeps its address: its pods
-        # run, and must never be seen with a node's IP.
-        _release(context, name, [c for c in claims if namespace is None or c.namespace_uid != namespace.uid], namespace)
-        if namespace is None:
-            return
-    if namespace.deleting:
+    # Only what belonged to a namespace that is gone. One that is still on its way out keeps its address: its pods
+    # run, and must never be seen with a node's IP. A claim without a uid, made by hand, is whoever has the name's.
+    orphans = [claim for claim in claims if namespace is None or claim.namespace_uid not in ("", namespace.uid)]
+    if namespace is None or orphans:
+        _release(context, name, orphans, namespace)
+    if namespace is None or namespace.deleting:
         return
     addresses = _assigned(context, namespace)
+    former = [claim.address for claim in orphans if parse_address(claim.address) not in addresses]
     if not addresses:
+        _unbind(context, name, former)
         return
-    lost = [address for address in addresses if not _claim(context, namespace, address)]
+    mine = {parse_address(claim.address) for claim in claims if _stands(claim, namespace)}
+    lost = [address for address in addresses if address not in mine and not _claim(context, namespace, address)]
     if lost:
         _give_up(context, namespace, addresses, lost)
         raise TransientError(f"namespace {name} lost {', '.join(map(str, lost))}: it gets another address")
     context.ledger.claimed(name_holder(name), addresses)
-    _bind(context, namespace, addresses)
+    _bind(context, namespace, addresses, former)
     context.ask(PLACE_TASK, CONTROL_QUEUE)
     context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+
+
+def _stands(claim: EgressAddress, namespace: Namespace) -> bool:
+    """Whether this claim is the namespace's already, so that there is nothing to do."""
+    return claim.namespace_uid == namespace.uid and claim.phase is not Phase.QUARANTINED
 
 
 def _assigned(context: Context, namespace: Namespace) -> tuple[Address, ...]:
@@ -68,6 +75,11 @@ def _assigned(context: Context, namespace: Namespace) -> tuple[Address, ...]:
             return tuple(parse_address(part.strip()) for part in text.split(","))
         except AddressError as error:
             _log.warning("annotation replaced", namespace=namespace.name, error=str(error))
+    return _assign(context, namespace)
+
+
+def _assign(context: Context, namespace: Namespace) -> tuple[Address, ...]:
+    """Reserves what the namespace is to get and writes it into its annotation; nothing if no pool serves it."""
     offer = context.ledger.offer()
     try:
         choice = pools.choose(namespace.name, namespace.labels, namespace.annotations, offer.pools, offer.node_ips)
@@ -79,7 +91,9 @@ def _assigned(context: Context, namespace: Namespace) -> tuple[Address, ...]:
     free = pools.ranges(choice.pool, offer.node_ips)
     outcome = context.ledger.reserve(name_holder(namespace.name), choice.count, free, choice.requested)
     if isinstance(outcome, Held):
-        raise PermanentError(f"address {outcome.address}, which namespace {namespace.name} asks for, is in use")
+        message = f"address {outcome.address}, which namespace {namespace.name} asks for, is in use"
+        context.tell(namespace.name, namespace.uid, "AddressInUse", message, warning=True)
+        raise PermanentError(message)
     if isinstance(outcome, Exhausted):
         message = f"pool {choice.pool.name} has no free address: {outcome.used} of {outcome.total} in use"
         context.tell(namespace.name, namespace.uid, "PoolExhausted", message, warning=True)
@@ -112,7 +126,7 @@ def _claim(context: Context, namespace: Namespace, address: Address) -> bool:
         found = manifests.egress_address(there)
         if found.namespace != namespace.name:
             return False
-        if found.namespace_uid == namespace.uid and found.phase is not Phase.QUARANTINED:
+        if _stands(found, namespace):
             return True
         _take_back(context, namespace, found)
     context.record(Step.CLAIM, namespace.name, address=str(address))
@@ -133,7 +147,7 @@ def _take_back(context: Context, namespace: Namespace, found: EgressAddress) -> 
 
 
 def _give_up(context: Context, namespace: Namespace, addresses: tuple[Address, ...], lost: list[Address]) -> None:
-    """Takes addresses that turned out to be another's out of the annotation; the next run assigns anew."""
+    """Takes addresses that turned out to be another's out of the annotation, for others where the pool has them."""
     message = f"{', '.join(map(str, lost))} is held by another namespace"
     context.record(Step.CLAIM, namespace.name, outcome=Outcome.RETRY, message=message)
     context.ledger.freed(name_holder(namespace.name), lost)
@@ -141,15 +155,21 @@ def _give_up(context: Context, namespace: Namespace, addresses: tuple[Address, .
         there = context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address))
         if there is not None:
             context.ledger.claimed(name_holder(manifests.egress_address(there).namespace), [address])
-    kept = [address for address in addresses if address not in lost]
-    _annotate(context, namespace, ",".join(map(str, kept)) or None)
     context.tell(namespace.name, namespace.uid, "AddressLost", message, warning=True)
+    try:
+        assigned = _assign(context, namespace)
+    except PermanentError:  # the next run fails of the same, and says so
+        assigned = ()
+    if not assigned:
+        kept = [address for address in addresses if address not in lost]
+        _annotate(context, namespace, ",".join(map(str, kept)) or None)
 
 
-def _bind(context: Context, namespace: Namespace, addresses: tuple[Address, ...]) -> None:
+def _bind(context: Context, namespace: Namespace, addresses: tuple[Address, ...], former: list[str]) -> None:
     """Writes the addresses into the namespace's NetNamespace, making it where nobody else does.
 
-    Addresses that an admin put there by hand stay.
+    Addresses that an admin put there by hand stay. `former` ones, of an earlier namespace of the same name, go in the
+    same patch: a NetNamespace without any address would for a moment let traffic out with the node's IP.
     """
     wanted = [str(address) for address in addresses]
     manifest = context.cluster.get(Kind.NET_NAMESPACE, namespace.name)
@@ -159,13 +179,11 @@ def _bind(context: Context, namespace: Namespace, addresses: tuple[Address, ...]
         there = manifests.net_namespace(manifest)
         if there.netid == 0:
             raise PermanentError(f"namespace {namespace.name} is in the global network (NetID 0): it gets no address")
-        missing = [text for text in wanted if text not in there.egress_ips]
-        if not missing:
+        kept = [text for text in there.egress_ips if text not in former]
+        bound = [*kept, *(text for text in wanted if text not in kept)]
+        if bound == list(there.egress_ips):
             return
-        patch = {
-            "metadata": {"resourceVersion": there.resource_version},
-            "egressIPs": [*there.egress_ips, *missing],
-        }
+        patch = {"metadata": {"resourceVersion": there.resource_version}, "egressIPs": bound}
         context.cluster.patch(Kind.NET_NAMESPACE, namespace.name, patch)
     context.record(Step.BIND, namespace.name, address=",".join(wanted))
     context.tell(namespace.name, namespace.uid, "EgressAddressAssigned", f"traffic will leave with {', '.join(wanted)}")
@@ -179,7 +197,8 @@ def _create_net_namespace(context: Context, namespace: Namespace, addresses: lis
     draw = random.Random(f"{namespace.name}/{namespace.uid}")  # noqa: S311
     candidates = [draw.randint(LOWEST_NETID, HIGHEST_NETID) for _ in range(NETID_CANDIDATES)]
     netid = context.ledger.take_netid(namespace.name, [netid for netid in candidates if netid not in taken])
-    if netid is None:
+    if netid is None or netid in taken:
+        context.ledger.return_netid(namespace.name)
         raise TransientError("no free NetID found in this try")
     manifest = Kind.NET_NAMESPACE.head | {
         "metadata": {"name": namespace.name, "annotations": {CREATED_ANNOTATION: "true"}},
@@ -200,7 +219,7 @@ def _release(context: Context, name: str, claims: list[EgressAddress], successor
     """
     leaving = [claim for claim in claims if claim.phase is not Phase.QUARANTINED]
     if successor is None:
-        _unbind(context, name, [claim.address for claim in claims])
+        _delete_binding(context, name, [claim.address for claim in claims])
         context.ledger.return_netid(name)
     if not leaving:
         return
@@ -226,17 +245,27 @@ def _release(context: Context, name: str, claims: list[EgressAddress], successor
     context.ask(PUBLISH_TASK, CONTROL_QUEUE)
 
 
-def _unbind(context: Context, name: str, addresses: list[str]) -> None:
-    manifest = context.cluster.get(Kind.NET_NAMESPACE, name)
-    if manifest is None:
-        return
-    there: NetNamespace = manifests.net_namespace(manifest)
-    if there.annotations.get(CREATED_ANNOTATION) == "true":
+def _delete_binding(context: Context, name: str, addresses: list[str]) -> None:
+    """Ends the binding of a namespace that is gone. A NetNamespace that Hawse did not make stays, without addresses."""
+    there = _net_namespace(context, name)
+    if there is not None and there.annotations.get(CREATED_ANNOTATION) == "true":
         context.cluster.delete(Kind.NET_NAMESPACE, name, resource_version=there.resource_version)
-    elif any(text in addresses for text in there.egress_ips):
+    else:
+        _unbind(context, name, addresses)
+
+
+def _unbind(context: Context, name: str, addresses: list[str]) -> None:
+    """Takes `addresses` out of the NetNamespace."""
+    there = _net_namespace(context, name) if addresses else None
+    if there is not None and any(text in addresses for text in there.egress_ips):
         kept = [text for text in there.egress_ips if text not in addresses]
         patch = {"metadata": {"resourceVersion": there.resource_version}, "egressIPs": kept}
         context.cluster.patch(Kind.NET_NAMESPACE, name, patch)
+
+
+def _net_namespace(context: Context, name: str) -> NetNamespace | None:
+    manifest = context.cluster.get(Kind.NET_NAMESPACE, name)
+    return manifests.net_namespace(manifest) if manifest is not None else None
 
 
 def _pool_of(context: Context, namespace: Namespace, address: Address) -> str:

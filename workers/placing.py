@@ -34,7 +34,8 @@ def run(context: Context) -> Placement:
             placement = _placement(context, claims, wanted, subnets)
         for subnet in subnets:
             _patch(context, subnet, placement, released, claims)
-    if placement.nodes or released & hosted:
+    if placement.nodes or released & hosted or placement.refused != context.ledger.unplaced():
+        context.ledger.set_unplaced(placement.refused)
         context.ask(PUBLISH_TASK, CONTROL_QUEUE)
     for address, reason in sorted(placement.refused.items(), key=lambda item: str(item[0])):
         _log.warning("not placed", address=str(address), reason=reason)
@@ -54,13 +55,17 @@ def _placement(
     siblings: dict[str, list[Address]] = {}
     for claim in claims:
         siblings.setdefault(claim.namespace, []).append(parse_address(claim.address))
-    unplaced = [
-        Unplaced(parse_address(claim.address), claim.namespace, pools[claim.pool])
-        for claim in wanted
-        if claim.pool in pools
-    ]
+    unplaced: list[Unplaced] = []
+    poolless: dict[Address, str] = {}
+    for claim in wanted:
+        address, pool = parse_address(claim.address), pools.get(claim.pool)
+        if pool is None:
+            poolless[address] = f"its EgressPool {claim.pool} is gone or cannot be read"
+        else:
+            unplaced.append(Unplaced(address, claim.namespace, pool))
     candidates = [_candidate(subnet, nodes.get(subnet.name), reports.get(subnet.name)) for subnet in subnets]
-    return place(unplaced, candidates, siblings)
+    placement = place(unplaced, candidates, siblings)
+    return Placement(placement.nodes, {**placement.refused, **poolless})
 
 
 def _candidate(subnet: HostSubnet, node: Node | None, report: NodeReport | None) -> Candidate:

@@ -33,7 +33,15 @@ def reconcile(context: Context) -> int:
     context.ledger.set_offer(Offer(tuple(pool_list), _node_ips(subnets)))
     context.ledger.sync(_holdings(claims, namespaces), listed_at, ready=True)
 
-    unsettled = {namespace.name for namespace in namespaces if _unsettled(namespace, claims, bindings, pool_list)}
+    mine: dict[str, set[Address]] = {}
+    for claim in claims:
+        if claim.phase is not Phase.QUARANTINED:
+            mine.setdefault(claim.namespace_uid, set()).add(parse_address(claim.address))
+    unsettled = {
+        namespace.name
+        for namespace in namespaces
+        if _unsettled(namespace, mine.get(namespace.uid, set()), bindings.get(namespace.name), pool_list)
+    }
     live = {(namespace.name, namespace.uid) for namespace in namespaces}
     unsettled |= {
         claim.namespace
@@ -69,7 +77,7 @@ def _return_lapsed(context: Context, lapsed: dict[Address, str]) -> None:
             continue
         there = context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address))
         if there is None:
-            context.ledger.freed(holder, [address])
+            context.ledger.lapse(holder, [address], context.settings.reservation_lifetime)
             _log.info("reservation returned", address=str(address), holder=holder)
             continue
         claim = manifests.egress_address(there)
@@ -87,12 +95,13 @@ def _end_quarantines(context: Context) -> None:
             context.cluster.delete(Kind.EGRESS_ADDRESS, object_name(address), resource_version=claim.resource_version)
         except ConflictError:
             continue  # its namespace came back just now
-        context.ledger.freed(name_holder(claim.namespace), [address])
+        context.ledger.quarantine_over(name_holder(claim.namespace), [address])
         context.record(Step.QUARANTINE, claim.namespace, address=claim.address, message="free again")
 
 
 def _holdings(claims: list[EgressAddress], namespaces: list[Namespace]) -> list[Holding]:
-    """Everything that an object holds. A namespace's annotation counts where no EgressAddress says otherwise."""
+    """Everything that an object holds. A namespace's annotation counts where no EgressAddress says otherwise, and
+    where it carries again what it held before: that address is no longer on its way out."""
     holdings = {
         parse_address(claim.address): Holding(
             parse_address(claim.address), name_holder(claim.namespace), claim.phase is Phase.QUARANTINED
@@ -100,13 +109,17 @@ def _holdings(claims: list[EgressAddress], namespaces: list[Namespace]) -> list[
         for claim in claims
     }
     for namespace in namespaces:
-        for address in _annotated(namespace):
-            holdings.setdefault(address, Holding(address, name_holder(namespace.name)))
+        if pools.is_system(namespace.name):
+            continue
+        carried = [Holding(address, name_holder(namespace.name)) for address in _annotated(namespace)]
+        for holding in carried:
+            if holdings.get(holding.address, holding).holder == holding.holder:
+                holdings[holding.address] = holding
     return list(holdings.values())
 
 
 def _unsettled(
-    namespace: Namespace, claims: list[EgressAddress], bindings: dict[str, NetNamespace], pool_list: list[EgressPool]
+    namespace: Namespace, mine: set[Address], binding: NetNamespace | None, pool_list: list[EgressPool]
 ) -> bool:
     """Whether the namespace lacks an address that it should have, or a claim or a binding of one that it has."""
     if namespace.deleting or pools.is_system(namespace.name):
@@ -117,8 +130,6 @@ def _unsettled(
             return pools.choose(namespace.name, namespace.labels, namespace.annotations, pool_list) is not None
         except pools.PoolError:
             return False  # said when it was created; nothing to do until somebody corrects it
-    mine = {parse_address(claim.address) for claim in claims if claim.namespace_uid == namespace.uid}
-    binding = bindings.get(namespace.name)
     return not set(addresses) <= mine or binding is None or not {str(a) for a in addresses} <= set(binding.egress_ips)
 
 

@@ -19,10 +19,11 @@ from workers.context import Context
 def update(context: Context, plan: Plan, reports: Mapping[str, NodeReport]) -> None:
     """Writes the status of every EgressAddress that differs from what is so. A conflict is left to the next run."""
     said = {(claim.address, node): claim for node, report in reports.items() for claim in report.claims}
+    unplaced = context.ledger.unplaced()
     for claim in context.egress_addresses():
         if claim.phase is Phase.QUARANTINED:
             continue
-        wanted = assess(claim, plan, said, manifests.rfc3339(time.time()))
+        wanted = assess(claim, plan, said, unplaced, manifests.rfc3339(time.time()))
         if wanted == claim:
             continue
         name = object_name(parse_address(claim.address))
@@ -50,8 +51,17 @@ def update(context: Context, plan: Plan, reports: Mapping[str, NodeReport]) -> N
             context.tell(claim.namespace, claim.namespace_uid, reason, text, warning=wanted.phase is Phase.FAILED)
 
 
-def assess(claim: EgressAddress, plan: Plan, said: Mapping[tuple[Address, str], Claim], now: str) -> EgressAddress:
-    """`claim` with the status that the plan and the nodes' words give it. Pure; `now` is RFC 3339."""
+def assess(
+    claim: EgressAddress,
+    plan: Plan,
+    said: Mapping[tuple[Address, str], Claim],
+    unplaced: Mapping[Address, str],
+    now: str,
+) -> EgressAddress:
+    """`claim` with the status that the plan and the nodes' words give it. Pure; `now` is RFC 3339.
+
+    `unplaced` says of addresses why no node can host them.
+    """
     address = parse_address(claim.address)
     outcome = plan.namespaces.get(claim.namespace)
     via = {hop.address: hop.node for hop in outcome.via} if outcome else {}
@@ -67,7 +77,8 @@ def assess(claim: EgressAddress, plan: Plan, said: Mapping[tuple[Address, str], 
     if node:
         conditions.append(Condition("Placed", True, "Placed", f"on node {node}"))
     else:
-        conditions.append(Condition("Placed", False, "NotPlaced", "; ".join(mentioned)))
+        why = [*mentioned, *([unplaced[address]] if address in unplaced else [])]
+        conditions.append(Condition("Placed", False, "NotPlaced", "; ".join(why)))
     if address in via:
         conditions.append(Condition("Programmed", True, "Programmed"))
     elif refused and answer is not None:

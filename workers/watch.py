@@ -85,7 +85,10 @@ class Watcher:
 
     def _is_news(self, change: Change) -> bool:
         """A kubelet writes its node's status every few seconds; only what placement looks at is news."""
-        node = manifests.node(change.manifest)
+        try:
+            node = manifests.node(change.manifest)
+        except manifests.ManifestError:
+            return True  # placement leaves it out, and says so
         name = node.name
         known = self._nodes.pop(name, None)
         if not change.deleted:
@@ -94,11 +97,18 @@ class Watcher:
 
 
 def run_all(context: Context, stop: threading.Event) -> None:
-    """One thread per kind, until `stop`."""
+    """One thread per kind, until `stop`, or until one of them ends by itself: then nothing must look as if it ran."""
+
+    def run(watcher: Watcher) -> None:
+        try:
+            watcher.run(stop)
+        finally:
+            stop.set()
+
     threads = [
         threading.Thread(
-            target=Watcher(kind, context).run,
-            args=(stop,),
+            target=run,
+            args=(Watcher(kind, context),),
             name=f"watch-{kind.name.lower()}",
             daemon=True,
         )

@@ -385,6 +385,20 @@ class Ledger:
             )
         return result
 
+    def set_unplaced(self, reasons: Mapping[Address, str]) -> None:
+        """Replaces what is known of the addresses that no node can host, and why."""
+        with _away():
+            pipeline = self._redis.pipeline().delete("hawse:unplaced")
+            if reasons:
+                pipeline.hset("hawse:unplaced", mapping={_key(address): text for address, text in reasons.items()})
+            pipeline.execute()
+
+    def unplaced(self) -> dict[Address, str]:
+        """The addresses that no node could host when they were last placed, and why."""
+        with _away():
+            entries = self._redis.hgetall("hawse:unplaced")
+        return {_from_key(key): text for key, text in entries.items()}
+
     # History
 
     def record(self, step: StepRecord) -> None:

@@ -108,7 +108,8 @@ if #requested == 0 then
     if #chosen >= count then break end
     walk(ranges[i], ranges[i + 1], function(prefix, from, to)
       local key = 'hawse:used:' .. prefix
-      if redis.call('EXISTS', key) == 0 then redis.call('SETBIT', key, 65535, 0) end
+      -- BITPOS sees no bit after the string's end: it is brought to its full length first.
+      if redis.call('STRLEN', key) < 8192 then redis.call('SETBIT', key, 65535, 0) end
       while #chosen < count and from <= to do
         local bit = redis.call('BITPOS', key, 0, from, to, 'BIT')
         if bit < 0 then break end

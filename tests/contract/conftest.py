@@ -1,4 +1,4 @@
-"""A real Valkey server for each test, and a ledger on it."""
+"""A real Valkey server, and a ledger on it that each test finds empty."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -182,3 +182,60 @@ def test_ten_thousand_concurrent_reservations_give_no_address_twice_and_lose_non
     assert {str(address) for address in ledger.usage()} == set(given)
     # The lowest free address each time: nothing was lost on the way either.
     assert max(map(ip_address, given)) == ip_address("10.0.0.1") + workers * each - 1
+
+
+def test_what_a_rebuilt_index_holds_in_a_row_is_passed_over(ledger: Ledger) -> None:
+    ledger._redis.flushall()
+    ledger.sync([Holding(A, "ns/a"), Holding(B, "ns/b")], ledger.now(), ready=True)
+    assert ledger.reserve("ns/c", 1, RANGE) == Reserved((C,))
+    assert ledger.reserve("ns/a", 2, RANGE) == Reserved((A, D))
+
+
+def test_the_last_bit_of_a_block_is_kept_when_the_block_is_brought_to_length(ledger: Ledger) -> None:
+    last = parse_range("10.0.255.254-10.0.255.255")
+    ledger.claimed("ns/a", [ip_address("10.0.255.255")])
+    assert ledger.reserve("ns/b", 1, [last]) == Reserved((ip_address("10.0.255.254"),))
+    assert ledger.reserve("ns/c", 1, [last]) == Exhausted(2, 2)
+
+
+def test_a_lapsed_reservation_that_was_made_anew_meanwhile_stays(ledger: Ledger) -> None:
+    ledger.reserve("ns/a", 1, RANGE)
+    ledger.lapse("ns/a", [A], older_than=60)
+    assert ledger.usage() == {A: ("reserved", "ns/a")}
+    ledger.lapse("ns/b", [A], older_than=-1)
+    assert ledger.usage() == {A: ("reserved", "ns/a")}
+    ledger.lapse("ns/a", [A], older_than=-1)
+    assert ledger.usage() == {}
+
+
+def test_what_is_no_reservation_does_not_lapse(ledger: Ledger) -> None:
+    ledger.claimed("ns/a", [A])
+    ledger.lapse("ns/a", [A], older_than=-1)
+    assert ledger.usage() == {A: ("claimed", "ns/a")}
+
+
+def test_the_end_of_a_quarantine_takes_nothing_from_a_namespace_that_is_back(ledger: Ledger) -> None:
+    ledger.quarantined("ns/a", [A])
+    ledger.reserve("ns/a", 1, RANGE)
+    ledger.quarantine_over("ns/a", [A])
+    assert ledger.usage() == {A: ("reserved", "ns/a")}
+    ledger.quarantined("ns/a", [A])
+    ledger.quarantine_over("ns/a", [A])
+    assert ledger.usage() == {}
+
+
+@pytest.mark.parametrize("name", ["a|b", "|", "a|reserved|1.5", "a\nb", "a,b", "ü"])
+def test_odd_holders_are_only_names(ledger: Ledger, name: str) -> None:
+    ledger.reserve(name, 1, RANGE)
+    assert ledger.usage() == {A: ("reserved", name)}
+    assert ledger.lapsed(older_than=-1) == {A: name}
+    assert ledger.reserve(name, 1, RANGE) == Reserved((A,))
+    ledger.freed(name, [A])
+    assert ledger.usage() == {}
+    assert ledger.held_by(name) == ()
+
+
+def test_pools_that_cannot_be_read_are_as_none(ledger: Ledger) -> None:
+    ledger._redis.set("hawse:offer", '{"pools":7}')
+    with pytest.raises(NotReadyError):
+        ledger.offer()

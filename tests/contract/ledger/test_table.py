@@ -6,7 +6,7 @@ from ipaddress import ip_address
 import pytest
 
 from egress.adapters.ledger import Ledger
-from egress.operations import Outcome, Step, StepRecord
+from egress.operations import Outcome, Step, StepRecord, TransientError
 from egress.table import Claim, NodeReport, Steering, SteeringHop
 
 HOP = SteeringHop(ip_address("192.168.1.102"), "node2", ip_address("192.168.1.18"), acknowledged=False)
@@ -82,3 +82,34 @@ def test_odd_names_are_only_names(ledger: Ledger, text: str) -> None:
     row = ledger.read_table().rows[9]
     assert row is not None
     assert row.namespace == text
+
+
+def test_a_new_table_holds_nothing_of_an_older_one(ledger: Ledger) -> None:
+    ledger.publish({5: Steering(5, "five")}, expected=0, epoch="e1")
+    ledger._redis.delete("hawse:epoch")
+    assert ledger.publish({6: Steering(6, "six")}, expected=1) is None
+    assert ledger.publish({6: Steering(6, "six")}, expected=1, epoch="e2") == 2
+    assert set(ledger.read_table().rows) == {6}
+
+
+def test_a_reader_that_is_ahead_of_the_table_reads_all_of_it(ledger: Ledger) -> None:
+    ledger.publish({5: Steering(5, "five")}, expected=0, epoch="e1")
+    read = ledger.read_table("e1", 9)
+    assert (read.change, read.whole, set(read.rows)) == (1, True, {5})
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"namespace":"a","hops":[{"address":"x"}]}'])
+def test_a_row_that_cannot_be_read_is_an_error_of_ours(ledger: Ledger, text: str) -> None:
+    ledger.publish({5: Steering(5, "five")}, expected=0, epoch="e1")
+    ledger._redis.hset("hawse:table", "5", text)
+    with pytest.raises(TransientError, match="NetID 5"):
+        ledger.read_table()
+
+
+def test_asks_for_a_netid_at_the_same_time_get_different_ones(ledger: Ledger) -> None:
+    assert ledger.take_netid("a", [10, 11]) == 10
+    assert ledger.take_netid("b", [10, 11]) == 11
+    assert ledger.take_netid("a", [12]) == 10
+    assert ledger.take_netid("c", [10, 11]) is None
+    ledger.return_netid("a")
+    assert ledger.take_netid("c", [10, 11]) == 10

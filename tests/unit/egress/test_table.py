@@ -83,3 +83,37 @@ def test_a_hop_that_moves_to_another_node_or_netid_begins_anew() -> None:
     other = row(SteeringHop(A, "node2", IP2, acknowledged=False), netid=6)
     assert carried_over(moved, current)[5].hops[0].since == 0
     assert carried_over(other, current)[6].hops[0].since == 0
+
+
+def test_a_report_from_before_the_address_was_given_never_acknowledges() -> None:
+    # The node held A for NetID 5, let it go, and is given it again by change 9: its report of change 8 is stale.
+    claim = Claim(A, 5, held=True)
+    rows = row(SteeringHop(A, "node2", IP2, acknowledged=False, since=9))
+    for applied in (0, 1, 8):
+        assert acknowledged(rows, {"node2": report("node2", applied, claim)}, "e") == frozenset()
+    # A report of change 9 counts, and so does every later one.
+    for applied in (9, 10):
+        assert acknowledged(rows, {"node2": report("node2", applied, claim)}, "e") == HELD
+
+
+def test_a_report_without_a_table_neither_begins_nor_ends_anything() -> None:
+    claim = Claim(A, 5, held=True)
+    fresh = row(SteeringHop(A, "node2", IP2, acknowledged=False, since=1))
+    standing = row(SteeringHop(A, "node2", IP2, acknowledged=True, since=1))
+    assert acknowledged(fresh, {"node2": report("node2", 0, claim, epoch="")}, "e") == frozenset()
+    assert acknowledged(standing, {"node2": report("node2", 0, epoch="")}, "e") == HELD
+
+
+def test_only_the_host_of_a_hop_speaks_for_it() -> None:
+    rows = row(SteeringHop(A, "node2", IP2, acknowledged=False, since=1))
+    assert acknowledged(rows, {"node1": report("node1", 5, Claim(A, 5, held=True))}, "e") == frozenset()
+
+
+def test_an_address_that_goes_to_another_netid_begins_unacknowledged() -> None:
+    # Both NetNamespaces changed between two looks: node2 holds A for NetID 5, and has no flow for 6 yet.
+    current = row(SteeringHop(A, "node2", IP2, acknowledged=True, since=7))
+    held = acknowledged(current, {"node2": report("node2", 7, Claim(A, 5, held=True))}, "e")
+    moved = table_of(plan(HOSTS, [NetNamespace("app", 5), NetNamespace("other", 6, (str(A),))], acknowledged=held))
+    assert moved == {6: Steering(6, "other", (SteeringHop(A, "node2", IP2, acknowledged=False),))}
+    rebuilt = acknowledged({}, {"node2": report("node2", 7, Claim(A, 5, held=True))}, "")
+    assert table_of(plan(HOSTS, [NetNamespace("other", 6, (str(A),))], acknowledged=rebuilt)) == moved

@@ -1,0 +1,390 @@
+"""Admission, request by request, on a real ledger (DESIGN.md §5)."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from egress.adapters.ledger import Ledger, name_holder, request_holder
+from egress.addresses import parse_address
+from egress.settings import Settings
+from lab.net.broker import Broker
+from webhook.app import create_app
+
+Json = dict[str, Any]
+ADDRESSES = "egress.hawse.dev/addresses"
+POOL = "egress.hawse.dev/pool"
+REQUEST = "egress.hawse.dev/request"
+TRUSTED = "system:serviceaccount:hawse-system:hawse-workers"
+FIRST = "192.168.1.2"
+LATER = "Hawse cannot reach its ledger now: the namespace gets its egress address within seconds of its return"
+
+pytestmark = pytest.mark.usefixtures("ready")
+
+
+def holdings(ledger: Ledger) -> dict[str, str]:
+    return {str(address): f"{state} {holder}" for address, (state, holder) in ledger.usage().items()}
+
+
+@pytest.mark.parametrize("annotations", [None, {}, {"a": "b", "x/y~z": "1"}])
+def test_a_created_namespace_gets_exactly_its_annotation(
+    create: Callable[..., Any], ledger: Ledger, annotations: Json | None
+) -> None:
+    answer = create(annotations=annotations)
+    assert answer.annotations == {**(annotations or {}), ADDRESSES: FIRST}
+    assert (answer.warnings, answer.message) == ([], "")
+    assert holdings(ledger) == {FIRST: "reserved ns/egress-test"}
+
+
+def test_a_repeated_call_gets_the_same_answer(create: Callable[..., Any], ledger: Ledger) -> None:
+    first = create()
+    assert create().review == first.review
+    assert len(ledger.usage()) == 1
+
+
+def test_a_second_call_with_our_own_annotation_gets_the_same_answer(create: Callable[..., Any], ledger: Ledger) -> None:
+    first = create(annotations={POOL: "pair"})
+    again = create(annotations=first.annotations)
+    assert again.annotations == first.annotations
+    assert len(ledger.usage()) == 2
+
+
+def test_a_dry_run_reserves_nothing(ask: Callable[..., Any], review: Callable[[str], Json], ledger: Ledger) -> None:
+    answer = ask(review("create-namespace-dry-run"))
+    assert answer.allowed
+    assert answer.addresses is None
+    assert answer.warnings == ["dry run: pool spare would give the address"]
+    assert ledger.usage() == {}
+
+
+def test_generated_names_are_told_apart_by_the_request(
+    ask: Callable[..., Any], review: Callable[[str], Json], ledger: Ledger
+) -> None:
+    def generated(uid: str) -> str:
+        body = review("create-namespace-generate-name")
+        body["request"]["uid"] = uid
+        address: str = ask(body).addresses
+        return address
+
+    first, second = generated("u-1"), generated("u-2")
+    assert (first, second) == ("10.9.0.1", "10.9.0.2")
+    assert generated("u-1") == first
+    assert holdings(ledger) == {first: f"reserved {request_holder('u-1')}", second: f"reserved {request_holder('u-2')}"}
+
+
+@pytest.mark.parametrize(
+    ("generate", "served"), [("kube-", False), ("openshift-", False), ("kube", True), ("default", True), ("a", True)]
+)
+def test_a_generated_name_is_a_systems_by_its_prefix(
+    ask: Callable[..., Any], review: Callable[[str], Json], generate: str, served: bool
+) -> None:
+    body = review("create-namespace-generate-name")
+    body["request"]["object"]["metadata"]["generateName"] = generate
+    assert (ask(body).addresses is not None) is served
+
+
+def test_a_requested_address_is_given(create: Callable[..., Any], ledger: Ledger) -> None:
+    assert create(annotations={REQUEST: "192.168.1.77"}).addresses == "192.168.1.77"
+    assert holdings(ledger) == {"192.168.1.77": "reserved ns/egress-test"}
+
+
+@pytest.mark.parametrize(
+    ("request_text", "message"),
+    [
+        ("192.168.2.1", "address 192.168.2.1 is outside pool prod (192.168.1.0/24)"),
+        ("192.168.1.1", "address 192.168.1.1 is excluded from pool prod"),
+        ("192.168.1.18", "address 192.168.1.18 is a node's own IP"),
+        ("192.168.1.77, nonsense", f"annotation {REQUEST}: 'nonsense' is not an IP address"),
+        ("192.168.1.255", "address 192.168.1.255 is outside pool prod (192.168.1.0/24)"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused_with_its_reason(
+    create: Callable[..., Any], ledger: Ledger, request_text: str, message: str
+) -> None:
+    answer = create(annotations={REQUEST: request_text, POOL: "prod"})
+    assert not answer.allowed
+    assert answer.message == message
+    assert ledger.usage() == {}
+
+
+def test_a_requested_address_that_is_held_is_refused_without_naming_the_holder(create: Callable[..., Any]) -> None:
+    create("secret-project", {REQUEST: "192.168.1.77", POOL: "prod"})
+    answer = create("other", {REQUEST: "192.168.1.77", POOL: "prod"})
+    assert answer.message == "address 192.168.1.77 is in use"
+    assert "secret-project" not in str(answer.review)
+    assert answer.review["response"]["status"]["code"] == 409
+
+
+def test_a_namespace_may_opt_out(create: Callable[..., Any], ledger: Ledger) -> None:
+    answer = create(annotations={POOL: "none"})
+    assert answer.allowed
+    assert answer.annotations == {POOL: "none"}
+    assert ledger.usage() == {}
+
+
+def test_a_pool_that_does_not_exist_is_named(create: Callable[..., Any]) -> None:
+    answer = create(annotations={POOL: "prud"})
+    assert answer.message == f"there is no EgressPool 'prud': correct the annotation {POOL}"
+
+
+def test_a_full_pool_says_its_figures(create: Callable[..., Any], ledger: Ledger) -> None:
+    from egress.adapters.ledger import Offer
+    from egress.objects import EgressPool, Selector
+
+    ledger.set_offer(Offer((EgressPool("prod", ("192.168.1.0/24",), namespace_selector=Selector()),)))
+    given = [create(f"n{number}").addresses for number in range(254)]
+    assert len(set(given)) == 254
+    answer = create("one-more")
+    assert not answer.allowed
+    assert answer.message == "pool prod has no free address: 254 of 254 in use"
+
+
+def test_a_full_pool_that_lets_namespaces_wait_warns(create: Callable[..., Any]) -> None:
+    create("a", {POOL: "waiting"})
+    answer = create("b", {POOL: "waiting"})
+    assert answer.allowed
+    assert answer.addresses is None
+    assert answer.warnings == ["pool waiting has no free address: 1 of 1 in use; the namespace waits for one"]
+
+
+def test_too_few_addresses_for_several_says_so(create: Callable[..., Any], ledger: Ledger) -> None:
+    assert create("a", {POOL: "pair"}).addresses == "10.6.0.1,10.6.0.2"
+    answer = create("b", {POOL: "pair"})
+    assert answer.message == "pool pair has too few free addresses for 2: 2 of 3 in use"
+    assert ledger.held_by(name_holder("b")) == ()
+
+
+def test_a_returning_namespace_gets_its_address_back(create: Callable[..., Any], ledger: Ledger) -> None:
+    create("a")
+    address = parse_address("10.9.0.1")
+    ledger.quarantined(name_holder("a"), [address])
+    assert create("b").addresses == "10.9.0.2"
+    assert create("a").addresses == "10.9.0.1"
+
+
+@pytest.mark.parametrize("forged", ["192.168.1.9", "", "nonsense", f"{FIRST},192.168.1.9"])
+def test_a_forged_annotation_is_refused(create: Callable[..., Any], ledger: Ledger, forged: str) -> None:
+    create()
+    answer = create(annotations={ADDRESSES: forged})
+    assert not answer.allowed
+    assert ADDRESSES in answer.message
+    assert REQUEST in answer.message
+    assert len(ledger.usage()) == 1
+
+
+def test_an_opted_out_namespace_cannot_keep_the_annotation_of_its_former_self(
+    create: Callable[..., Any], ledger: Ledger
+) -> None:
+    first = create()
+    ledger.quarantined(name_holder("egress-test"), [parse_address(first.addresses)])
+    assert not create(annotations={POOL: "none", ADDRESSES: first.addresses}).allowed
+
+
+@pytest.mark.parametrize("name", ["default", "kube-system", "openshift-sdn", "openshift", "hawse-system"])
+def test_system_namespaces_are_untouched(create: Callable[..., Any], ledger: Ledger, name: str) -> None:
+    answer = create(name, {POOL: "prod"})
+    assert answer.allowed
+    assert (answer.annotations, answer.warnings) == ({POOL: "prod"}, [])
+    assert ledger.usage() == {}
+
+
+@pytest.mark.parametrize("name", ["a|b", "a,b|reserved|1", "a\nb", "ns/x|", "ü€", "x" * 4000])
+def test_a_name_that_the_api_server_will_refuse_later_leaks_nothing(
+    create: Callable[..., Any], ledger: Ledger, name: str
+) -> None:
+    assert create(name).allowed
+    assert list(ledger.usage().values()) == [("reserved", name_holder(name))]
+    for address, holder in ledger.lapsed(older_than=-1).items():
+        ledger.lapse(holder, [address], older_than=-1)
+    assert ledger.usage() == {}
+
+
+# Updates and deletions
+
+
+@pytest.fixture
+def update(ask: Callable[..., Any], review: Callable[[str], Json]) -> Callable[..., Any]:
+    """Asks for an update of a namespace's annotations."""
+
+    def asking(before: Json | None, after: Json | None, user: str = "alice") -> Any:
+        body = review("update-namespace")
+        body["request"]["userInfo"]["username"] = user
+        for side, annotations in (("oldObject", before), ("object", after)):
+            metadata = body["request"][side]["metadata"]
+            metadata.pop("annotations", None)
+            if annotations is not None:
+                metadata["annotations"] = annotations
+        return ask(body)
+
+    return asking
+
+
+@pytest.mark.parametrize("before", [None, {}, {ADDRESSES: FIRST}])
+def test_the_annotation_can_be_changed_by_nobody_else(update: Callable[..., Any], before: Json | None) -> None:
+    answer = update(before, {ADDRESSES: "192.168.1.9"})
+    assert not answer.allowed
+    assert ADDRESSES in answer.message
+
+
+@pytest.mark.parametrize("after", [None, {}, {"a": "b"}])
+def test_a_removed_annotation_is_put_back_with_a_warning(update: Callable[..., Any], after: Json | None) -> None:
+    answer = update({ADDRESSES: FIRST}, after)
+    assert answer.annotations == {**(after or {}), ADDRESSES: FIRST}
+    assert len(answer.warnings) == 1
+
+
+def test_a_trusted_user_may_write_and_remove_it(update: Callable[..., Any]) -> None:
+    assert update(None, {ADDRESSES: FIRST}, TRUSTED).annotations == {ADDRESSES: FIRST}
+    assert update({ADDRESSES: FIRST}, {}, TRUSTED).annotations == {}
+
+
+def test_other_changes_pass(update: Callable[..., Any], ask: Callable[..., Any], review: Callable[..., Json]) -> None:
+    assert update({ADDRESSES: FIRST}, {ADDRESSES: FIRST, "a": "b"}).annotations == {ADDRESSES: FIRST, "a": "b"}
+    assert ask(review("update-namespace")).warnings == []
+
+
+def test_a_deletion_passes(ask: Callable[..., Any], review: Callable[[str], Json]) -> None:
+    answer = ask(review("delete-namespace"))
+    assert answer.allowed
+    assert "patch" not in answer.review["response"]
+
+
+# When Redis is away
+
+
+def test_redis_flushed_admits_with_a_warning(create: Callable[..., Any], ledger: Ledger) -> None:
+    ledger._redis.flushall()
+    answer = create()
+    assert answer.allowed
+    assert (answer.addresses, answer.warnings) == (None, [LATER])
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[Broker]:
+    with Broker(tmp_path / "broker", port=0) as broker:
+        yield broker
+
+
+@pytest.fixture
+def own_create(own_broker: Broker, review: Callable[[str], Json]) -> Callable[..., Json]:
+    client = create_app(Settings(redis_url=own_broker.unix_url)).test_client()
+
+    def asking(annotations: Json | None = None) -> Json:
+        body = review("create-namespace")
+        body["request"]["object"]["metadata"]["annotations"] = annotations
+        answer = client.post("/admit/namespaces", json=body)
+        assert answer.status_code == 200
+        response: Json = answer.get_json()["response"]
+        return response
+
+    return asking
+
+
+@pytest.mark.parametrize("how", ["stopped", "hanging"])
+def test_redis_away_admits_with_a_warning_in_time(
+    own_broker: Broker, own_create: Callable[..., Json], how: str
+) -> None:
+    assert own_create()["warnings"] == [LATER]  # no index yet
+    pid = None
+    if how == "stopped":
+        own_broker.kill()
+    else:
+        assert own_broker._process is not None
+        pid = int(Ledger(own_broker.unix_url)._redis.info("server")["process_id"])
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        response = own_create()
+        assert time.monotonic() - began < 1.3
+        assert response["allowed"]
+        assert response["warnings"] == [LATER]
+        assert not own_create({ADDRESSES: "192.168.1.9"})["allowed"]
+    finally:
+        if pid is not None:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_broker_that_fails_after_the_reservation_costs_nothing(
+    create: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from celery import Celery
+    from kombu.exceptions import OperationalError
+
+    def away(*_: object, **__: object) -> None:
+        raise OperationalError("away")
+
+    monkeypatch.setattr(Celery, "send_task", away)
+    assert create().addresses == FIRST
+
+
+# What is no review of a namespace
+
+
+@pytest.mark.parametrize(
+    "recording", ["create-hostsubnet", "update-hostsubnet", "create-netnamespace", "update-netnamespace"]
+)
+def test_other_resources_are_told_apart(client: FlaskClient, review: Callable[[str], Json], recording: str) -> None:
+    answer = client.post("/admit/namespaces", json=review(recording))
+    assert answer.status_code == 400
+    assert "only namespaces are reviewed here" in answer.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}',
+        b'{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":null}',
+        b"[" * 100_000,
+        b'{"x":' * 100_000,
+        b'{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":7}}',
+    ],
+    ids=lambda body: repr(body[:30]),
+)
+def test_what_is_no_review_is_a_bad_request(client: FlaskClient, body: bytes) -> None:
+    answer = client.post("/admit/namespaces", data=body)
+    assert answer.status_code == 400
+    assert answer.text.strip()
+
+
+def test_wrong_kinds_and_versions_are_bad_requests(client: FlaskClient, review: Callable[[str], Json]) -> None:
+    for change in ({"kind": "Pod"}, {"apiVersion": "admission.k8s.io/v1beta1"}):
+        assert client.post("/admit/namespaces", json=review("create-namespace") | change).status_code == 400
+
+
+@pytest.mark.parametrize("annotations", [{"a": 1}, ["a"], "a", {"a": None}])
+def test_annotations_of_the_wrong_shape_are_bad_requests(
+    client: FlaskClient, review: Callable[[str], Json], annotations: object
+) -> None:
+    body = review("create-namespace")
+    body["request"]["object"]["metadata"]["annotations"] = annotations
+    assert client.post("/admit/namespaces", json=body).status_code == 400
+
+
+def test_half_a_surrogate_is_a_bad_request_or_a_name(client: FlaskClient, review: Callable[[str], Json]) -> None:
+    import json
+
+    body = json.dumps(review("create-namespace")).replace('"egress-test"', '"\\ud800"')
+    assert client.post("/admit/namespaces", data=body).status_code in (200, 400)
+
+
+def test_a_huge_body_is_refused_and_a_large_one_is_not(client: FlaskClient, review: Callable[[str], Json]) -> None:
+    assert client.post("/admit/namespaces", data=b"x" * (9 << 20)).status_code == 413
+    body = review("create-namespace")
+    body["request"]["object"]["metadata"]["annotations"] = {"a": "b" * (1 << 20)}
+    assert client.post("/admit/namespaces", json=body).status_code == 200
+
+
+def test_a_get_is_not_allowed_and_health_is_told(client: FlaskClient) -> None:
+    assert client.get("/admit/namespaces").status_code == 405
+    assert client.get("/healthz").text == "ok\n"
+    assert client.get("/readyz").text == "ok\n"

@@ -1,0 +1,272 @@
+"""One pass over one node: the order of what it does, and that nothing ever leaves with the node's own IP."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from egress.delta import FlowChange
+from egress.program import Flow
+from egress.table import Claim, Steering
+from node_runner.drivers.errors import BridgeMissing, InterfaceMissing, IptablesFailed, LinkFailed, NetlinkFailed
+from node_runner.programmer import Refusal, unacknowledged
+
+Row = Callable[..., dict[int, Steering]]
+NETID = 0x1094C2
+A = IPv4Address("192.168.1.102")
+B = IPv4Address("192.168.1.103")
+OWN = "set_field:0a:58:c0:a8:01:12->eth_dst,set_field:0xc0a80166->pkt_mark,goto_table:101"
+FOREIGN_FLOW = Flow(100, 100, f"ip,reg0={NETID:#x}", 0, "goto_table:101")
+
+
+def added(arguments: tuple[FlowChange]) -> list[str]:
+    return [flow.actions for flow in arguments[0].add]
+
+
+def test_an_address_is_taken_in_the_order_that_never_fails_open(lab: Any, row: Row) -> None:
+    result = lab.run(row())
+    assert lab.order == ["flows", "probe", "rules", "flows", "addresses", "announce"]
+    assert added(lab.calls[0][1]) == ["drop"]
+    assert added(lab.calls[3][1]) == [OWN]
+    assert lab.calls[4][1] == (frozenset({A}), frozenset())
+    assert result.claims == (Claim(A, NETID, held=True),)
+    assert (result.taken, result.refused) == (frozenset({A}), {})
+    assert (lab.flow(), lab.addresses, lab.snat) == (OWN, {str(A)}, True)
+
+
+def test_an_address_goes_in_reverse(lab: Any, row: Row) -> None:
+    lab.run(row())
+    lab.run(row(None))
+    assert lab.order == ["flows", "addresses", "rules", "forget"]
+    assert added(lab.calls[0][1]) == ["drop"]
+    assert lab.calls[1][1] == (frozenset(), frozenset({A}))
+    assert (lab.flow(), lab.addresses, lab.snat) == ("drop", set(), False)
+
+
+def test_what_is_no_longer_its_own_goes_before_anything_is_asked_for(lab: Any, row: Row) -> None:
+    lab.run(row())
+    lab.run({**row(None), **row(str(B), netid=7)})
+    assert lab.order.index("addresses") < lab.order.index("probe")
+    assert lab.addresses == {str(B)}
+
+
+def test_a_second_pass_writes_nothing(lab: Any, row: Row) -> None:
+    table = {**row(), **row("192.168.1.200", "node1", acknowledged=True, netid=9), **row(None, netid=10)}
+    lab.run(table, fresh=True)
+    writes = lab.fake.writes
+    result = lab.run(table)
+    assert (lab.order, lab.fake.writes, result.wrote) == ([], writes, False)
+    assert lab.run(table, fresh=True).wrote is False
+
+
+def test_only_acknowledged_addresses_of_other_nodes_are_steered_to(lab: Any, row: Row) -> None:
+    node1 = IPv4Address("192.168.1.17")
+    lab.run(row("192.168.1.200", "node1", node_ip=node1))
+    assert lab.flow() == "drop"
+    lab.run(row("192.168.1.200", "node1", node_ip=node1, acknowledged=True))
+    assert "set_field:192.168.1.17->tun_dst" in lab.flow()
+
+
+def _refusals() -> list[Any]:
+    return [
+        pytest.param("10.0.0.1", "AddressOutsideSubnet", lambda lab: None, id="outside the subnet"),
+        pytest.param("192.168.1.18", "AddressIsNodeIP", lambda lab: None, id="the node's own"),
+        pytest.param(str(A), "AddressInUse", lambda lab: lab.fake.arp.neighbours.update({A: "aa:bb"}), id="answered"),
+        pytest.param(str(A), "AddressForeign", lambda lab: lab.fake.links.foreign.add(A), id="foreign"),
+        pytest.param(str(A), "FlowForeign", lambda lab: lab.fake.flows.put(FOREIGN_FLOW), id="foreign flow"),
+    ]
+
+
+@pytest.mark.parametrize(("address", "reason", "prepare"), _refusals())
+def test_a_refused_address_leaves_a_drop_and_no_claim(
+    lab: Any, row: Row, address: str, reason: str, prepare: Callable[[Any], None]
+) -> None:
+    prepare(lab)
+    foreign = reason == "FlowForeign"
+    for _ in range(3):
+        result = lab.run(row(address))
+        (claim,) = result.claims
+        assert (claim.held, claim.reason) == (False, reason)
+        assert claim.message
+        assert result.taken == frozenset()
+        assert lab.flow() == ("goto_table:101" if foreign else "drop")
+        assert lab.addresses == set()
+        assert "announce" not in lab.order
+    assert not lab.snat
+    # Another one, given later, is not held up.
+    later = lab.run({**row(address), **row(str(B), netid=7)})
+    assert Claim(B, 7, held=True) in later.claims
+
+
+@pytest.mark.parametrize(("address", "reason", "prepare"), _refusals())
+def test_a_refused_address_that_rests_is_not_asked_for(
+    lab: Any, row: Row, address: str, reason: str, prepare: Callable[[Any], None]
+) -> None:
+    prepare(lab)
+    refused = lab.run(row(address)).refused
+    writes = lab.fake.writes
+    result = lab.run(row(address), resting=refused)
+    assert (lab.order, lab.fake.writes) == ([], writes)
+    assert result.claims[0].reason == reason
+
+
+def test_the_mac_that_answers_is_named(lab: Any, row: Row) -> None:
+    lab.fake.arp.neighbours[A] = "aa:bb:cc:dd:ee:ff"
+    assert lab.run(row()).refused == {A: Refusal("AddressInUse", f"aa:bb:cc:dd:ee:ff answers for {A} on eth0")}
+
+
+def test_a_flow_of_somebody_else_that_appears_later_ends_the_claim(lab: Any, row: Row) -> None:
+    lab.run(row())
+    lab.fake.flows.put(FOREIGN_FLOW)
+    result = lab.run(row())
+    assert [(claim.held, claim.reason) for claim in result.claims] == [(False, "FlowForeign")]
+    assert lab.addresses == set()
+
+
+def test_an_address_that_the_kernel_refuses_is_fenced_off(lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = lab.fake.links.apply
+
+    def refuse(add: frozenset[Any], remove: frozenset[Any]) -> Any:
+        return real(frozenset(), remove) | {address: NetlinkFailed("no buffers", 105) for address in add}
+
+    monkeypatch.setattr(lab.fake.links, "apply", refuse)
+    result = lab.run(row())
+    assert result.claims == (Claim(A, NETID, held=False, reason="NetlinkFailed", message="no buffers"),)
+    assert (lab.flow(), lab.addresses, lab.snat) == ("drop", set(), False)
+    assert "announce" not in lab.order
+
+
+def test_when_the_rules_cannot_be_written_our_own_flows_drop(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise IptablesFailed("no")
+
+    lab.run(row())
+    lab.fake.nat.flush("nat", "HAWSE-SNAT")
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.nat, "apply", fail)
+        for table in (row(), {**row(), **row(str(B), netid=7)}):
+            with pytest.raises(IptablesFailed):
+                lab.run(table)
+            assert lab.flow() == "drop"
+            assert lab.flow(7) in ("", "drop")
+    assert lab.run(row()).claims == (Claim(A, NETID, held=True),)
+    assert lab.flow() == OWN
+
+
+def test_a_new_address_whose_rule_fails_is_never_handed_packets(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise IptablesFailed("no")
+
+    monkeypatch.setattr(lab.fake.nat, "apply", fail)
+    with pytest.raises(IptablesFailed):
+        lab.run(row())
+    assert (lab.flow(), lab.addresses) == ("drop", set())
+
+
+def test_an_interface_that_is_gone_leaves_no_flow_that_counts_on_it(lab: Any, row: Row) -> None:
+    lab.run({**row(), **row("192.168.1.200", "node1", acknowledged=True, netid=9)})
+    lab.fake.links.present = False
+    with pytest.raises(InterfaceMissing):
+        lab.run(row())
+    assert lab.flow() == "drop"
+    assert "tun_dst" in lab.flow(9)
+    lab.fake.links.present = True
+    lab.run(row())
+    assert lab.flow() == OWN
+
+
+def test_a_probe_that_cannot_be_sent_leaves_a_drop(lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise LinkFailed("down")
+
+    monkeypatch.setattr(lab.fake.arp, "probe", fail)
+    with pytest.raises(LinkFailed):
+        lab.run(row())
+    assert (lab.flow(), lab.addresses) == ("drop", set())
+
+
+def test_a_missing_bridge_is_said_and_nothing_is_written(lab: Any, row: Row) -> None:
+    lab.fake.flows.present = False
+    with pytest.raises(BridgeMissing):
+        lab.run(row())
+    assert lab.order == []
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda fake: fake.links.take_away(A),
+        lambda fake: fake.flows.wipe(),
+        lambda fake: fake.nat.flush("nat", "HAWSE-SNAT"),
+        lambda fake: fake.nat.flush("nat", "OPENSHIFT-MASQUERADE"),
+    ],
+    ids=["address", "flows", "rules", "jump"],
+)
+def test_whatever_somebody_takes_away_is_put_back(lab: Any, row: Row, touch: Callable[[Any], None]) -> None:
+    lab.run(row())
+    before = (lab.fake.flows.text(), lab.fake.nat.text(), lab.fake.links.text())
+    touch(lab.fake)
+    result = lab.run(row())
+    assert result.wrote
+    assert result.claims == (Claim(A, NETID, held=True),)
+    assert (lab.fake.flows.text(), lab.fake.nat.text(), lab.fake.links.text()) == before
+
+
+def test_an_address_that_changes_hands_ends_the_connections_of_the_first(lab: Any, row: Row) -> None:
+    lab.run(row())
+    lab.fake.conntrack.connections[A] = 3
+    lab.run({**row(None), **row(netid=7)})
+    assert lab.fake.conntrack.connections[A] == 0
+    assert (lab.flow(), lab.flow(7)) == ("drop", OWN)
+
+
+def test_holds_writes_nothing_and_finds_what_stands(lab: Any, row: Row) -> None:
+    assert lab.programmer.holds()[1] == ()
+    lab.run({**row(), **row("192.168.1.200", "node1", acknowledged=True, netid=9)})
+    writes = lab.fake.writes
+    assert lab.programmer.holds()[1] == (Claim(A, NETID, held=True),)
+    lab.fake.links.take_away(A)
+    assert lab.programmer.holds()[1] == ()
+    assert lab.fake.writes == writes
+
+
+def test_foreign_flows_rules_and_addresses_are_never_touched(lab: Any, row: Row) -> None:
+    other = Flow(100, 0, "ip", 0, "goto_table:101")
+    lab.fake.flows.put(other)
+    lab.fake.nat.put("nat", "OPENSHIFT-MASQUERADE", "-s 10.128.0.0/14 -j MASQUERADE")
+    lab.fake.links.foreign.add(B)
+    lab.run(row(), fresh=True)
+    lab.run({}, fresh=True)
+    assert str(other) in lab.fake.flows.text()
+    assert "-s 10.128.0.0/14 -j MASQUERADE" in lab.fake.nat.text()
+    assert "HAWSE" not in lab.fake.nat.text()
+    assert B in lab.fake.links.foreign
+
+
+def test_the_workers_are_told_only_what_the_table_does_not_say(row: Row) -> None:
+    table = row()
+    held = [Claim(A, NETID, held=True)]
+    assert unacknowledged(table, "node2", held)
+    assert not unacknowledged(table, "node2", [])
+    assert not unacknowledged(table, "node1", held)
+    acknowledged = {NETID: replace(table[NETID], hops=(replace(table[NETID].hops[0], acknowledged=True),))}
+    assert not unacknowledged(acknowledged, "node2", held)
+    assert unacknowledged(acknowledged, "node2", [])
+    assert unacknowledged(acknowledged, "node2", [Claim(A, 7, held=True)])
+
+
+def test_an_address_that_somebody_took_away_is_asked_about_without_cutting_its_traffic(lab: Any, row: Row) -> None:
+    lab.run(row())
+    lab.fake.links.take_away(A)
+    lab.run(row())
+    assert lab.order == ["probe", "addresses", "announce"]
+    lab.fake.links.take_away(A)
+    lab.fake.arp.neighbours[A] = "aa:bb"
+    assert lab.run(row()).claims[0].reason == "AddressInUse"
+    assert (lab.flow(), lab.addresses, lab.snat) == ("drop", set(), False)

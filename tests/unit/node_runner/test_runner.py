@@ -1,0 +1,298 @@
+"""The runner's loop on a node in memory and a ledger that can go away."""
+
+import threading
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from egress.adapters.ledger import LedgerAwayError, TableRead
+from egress.operations import TransientError
+from egress.table import Claim, NodeReport, Steering
+from node_runner.drivers.errors import IptablesFailed
+from node_runner.drivers.ports import ANNOUNCE_SCHEDULE
+from node_runner.runner import Runner
+
+Row = Callable[..., dict[int, Steering]]
+NETID = 0x1094C2
+A = IPv4Address("192.168.1.102")
+B = IPv4Address("192.168.1.103")
+
+
+class FakeLedger:
+    """A table with its change log, as the ledger answers for it, and the reports that came."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.epoch = ""
+        self.log: list[tuple[int, Steering | None]] = []
+        self.reports: list[NodeReport] = []
+        self.asked: list[tuple[str, int]] = []
+
+    def begin(self, epoch: str, rows: dict[int, Steering]) -> None:
+        """A new table."""
+        self.epoch, self.log = epoch, list(rows.items())
+
+    def change(self, netid: int, row: Steering | None) -> None:
+        """One more change."""
+        self.log.append((netid, row))
+
+    def read_table(self, epoch: str, change: int) -> TableRead:
+        """See Ledger."""
+        if self.away:
+            raise LedgerAwayError("away")
+        self.asked.append((epoch, change))
+        if not self.epoch:
+            return TableRead("", 0, whole=False, rows={})
+        whole = epoch != self.epoch
+        rows = dict(self.log if whole else self.log[change:])
+        return TableRead(self.epoch, len(self.log), whole, rows)
+
+    def report(self, report: NodeReport) -> None:
+        """See Ledger."""
+        if self.away:
+            raise LedgerAwayError("away")
+        self.reports.append(report)
+
+    @property
+    def last(self) -> NodeReport:
+        return self.reports[-1]
+
+
+class Told:
+    """Counts how often the workers were told."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> None:
+        self.times += 1
+
+
+@pytest.fixture
+def ledger() -> FakeLedger:
+    return FakeLedger()
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def runner(lab: Any, ledger: Any, told: Told) -> Runner:
+    return Runner("node2", "192.168.1.18", lab.programmer, ledger, told, retry=0.05)
+
+
+def restarted(lab: Any, ledger: Any, told: Told) -> Runner:
+    return Runner("node2", "192.168.1.18", lab.programmer, ledger, told, retry=0.05)
+
+
+def test_it_reports_what_it_holds_and_tells_the_workers_once(
+    runner: Runner, ledger: FakeLedger, told: Told, row: Row
+) -> None:
+    ledger.begin("e1", row())
+    runner.step()
+    assert ledger.last.claims == (Claim(A, NETID, held=True),)
+    assert (ledger.last.epoch, ledger.last.applied) == ("e1", 1)
+    assert (ledger.last.link, ledger.last.interface, ledger.last.problem) == ("192.168.1.18/24", "eth0", "")
+    assert told.times == 1
+    ledger.begin("e1", row(acknowledged=True))
+    ledger.change(NETID, row(acknowledged=True)[NETID])
+    runner.step()
+    assert told.times == 1
+
+
+def test_a_table_never_read_leaves_the_node_as_it_is(
+    lab: Any, runner: Runner, ledger: FakeLedger, told: Told, row: Row
+) -> None:
+    lab.run(row())
+    writes = lab.fake.writes
+    runner.step()
+    assert lab.fake.writes == writes
+    assert ledger.last.claims == (Claim(A, NETID, held=True),)
+    assert (ledger.last.epoch, ledger.last.applied) == ("", 0)
+    assert told.times == 1
+
+
+def test_redis_away_leaves_the_node_as_it_is_and_still_repairs_it(
+    lab: Any, runner: Runner, ledger: FakeLedger, row: Row
+) -> None:
+    ledger.begin("e1", row())
+    runner.step()
+    state = (lab.flow(), lab.addresses)
+    ledger.away = True
+    runner.step()
+    lab.fake.links.take_away(A)
+    runner.step()
+    assert (lab.flow(), lab.addresses) == state
+
+
+def test_a_flush_leaves_the_node_as_it_is_and_says_what_it_holds(
+    lab: Any, runner: Runner, ledger: FakeLedger, told: Told, row: Row
+) -> None:
+    ledger.begin("e1", row(acknowledged=True))
+    runner.step()
+    writes, times = lab.fake.writes, told.times
+    ledger.epoch = ""
+    runner.step()
+    assert lab.fake.writes == writes
+    assert (ledger.last.epoch, ledger.last.applied) == ("", 0)
+    assert ledger.last.claims == (Claim(A, NETID, held=True),)
+    assert told.times == times + 1
+
+
+def test_a_new_epoch_is_the_whole_table(lab: Any, runner: Runner, ledger: FakeLedger, row: Row) -> None:
+    ledger.begin("e1", {**row(), **row(None, netid=7)})
+    runner.step()
+    assert lab.flow(7) == "drop"
+    ledger.begin("e2", row())
+    runner.step()
+    assert ledger.asked[-1] == ("e1", 2)
+    assert lab.flow(7) == ""
+    assert ledger.last.epoch == "e2"
+
+
+def test_only_changes_are_read_and_a_removed_row_takes_its_flow(
+    lab: Any, runner: Runner, ledger: FakeLedger, row: Row
+) -> None:
+    ledger.begin("e1", row())
+    runner.step()
+    ledger.change(NETID, None)
+    runner.step()
+    assert (lab.flow(), lab.addresses) == ("", set())
+    runner.step()
+    assert ledger.asked == [("", 0), ("e1", 1), ("e1", 2)]
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda fake: fake.links.take_away(A),
+        lambda fake: fake.flows.wipe(),
+        lambda fake: fake.nat.flush("nat", "HAWSE-SNAT"),
+    ],
+    ids=["address", "flows", "rules"],
+)
+def test_drift_is_counted_and_nothing_else_is(
+    lab: Any, runner: Runner, ledger: FakeLedger, row: Row, touch: Callable[[Any], None]
+) -> None:
+    ledger.begin("e1", row())
+    runner.step()
+    ledger.change(NETID, row(acknowledged=True)[NETID])
+    ledger.change(7, row(str(B), netid=7)[7])
+    runner.step()
+    runner.step()
+    assert ledger.last.repairs == 0
+    touch(lab.fake)
+    runner.step()
+    runner.step()
+    assert ledger.last.repairs == 1
+    assert all(claim.held for claim in ledger.last.claims)
+
+
+def test_neither_a_failed_pass_nor_an_address_won_at_last_is_drift(
+    lab: Any, runner: Runner, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise IptablesFailed("no")
+
+    lab.fake.arp.neighbours[B] = "aa:bb"
+    ledger.begin("e1", {**row(), **row(str(B), netid=7)})
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.nat, "apply", fail)
+        runner.step()
+    assert ledger.last.problem == "IptablesFailed: no"
+    assert (ledger.last.applied, ledger.last.claims) == (0, ())
+    runner.step()
+    assert [claim.held for claim in ledger.last.claims] == [True, False]
+    lab.fake.arp.neighbours.clear()
+    time.sleep(0.06)
+    runner.step()
+    assert [claim.held for claim in ledger.last.claims] == [True, True]
+    assert ledger.last.repairs == 0
+
+
+def test_a_refusal_rests_and_is_told_at_once(
+    lab: Any, runner: Runner, ledger: FakeLedger, told: Told, row: Row
+) -> None:
+    lab.fake.arp.neighbours[A] = "aa:bb"
+    ledger.begin("e1", row())
+    runner.step()
+    assert told.times == 1
+    lab.calls.clear()
+    runner.step()
+    assert lab.order == []
+    assert told.times == 1
+    time.sleep(0.06)
+    runner.step()
+    assert lab.order == ["probe"]
+    assert ledger.last.claims[0].reason == "AddressInUse"
+
+
+def test_an_address_is_announced_on_schedule_and_no_longer_than_it_is_held(
+    lab: Any, runner: Runner, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    ledger.begin("e1", row())
+    runner.step()
+    for after in ANNOUNCE_SCHEDULE[1:-1]:
+        now = 1000.0 + after
+        runner.step()
+    assert [address for _, address in lab.fake.arp.announced] == [A] * (len(ANNOUNCE_SCHEDULE) - 1)
+    ledger.change(NETID, None)
+    runner.step()
+    now = 1000.0 + ANNOUNCE_SCHEDULE[-1]
+    runner.step()
+    assert len(lab.fake.arp.announced) == len(ANNOUNCE_SCHEDULE) - 1
+
+
+def test_a_restart_without_memory_changes_nothing(
+    lab: Any, runner: Runner, ledger: FakeLedger, told: Told, row: Row
+) -> None:
+    ledger.begin("e1", {**row(acknowledged=True), **row(None, netid=7)})
+    runner.step()
+    writes = lab.fake.writes
+    again = restarted(lab, ledger, told)
+    again.step()
+    assert lab.fake.writes == writes
+    assert ledger.last.repairs == 0
+    assert ledger.last.claims == (Claim(A, NETID, held=True),)
+
+
+def test_a_restart_releases_what_is_no_longer_its_own(
+    lab: Any, runner: Runner, ledger: FakeLedger, told: Told, row: Row
+) -> None:
+    ledger.begin("e1", row())
+    runner.step()
+    ledger.begin("e1", row("192.168.1.102", "node1", acknowledged=True, node_ip=IPv4Address("192.168.1.17")))
+    again = restarted(lab, ledger, told)
+    again.step()
+    assert lab.addresses == set()
+    assert "tun_dst" in lab.flow()
+    assert ledger.last.claims == ()
+
+
+def test_the_loop_goes_on_whoever_is_away_and_ends_at_once(lab: Any, ledger: FakeLedger, row: Row) -> None:
+    def away() -> None:
+        raise TransientError("the broker is away")
+
+    runner = restarted(lab, ledger, away)  # type: ignore[arg-type]
+    stop = threading.Event()
+    loop = threading.Thread(target=runner.run, args=(stop, 0.02))
+    ledger.away = True
+    loop.start()
+    time.sleep(0.1)
+    ledger.begin("e1", row())
+    ledger.away = False
+    deadline = time.monotonic() + 5
+    while not lab.addresses and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stop.set()
+    runner.wake()
+    loop.join(2)
+    assert not loop.is_alive()
+    assert lab.addresses == {str(A)}

@@ -1,0 +1,87 @@
+"""What an EgressAddress says of itself."""
+
+from ipaddress import IPv4Address
+
+from egress.addresses import Address
+from egress.objects import EgressAddress, HostSubnet, NetNamespace, Phase
+from egress.planning import plan
+from egress.table import Claim
+from workers.status import assess
+
+A = IPv4Address("192.168.1.102")
+CLAIM = EgressAddress(str(A), "prod", "app", "uid-1", resource_version="7")
+HOST = HostSubnet("node2", "192.168.1.18", (str(A),))
+BOUND = NetNamespace("app", 5, (str(A),))
+HELD = frozenset({(A, "node2", 5)})
+T0, T1 = "2026-01-01T00:00:00Z", "2026-01-01T00:00:05Z"
+
+
+def status(
+    claim: EgressAddress = CLAIM,
+    hosts: tuple[HostSubnet, ...] = (HOST,),
+    bindings: tuple[NetNamespace, ...] = (BOUND,),
+    held: frozenset[tuple[Address, str, int]] = HELD,
+    *,
+    said: Claim | None = None,
+    unplaced: str = "",
+    now: str = T0,
+) -> EgressAddress:
+    words = {(A, "node2"): said} if said else {}
+    return assess(claim, plan(hosts, bindings, acknowledged=held), words, {A: unplaced} if unplaced else {}, now)
+
+
+def told(value: EgressAddress) -> dict[str, tuple[bool, str, str]]:
+    return {c.type: (c.status, c.reason, c.message) for c in value.conditions}
+
+
+def test_a_claim_that_is_not_bound() -> None:
+    value = status(bindings=(), unplaced="no node is eligible: 1 not ready", hosts=())
+    assert (value.phase, value.node) == (Phase.PENDING, "")
+    assert told(value)["Claimed"] == (True, "Claimed", "")
+    assert told(value)["Bound"] == (False, "NotBound", "")
+    assert told(value)["Ready"][:2] == (False, "NotBound")
+
+
+def test_what_is_not_placed_says_why() -> None:
+    value = status(hosts=(), unplaced="no node is eligible: 1 not ready")
+    assert value.phase is Phase.PENDING
+    message = f"no node hosts {A}; no node is eligible: 1 not ready"
+    assert told(value)["Placed"] == (False, "NotPlaced", message)
+    assert told(value)["Ready"] == (False, "NotPlaced", message)
+
+
+def test_placed_and_waiting_for_its_node() -> None:
+    value = status(held=frozenset())
+    assert (value.phase, value.node) == (Phase.PLACED, "node2")
+    assert told(value)["Placed"] == (True, "Placed", "on node node2")
+    assert told(value)["Programmed"] == (False, "Waiting", f"node node2 has not acknowledged {A}")
+
+
+def test_refused_by_its_node() -> None:
+    said = Claim(A, 5, held=False, reason="AddressInUse", message="aa:bb answers")
+    value = status(held=frozenset(), said=said)
+    assert (value.phase, value.node) == (Phase.FAILED, "node2")
+    assert told(value)["Programmed"] == (False, "AddressInUse", "aa:bb answers")
+    assert told(value)["Ready"] == (False, "AddressInUse", "aa:bb answers")
+
+
+def test_ready() -> None:
+    value = status(said=Claim(A, 5, held=True))
+    assert (value.phase, value.node) == (Phase.READY, "node2")
+    assert {c.type: c.status for c in value.conditions} == dict.fromkeys(
+        ("Claimed", "Bound", "Placed", "Programmed", "Ready"), True
+    )
+
+
+def test_a_conflict_names_its_parties() -> None:
+    value = status(bindings=(BOUND, NetNamespace("other", 6, (str(A),))))
+    assert value.phase is Phase.PENDING
+    assert told(value)["Ready"][2] == f"address {A} is in NetNamespaces app and other"
+
+
+def test_a_condition_keeps_the_time_of_its_last_change_and_twice_is_once() -> None:
+    waiting = status(held=frozenset(), now=T0)
+    ready = status(waiting, now=T1)
+    times = {c.type: c.last_transition for c in ready.conditions}
+    assert times == {"Claimed": T0, "Bound": T0, "Placed": T0, "Programmed": T1, "Ready": T1}
+    assert status(ready, now="2026-01-01T00:01:00Z") == ready

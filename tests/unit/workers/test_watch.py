@@ -1,0 +1,75 @@
+"""Which change gives work to whom."""
+
+from typing import Any
+
+import pytest
+
+from egress.adapters.cluster import Change, Kind
+from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
+from workers.watch import WATCHED, Watcher, tasks_for
+
+
+def change(name: str, *, deleted: bool = False, **fields: Any) -> Change:
+    return Change({"metadata": {"name": name, "resourceVersion": "1"}, **fields}, deleted)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "tasks"),
+    [
+        (Kind.NAMESPACE, [(NAMESPACE_TASK, "app")]),
+        (Kind.NET_NAMESPACE, [(PUBLISH_TASK,), (NAMESPACE_TASK, "app")]),
+        (Kind.HOST_SUBNET, [(PUBLISH_TASK,), (PLACE_TASK,)]),
+        (Kind.EGRESS_POOL, [(RECONCILE_TASK,)]),
+        (Kind.NODE, [(PLACE_TASK,)]),
+    ],
+)
+def test_each_kind_asks_for_its_tasks(kind: Kind, tasks: list[tuple[str, ...]], deleted: bool) -> None:
+    assert tasks_for(kind, change("app", deleted=deleted)) == tasks
+
+
+def test_a_claim_that_went_asks_for_its_namespace_and_others_for_nothing() -> None:
+    spec = {"pool": "p", "namespace": {"name": "app"}}
+    assert tasks_for(Kind.EGRESS_ADDRESS, change("10.0.0.1", deleted=True, spec=spec)) == [(NAMESPACE_TASK, "app")]
+    assert tasks_for(Kind.EGRESS_ADDRESS, change("10.0.0.1", spec=spec)) == []
+    assert tasks_for(Kind.EGRESS_ADDRESS, change("10.0.0.1", deleted=True)) == []
+
+
+@pytest.mark.parametrize("name", ["default", "kube-system", "openshift-sdn"])
+def test_system_namespaces_ask_for_nothing_of_their_own(name: str) -> None:
+    assert tasks_for(Kind.NAMESPACE, change(name)) == []
+    assert tasks_for(Kind.NET_NAMESPACE, change(name)) == [(PUBLISH_TASK,)]
+
+
+def test_every_kind_is_watched() -> None:
+    assert set(WATCHED) == set(Kind)
+
+
+class _Asked:
+    """In place of a Context: what was asked for."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+
+    def ask(self, task: str, *_: str) -> None:
+        self.tasks.append(task)
+
+
+def test_only_what_placement_looks_at_is_news_of_a_node() -> None:
+    asked: Any = _Asked()
+    watcher = Watcher(Kind.NODE, asked)
+
+    def seen(*, deleted: bool = False, **fields: Any) -> bool:
+        asked.tasks.clear()
+        watcher._handle(change("n1", deleted=deleted, **fields))
+        return asked.tasks == [PLACE_TASK]
+
+    ready = {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "x"}]}
+    assert seen(status=ready)
+    assert not seen(status={"conditions": [*ready["conditions"], {"type": "DiskPressure", "status": "False"}]})
+    assert seen(status={"conditions": [{"type": "Ready", "status": "False"}]})
+    assert seen(status=ready)
+    assert seen(status=ready, spec={"unschedulable": True})
+    assert seen(deleted=True)
+    assert seen(status=ready)
+    assert seen(status="broken")
