@@ -20,10 +20,11 @@ help:
 setup: $(VENV)/.wheel
 
 $(VENV)/.system: lab/packages.sh
-	@bash lab/packages.sh
-	@mkdir -p $(VENV) && touch $@
+	@mkdir -p $(VENV)
+	@# 3: packages are missing and we may not install them; go on, and look again next time.
+	@bash lab/packages.sh && touch $@ || [ $$? -eq 3 ]
 
-$(VENV)/.dependencies: requirements/dev.lock $(VENV)/.system
+$(VENV)/.dependencies: requirements/dev.lock | $(VENV)/.system
 	@echo '== the virtual environment'
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Hawse needs Python 3.11 or newer: set PYTHON=' >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV)

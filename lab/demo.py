@@ -13,6 +13,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from types import FrameType
 
+from egress.operations import TransientError
+from lab.apiserver.process import ClusterError
+from lab.control_plane import ControlPlaneError
 from lab.kube import Json, KubeError
 from lab.net import preflight
 from lab.net.channel import LabError
@@ -33,6 +36,12 @@ PATIENCE = 40.0
 
 class DemoFailed(Exception):
     """A step was not seen to happen."""
+
+
+FAILURES = (
+    DemoFailed, LabError, GuardError, KubeError, ClusterError, ControlPlaneError, TransientError, TimeoutError, OSError,
+)  # fmt: skip
+"""What ends the demo with a message and not with a traceback."""
 
 
 class Demo:
@@ -124,14 +133,16 @@ class Demo:
             raise DemoFailed(f"the release left behind: {'; '.join(self._remains())}") from None
         for name in stack.network.nodes:
             self._print(f"{name}: no flow, address or rule of {ASSIGNED} is left")
-        claim = stack.kube.get("EgressAddress", str(ASSIGNED)) or {}
-        status = claim.get("status", {})
-        if status.get("phase") != "Quarantined":
-            raise DemoFailed(f"EgressAddress {ASSIGNED} is {status.get('phase')} and not Quarantined")
+        status = wait_for("the quarantine", self._quarantined, PATIENCE)
         self._print(f"EgressAddress {ASSIGNED}: {status['phase']} until {status['quarantinedUntil']}")
         time.sleep(2)
         self._undisturbed("by-hand", steady.stop(), MANUAL)
         self._undisturbed("bystander", self._bystander.stop(), NODE1)
+
+    def _quarantined(self) -> Json | None:
+        """The status of the assigned address, once it is in quarantine."""
+        status: Json = (self._stack.kube.get("EgressAddress", str(ASSIGNED)) or {}).get("status", {})
+        return status if status.get("phase") == "Quarantined" else None
 
     def _remains(self) -> list[str]:
         """What the nodes still hold of the assigned address or of its namespace."""
@@ -249,7 +260,8 @@ def main() -> int:
         print(f"\ninterrupted ({interruption}): everything is taken down", file=sys.stderr)
         worth_reading = False
         return 0 if seen else 130
-    except (DemoFailed, LabError, GuardError, KubeError, TimeoutError) as error:
+    except FAILURES as error:
+        worth_reading = True
         print(f"\nThe demo failed: {error}\nAll logs are below {directory}; remove it when read.", file=sys.stderr)
         return 1
     finally:

@@ -9,29 +9,38 @@ packages=(
   tcpdump curl iputils-ping iputils-arping # what the lab looks and asks with
   ca-certificates procps
 )
-command -v kubectl >/dev/null || packages+=(kubernetes-client)
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   echo "This is no Debian: install by other means what the demo needs (${packages[*]}); tests without it are skipped." >&2
   exit 0
 fi
+installed() { [ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null)" = 'ii ' ]; }
 missing=()
 for package in "${packages[@]}"; do
-  [ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null)" = 'ii ' ] || missing+=("$package")
+  installed "$package" || missing+=("$package")
 done
-[ ${#missing[@]} -eq 0 ] && exit 0
+[ ${#missing[@]} -eq 0 ] && command -v kubectl >/dev/null && exit 0
 if [ "$(id -u)" -ne 0 ]; then
+  [ ${#missing[@]} -eq 0 ] && exit 0
   echo "Missing Debian packages, and only root can install them: apt-get install ${missing[*]}" >&2
-  exit 0
+  exit 3
 fi
 echo "== Debian packages: ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-# openvswitch-switch would start a switch on this machine; the lab starts its own, elsewhere.
+# openvswitch-switch would start a switch on this machine, now and at each boot; the lab starts its own, elsewhere.
+fresh_switch=true
+installed openvswitch-switch && fresh_switch=false
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
+  trap 'rm -f "$policy"' EXIT
   printf '#!/bin/sh\nexit 101\n' >"$policy"
   chmod +x "$policy"
-  trap 'rm -f "$policy"' EXIT
 fi
-apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+[ ${#missing[@]} -eq 0 ] || apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+if $fresh_switch && command -v systemctl >/dev/null; then
+  systemctl disable -q openvswitch-switch 2>/dev/null || true
+fi
+# kubectl is for the person at the demo and for a few tests; where there is no package of it, they do without.
+command -v kubectl >/dev/null || apt-get install -y -qq --no-install-recommends kubernetes-client >/dev/null ||
+  echo "No kubectl to be had as a package: the tests that use it are skipped." >&2

@@ -46,7 +46,6 @@ class Stack:
         self.control: ControlPlane
         self.kube: Kube
         self.runners: dict[str, RemoteProcess] = {}
-        self.runner_command: tuple[str | Path, ...] = (RUNNER,)
         self._egress_nodes = egress_nodes
         self._settings = settings or {}
         self._say = say

@@ -60,7 +60,8 @@ def test_assignment_reassignment_and_restart(team, stack: Stack) -> None:  # noq
     for stream in streams:
         stream.stop()
     assert {packet.source for packet in seen} == {address}, leaks(seen, stack)[:5]
-    assert len(seen) > 50
+    ports = {packet.source_port for packet in seen if packet.protocol == "udp"}
+    assert len(ports) == len(team.pods), "a flow that was begun before the assignment never came back"
 
 
 CLAIMING = (
@@ -73,7 +74,13 @@ CLAIMING = (
     "links.apply:after:1",
     "arp.announce:after:1",
 )
-RELEASING = ("flows.apply:after:1", "links.apply:after:1", "nat.apply:after:1", "conntrack.forget:after:1")
+RELEASING = (
+    "flows.apply:after:1",
+    "links.apply:after:1",
+    "conntrack.forget:before:1",
+    "conntrack.forget:after:1",
+    "nat.apply:after:1",
+)
 
 
 @pytest.mark.parametrize("point", CLAIMING)
@@ -122,6 +129,42 @@ def test_runner_killed_while_it_releases_and_takes_another(team, stack: Stack, p
             stream.stop()
         seen = capture.stop()
     assert {packet.source for packet in seen} == {address}, leaks(seen, stack)[:5]
+
+
+def test_nobody_leaves_with_an_address_that_is_anothers_now(team, stack: Stack) -> None:  # noqa: ANN001
+    """A namespace goes, its pods linger and send on; its address goes to another namespace on the same node."""
+    labels = {"matchLabels": {"egress": "brief"}}
+    stack.create_pool("brief", "192.168.1.190", namespaceSelector=labels, quarantine="1s")
+    address = IPv4Address("192.168.1.190")
+    first = f"{team.name}-first"
+    netid = team.netid | 0x80000
+    head = {"apiVersion": "network.openshift.io/v1", "kind": "NetNamespace", "metadata": {"name": first}}
+    stack.kube.create(head | {"netname": first, "netid": netid})
+    pods = [stack.network.add_pod(f"l{number}-{team.netid & 0xFF}", f"node{number}", netid) for number in (1, 2)]
+    stack.create_namespace(first, egress="brief")
+    for pod in pods:
+        wait_for("its address", lambda pod=pod: stack.network.request(pod, timeout=1).source == address, 60)  # type: ignore[misc]
+    lingering = [stack.network.traffic(pod, interval=0.1, protocol="udp") for pod in pods]
+    time.sleep(1)
+    restart(stack, "conntrack.forget:before:1")
+    stack.kube.delete("Namespace", first)
+    wait_for("the runner to die", lambda: stack.runners["node2"].poll() is not None, 60)
+    stack.start_runner("node2")
+    wait_for("the end of the quarantine", lambda: stack.kube.get("EgressAddress", str(address)) is None, 60)
+    stack.create_namespace(team.name, egress="brief")
+    team.ready(address)
+    with stack.network.capture("outside", "udp and dst host 192.168.1.5") as capture:
+        team.steered(address)
+        time.sleep(3)
+        seen = capture.stop()
+    for stream in lingering:
+        stream.stop()
+    stack.kube.delete("NetNamespace", first)
+    for pod in pods:
+        stack.network.remove_pod(pod.name)
+    stack.kube.delete("EgressPool", "brief")
+    assert seen, "the lingering pods still send"
+    assert not [packet for packet in seen if packet.source == address]
 
 
 def restart(stack: Stack, point: str) -> None:

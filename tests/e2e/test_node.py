@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from lab.stack import Stack, wait_for
+from lab.stack import RUNNER, Stack, wait_for
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -96,6 +96,7 @@ DRIFT = {
     "jump deleted": ("node2", "iptables -t nat -F OPENSHIFT-MASQUERADE"),
     "all rules flushed": ("node2", "iptables -t nat -F"),
     "flow deleted": ("node1", "ovs-ofctl -O OpenFlow13 del-flows br0 table=100,ip,reg0={netid:#x}"),
+    "egress node's flow deleted": ("node2", "ovs-ofctl -O OpenFlow13 del-flows br0 table=100,ip,reg0={netid:#x}"),
     "flow changed": ("node1", "ovs-ofctl -O OpenFlow13 mod-flows br0 table=100,ip,reg0={netid:#x},actions=drop"),
 }
 
@@ -126,6 +127,7 @@ def test_drift_is_put_back(team, stack: Stack, capsys: pytest.CaptureFixture[str
     team.steered(address)
     with capsys.disabled():
         print("\n   drift put back after " + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in took.items()))
+    # Promised are 5 s. These two nodes share one emulated processor, on which one look takes half a second.
     assert max(took.values()) < 10
 
 
@@ -174,7 +176,7 @@ def test_an_address_that_the_node_cannot_hold_is_refused(team, stack: Stack, led
 
 def test_a_node_without_its_bridge_says_so(stack: Stack, ledger) -> None:  # noqa: ANN001
     stack.runners["node1"].kill()
-    stack.start_runner("node1", ["env", "HAWSE_BRIDGE=br-none", *stack.runner_command])
+    stack.start_runner("node1", ["env", "HAWSE_BRIDGE=br-none", RUNNER])
     host = stack.network.nodes["node1"].host
     try:
         wait_for("the problem", lambda: ledger.reports([host])[host].problem.startswith("BridgeMissing"), 60)
