@@ -86,22 +86,23 @@ class Change:
     """What one pass does to a node, in the order in which it must be done to stay fail-closed.
 
     1. `fence`: every flow that hands packets to nobody's address or to one whose rule stands already: drops,
-       steering to other nodes, removals. 2. `remove_addresses`. 3. `rules`: those of new addresses come, those of
-       removed ones go. 4. `admit`: flows that hand packets to new addresses; their rule stands now. 5.
-       `add_addresses`, after the flows: an address change stalls ovs-vswitchd (docs/decisions/0004). 6. `forget`:
-       addresses whose translated connections must end, because they left this node or their namespace.
+       steering to other nodes, removals. 2. `remove_addresses`. 3. `forget`: addresses whose translated connections
+       must end, because they left this node or their namespace. Before the rules: those of an address that has left
+       are what tells the next pass of it, should this one not come to its end. 4. `rules`: those of new addresses
+       come, those of removed ones go. 5. `admit`: flows that hand packets to new addresses; their rule stands now.
+       6. `add_addresses`, after the flows: an address change stalls ovs-vswitchd (docs/decisions/0004).
     """
 
     fence: FlowChange = FlowChange()
     remove_addresses: frozenset[Address] = frozenset()
+    forget: frozenset[Address] = frozenset()
     rules: RuleChange = RuleChange()
     admit: FlowChange = FlowChange()
     add_addresses: frozenset[Address] = frozenset()
-    forget: frozenset[Address] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(
-            self.fence or self.remove_addresses or self.rules or self.admit or self.add_addresses or self.forget
+            self.fence or self.remove_addresses or self.forget or self.rules or self.admit or self.add_addresses
         )
 
 
@@ -120,7 +121,7 @@ def change(program: NodeProgram, found: Found) -> Change:
     early = changed - late
     # A key that gets its flow late drops until its rule stands: an old flow would hand packets to a rule that goes,
     # and no flow at all, should the rules fail, would send them out with the node's IP.
-    early |= {_dropping(flow) for flow in late} - found.flows
+    early |= {dropping(flow) for flow in late} - found.flows
     removed = {flow for flow in found.flows if flow.key not in kept_keys}
     groups = diff(program.groups, found.groups)
     fence = FlowChange(
@@ -132,11 +133,11 @@ def change(program: NodeProgram, found: Found) -> Change:
     return Change(
         fence=fence,
         remove_addresses=addresses.remove,
+        # A rule tells of an address that is gone already: removed by somebody, or by a pass that did not end.
+        forget=addresses.remove | (marks_of(found.rules).keys() - program.addresses) | _changed_hands(program, found),
         rules=rules,
         admit=FlowChange(tuple(sorted(late))),
         add_addresses=addresses.add - blocked,
-        # A rule tells of an address that is gone already: removed by somebody, or by a pass that did not end.
-        forget=addresses.remove | (marks_of(found.rules).keys() - program.addresses) | _changed_hands(program, found),
     )
 
 
@@ -187,7 +188,7 @@ def standing(found: Found) -> dict[int, Address]:
     return {
         netid_of(flow): address
         for flow in found.flows
-        if (mark := _mark_in(flow)) is not None and (address := carrying.get(mark)) is not None
+        if (mark := mark_in(flow)) is not None and (address := carrying.get(mark)) is not None
     }
 
 
@@ -247,7 +248,8 @@ def _jump_lines(parent: str, wanted: str | None, there: tuple[str, ...]) -> list
     return [f"-D {parent} {spec}" for spec in ours] + ([f"-I {parent} 1 {wanted}"] if wanted else [])
 
 
-def _dropping(flow: Flow) -> Flow:
+def dropping(flow: Flow) -> Flow:
+    """`flow`, but it drops."""
     return Flow(flow.table, flow.priority, flow.match, flow.cookie, "drop")
 
 
@@ -257,13 +259,13 @@ def _changed_hands(program: NodeProgram, found: Found) -> frozenset[Address]:
     return frozenset(
         address
         for flow in found.flows
-        if (mark := _mark_in(flow)) is not None
+        if (mark := mark_in(flow)) is not None
         and (address := staying.get(mark)) is not None
         and program.own.get(netid_of(flow)) != address
     )
 
 
-def _mark_in(flow: Flow) -> int | None:
+def mark_in(flow: Flow) -> int | None:
     """The mark that `flow` gives packets, if it does."""
     match = _MARK_ACTION.search(flow.actions)
     return int(match[1], 16) if match else None

@@ -35,8 +35,7 @@ def node_queue(node: str) -> str:
 def celery_config(redis_url: str) -> dict[str, Any]:
     """Celery's configuration, the same in every process.
 
-    A task is acknowledged after it ran, so a killed worker's task runs again; all tasks may run twice. The broker
-    gives a task back after `visibility_timeout`, which is far above what any of them takes.
+    A task is acknowledged after it ran, so a killed worker's task runs again; all tasks may run twice.
     """
     return {
         "broker_url": redis_url.replace("unix://", "redis+socket://", 1),
@@ -50,8 +49,12 @@ def celery_config(redis_url: str) -> dict[str, Any]:
         "task_default_queue": CONTROL_QUEUE,
         "task_create_missing_queues": True,
         "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # for ever: a Redis that is away for an hour ends no process
         "broker_transport_options": {
-            "visibility_timeout": 30,
+            # Seconds after which the broker gives a task that nobody acknowledged to another worker: one whose worker
+            # was killed, but also one that still runs or waits for its next try (at most operations.BACKOFF_CAP).
+            # Running one twice at a time does no harm; the reconcile does not wait for it.
+            "visibility_timeout": 120,
             "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
@@ -61,3 +64,14 @@ def celery_config(redis_url: str) -> dict[str, Any]:
         "worker_send_task_events": False,
         "enable_utc": True,
     }
+
+
+def sending_config(redis_url: str) -> dict[str, Any]:
+    """Celery's configuration where tasks are only sent.
+
+    What cannot be sent says so at once, and not after six seconds in which a runner would do nothing. Whoever consumes
+    needs kombu's patience: a worker that fails to connect at the wrong moment ends.
+    """
+    config = celery_config(redis_url)
+    options = {**config["broker_transport_options"], "max_retries": 1, "interval_start": 0}
+    return {**config, "broker_transport_options": options}

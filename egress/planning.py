@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from egress.addresses import Address, AddressError, parse_address
-from egress.objects import HostSubnet, NetNamespace
+from egress.objects import EgressAddress, HostSubnet, NetNamespace, Phase
 
 MAX_NETID = 0xFFFFFF
 Acknowledgement = tuple[Address, str, int]
@@ -115,6 +115,23 @@ def plan(
     for outcome in outcomes.values():
         conflicts.update(reason for reason in outcome.reasons if reason.startswith("addresses "))
     return Plan(dict(sorted(outcomes.items())), tuple(sorted(conflicts)))
+
+
+def with_claims(net_namespaces: Iterable[NetNamespace], claims: Iterable[EgressAddress]) -> list[NetNamespace]:
+    """The NetNamespaces, each as if it listed what its namespace has claimed too.
+
+    A namespace with a claim is never left without an egress address: somebody who empties its NetNamespace by hand
+    would let its packets out with the nodes' IPs until Hawse has put the addresses back.
+    """
+    claimed: dict[str, list[str]] = defaultdict(list)
+    for claim in claims:
+        if claim.phase is not Phase.QUARANTINED:
+            claimed[claim.namespace].append(claim.address)
+    result = []
+    for namespace in net_namespaces:
+        missing = sorted(set(claimed.get(namespace.name, ())) - set(namespace.egress_ips))
+        result.append(replace(namespace, egress_ips=(*namespace.egress_ips, *missing)))
+    return result
 
 
 def _refusal(netid: int, group: list[NetNamespace]) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from egress.addresses import Address, AddressError, Range, parse_address, parse_range, subtract
-from egress.objects import OPT_OUT, POOL_ANNOTATION, REQUEST_ANNOTATION, EgressPool
+from egress.objects import ADDRESSES_ANNOTATION, OPT_OUT, POOL_ANNOTATION, REQUEST_ANNOTATION, EgressPool
 
 SYSTEM_PREFIXES = ("kube-", "openshift-")
 SYSTEM_NAMES = frozenset({"default", "kube", "openshift", "hawse-system"})
@@ -75,6 +75,18 @@ def choose(
     for address in requested:
         check_covered(pool, address, node_ips)
     return Choice(pool, requested)
+
+
+def annotated_addresses(annotations: Mapping[str, str]) -> tuple[Address, ...]:
+    """The addresses in the annotation that Hawse writes; AddressError if it holds something else."""
+    parts = (part.strip() for part in annotations.get(ADDRESSES_ANNOTATION, "").split(","))
+    return tuple(dict.fromkeys(parse_address(part) for part in parts if part))
+
+
+def exhausted(pool: EgressPool, count: int, used: int, total: int) -> str:
+    """What to tell who wants `count` addresses of a pool that has too few."""
+    lack = "no free address" if count == 1 else f"too few free addresses for {count}"
+    return f"pool {pool.name} has {lack}: {used} of {total} in use"
 
 
 def requested_addresses(annotations: Mapping[str, str]) -> tuple[Address, ...]:

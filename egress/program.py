@@ -27,6 +27,8 @@ INPUT_CHAIN = "HAWSE-INPUT"
 GUARD_CHAIN = "HAWSE-GUARD"
 GUARD_ADDRESS_CHAIN = "HAWSE-GUARD-ADDR"
 STALE_CHAIN = "HAWSE-STALE"
+STALE_CONNMARK = 0x48415753
+"""The connmark ("HAWS" in ASCII) of a connection that the guard has cut: the runner ends its conntrack entry."""
 UNKNOWN_MAC = "<tun0 MAC>"
 
 
@@ -97,8 +99,8 @@ class RuleSet:
     """The node's iptables rules.
 
     `jumps` stand first in chains that are not ours and lead into ours. `spine` are the fixed rules of our chains, in
-    order. `leaves` are the rules of single addresses: each matches one mark or destination exactly, no two overlap,
-    so within their chains (which hold nothing else) their order means nothing.
+    order. `leaves` are the rules of single addresses: within a chain, which holds nothing else, any two that match the
+    same packet do the same with it, so their order means nothing.
     """
 
     jumps: tuple[Rule, ...] = ()
@@ -169,9 +171,13 @@ def render(
             group = Group(GROUP | row.netid, tuple(_tunnel(hop, facts) for hop in away))
             groups.add(group)
             actions = f"group:{group.group_id}"
-        match = f"ip,reg0={row.netid:#x}"
-        flows.add(Flow(layout.egress_table, layout.priority, match, COOKIE | row.netid, actions))
-    return NodeProgram(addresses, frozenset(flows), frozenset(groups), _rules(mark_of, layout), own, mark_of)
+        flows.add(flow_of(row.netid, actions, layout))
+    return NodeProgram(addresses, frozenset(flows), frozenset(groups), rules_of(mark_of, layout), own, mark_of)
+
+
+def flow_of(netid: int, actions: str, layout: Layout) -> Flow:
+    """Our flow for `netid`."""
+    return Flow(layout.egress_table, layout.priority, f"ip,reg0={netid:#x}", COOKIE | netid, actions)
 
 
 def _steerable(hop: SteeringHop, node: str) -> bool:
@@ -182,38 +188,18 @@ def _tunnel(hop: SteeringHop, facts: NodeFacts) -> str:
     return f"move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:{hop.node_ip}->tun_dst,output:{facts.vxlan_port}"
 
 
-def _rules(marks: Mapping[Address, int], layout: Layout) -> RuleSet:
-    """The rules of the node's addresses.
+def rules_of(marks: Mapping[Address, int], layout: Layout) -> RuleSet:
+    """The rules of the node's addresses, each with its mark.
 
     nat: what kube-proxy has marked returns; marked packets to in-cluster destinations are MASQUERADEd, all others get
-    their address by SNAT. filter: new connections to an egress address are REJECTed; and a marked packet of a
-    connection that is already translated to something else is rejected, for a connection begun before the assignment
-    keeps its old translation, the node's IP, whatever the nat rules say.
+    their address by SNAT. filter: new connections to an egress address are REJECTed; and a packet whose mark and whose
+    connection's translation are not of the same address is rejected. A connection keeps its translation whatever the
+    nat rules say: begun before the assignment, the node's IP; begun before a release, the address. The connmark tells
+    the runner to end it, so that it may begin anew.
     """
     if not marks:
         return RuleSet()  # a node without addresses carries no chain of ours at all
-    leaves: set[Rule] = set()
-    for address, mark in marks.items():
-        exactly = f"-m mark --mark {mark:#x}"
-        leaves.add(Rule("nat", CLUSTER_CHAIN, f"{exactly} -j MASQUERADE"))
-        leaves.update(
-            Rule("nat", SNAT_CHAIN, f"-s {network} {exactly} -j SNAT --to-source {address}")
-            for network in layout.cluster_networks
-        )
-        leaves.add(
-            Rule(
-                "filter",
-                INPUT_CHAIN,
-                f"-d {address}/32 -m conntrack --ctstate NEW -j REJECT --reject-with icmp-port-unreachable",
-            )
-        )
-        leaves.add(
-            Rule(
-                "filter",
-                GUARD_ADDRESS_CHAIN,
-                f"{exactly} -m conntrack ! --ctrepldst {address} --ctstatus CONFIRMED -j {STALE_CHAIN}",
-            )
-        )
+    leaves = frozenset[Rule]().union(*(leaves_of(address, mark, layout) for address, mark in marks.items()))
     spine = [Rule("nat", SPINE_CHAIN, "-m mark --mark 0x4000/0x4000 -j RETURN")]
     spine += [
         Rule("nat", SPINE_CHAIN, f"-s {source} -d {destination} -j {CLUSTER_CHAIN}")
@@ -223,6 +209,7 @@ def _rules(marks: Mapping[Address, int], layout: Layout) -> RuleSet:
     spine.append(Rule("nat", SPINE_CHAIN, f"-j {SNAT_CHAIN}"))
     spine += [Rule("filter", GUARD_CHAIN, f"-d {network} -j RETURN") for network in layout.cluster_networks]
     spine.append(Rule("filter", GUARD_CHAIN, f"-j {GUARD_ADDRESS_CHAIN}"))
+    spine.append(Rule("filter", STALE_CHAIN, f"-j CONNMARK --set-xmark {STALE_CONNMARK:#x}/0xffffffff"))
     spine.append(Rule("filter", STALE_CHAIN, "-p tcp -j REJECT --reject-with tcp-reset"))
     spine.append(Rule("filter", STALE_CHAIN, "-j DROP"))
     jumps = (
@@ -230,4 +217,23 @@ def _rules(marks: Mapping[Address, int], layout: Layout) -> RuleSet:
         Rule("filter", "INPUT", f"-j {INPUT_CHAIN}"),
         Rule("filter", "FORWARD", f"-j {GUARD_CHAIN}"),
     )
-    return RuleSet(jumps, tuple(spine), frozenset(leaves))
+    return RuleSet(jumps, tuple(spine), leaves)
+
+
+def leaves_of(address: Address, mark: int, layout: Layout) -> frozenset[Rule]:
+    """The rules of one address."""
+    exactly = f"-m mark --mark {mark:#x}"
+    new = "-m conntrack --ctstate NEW -j REJECT --reject-with icmp-port-unreachable"
+    elsewhere = f"-m conntrack ! --ctrepldst {address} --ctstatus CONFIRMED"
+    # Only the direction of the pod's packets: the answers carry no mark.
+    here = f"-m conntrack --ctrepldst {address} --ctstatus CONFIRMED --ctdir ORIGINAL"
+    leaves = {
+        Rule("nat", CLUSTER_CHAIN, f"{exactly} -j MASQUERADE"),
+        Rule("filter", INPUT_CHAIN, f"-d {address}/32 {new}"),
+        Rule("filter", GUARD_ADDRESS_CHAIN, f"{exactly} {elsewhere} -j {STALE_CHAIN}"),
+        Rule("filter", GUARD_ADDRESS_CHAIN, f"-m mark ! --mark {mark:#x} {here} -j {STALE_CHAIN}"),
+    }
+    return frozenset(leaves).union(
+        Rule("nat", SNAT_CHAIN, f"-s {network} {exactly} -j SNAT --to-source {address}")
+        for network in layout.cluster_networks
+    )

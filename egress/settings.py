@@ -98,9 +98,35 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
             raise SettingsError(f"{variable} is not a setting of Hawse; docs/settings.md lists them")
         values[name] = text
     try:
-        return msgspec.convert(values, Settings, strict=False)
+        settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         message = str(error)
         for name in values:
             message = message.replace(f"`$.{name}`", f"{PREFIX}{name.upper()}")
         raise SettingsError(message) from None
+    for name, (pattern, meaning) in _FORMS.items():
+        text = getattr(settings, name)
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise SettingsError(f"{PREFIX}{name.upper()} is {text!r}; give it {meaning}")
+    for name in _POSITIVE:
+        if not 0 < getattr(settings, name) < float("inf"):
+            raise SettingsError(f"{PREFIX}{name.upper()} must be more than 0")
+    return settings
+
+
+_INTERFACE = (r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,14}", "the name of an interface, of at most 15 characters")
+_FORMS = {
+    "redis_url": (
+        r"rediss?://([^/?#@]*@)?([^/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[0-9]*)?(\?.*)?|unix://.+",
+        "redis://HOST:PORT/DB, rediss://... or unix:///PATH",
+    ),
+    "log_format": ("json|console", "json or console"),
+    "log_level": ("(?i:debug|info|warning|error|critical)", "debug, info, warning, error or critical"),
+    "iptables": ("auto|nft|legacy", "auto, nft or legacy"),
+    "bridge": _INTERFACE,
+    "vxlan_interface": _INTERFACE,
+    "tun_interface": _INTERFACE,
+    "masquerade_chain": (r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,27}", "the name of a chain, of at most 28 characters"),
+}
+"""The form of each setting that is not any text: what it must match as a whole, and how to say so."""
+_POSITIVE = ("redis_timeout", "reconcile_interval", "sweep_interval", "check_interval", "refused_retry")

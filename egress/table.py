@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from egress.addresses import Address
+from egress.objects import EgressAddress, NetNamespace, Phase
 from egress.planning import Acknowledgement, Plan
 
 
@@ -45,6 +46,23 @@ def table_of(plan: Plan) -> dict[int, Steering]:
         hops.sort(key=lambda hop: (hop.address.version, int(hop.address)))
         table[netid] = Steering(netid, outcome.name, tuple(hops))
     return table
+
+
+def left_behind(
+    current: Mapping[int, Steering], net_namespaces: Iterable[NetNamespace], claims: Iterable[EgressAddress]
+) -> dict[int, Steering]:
+    """The rows that must stay, as drops, though no NetNamespace asks for them: those of a namespace that has claims
+    and whose NetNamespace was deleted. Its pods run on, and their packets carry its NetID still."""
+    names, netids = set(), set()
+    for namespace in net_namespaces:
+        names.add(namespace.name)
+        netids.add(namespace.netid)
+    claiming = {claim.namespace for claim in claims if claim.phase is not Phase.QUARANTINED} - names
+    return {
+        netid: Steering(netid, row.namespace)
+        for netid, row in current.items()
+        if row.namespace in claiming and netid not in netids
+    }
 
 
 @dataclass(frozen=True, slots=True)

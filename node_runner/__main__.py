@@ -10,12 +10,15 @@ import click
 import structlog
 from celery import Celery
 from celery.signals import setup_logging, worker_shutdown
+from celery.worker import state
+from kombu.exceptions import OperationalError
 
 from egress import logs, settings
 from egress.adapters.ledger import Ledger
 from egress.addresses import AddressError, parse_address
-from egress.messages import CONTROL_QUEUE, NUDGE_TASK, PUBLISH_TASK, celery_config, node_queue
+from egress.messages import CONTROL_QUEUE, NUDGE_TASK, PUBLISH_TASK, celery_config, node_queue, sending_config
 from egress.operations import TransientError
+from egress.processes import begin_again_unless
 from node_runner.drivers import open_node
 from node_runner.drivers.ports import ProbeTiming
 from node_runner.programmer import Programmer
@@ -52,20 +55,15 @@ def main() -> None:
     ledger = Ledger(current.redis_url, timeout=2.0)
     app = Celery("hawse-node-runner")
     app.conf.update(celery_config(current.redis_url))
-
-    def tell() -> None:
-        if ledger.first_to(f"{PUBLISH_TASK}:{CONTROL_QUEUE}", TELL_GUARD_SECONDS):
-            try:
-                app.send_task(PUBLISH_TASK, queue=CONTROL_QUEUE, retry=False)
-            except OSError as error:
-                raise TransientError(f"the broker is away: {error}") from error
+    sending = Celery("hawse-sender", set_as_current=False)
+    sending.conf.update(sending_config(current.redis_url))
 
     runner = Runner(
         current.node_name,
         current.node_ip,
         Programmer(current.node_name, drivers, layout, timing),
         ledger,
-        tell,
+        lambda: tell(sending, ledger),
         retry=current.refused_retry,
     )
     stop = threading.Event()
@@ -74,14 +72,29 @@ def main() -> None:
     _consume(app, current.node_name, runner, ledger, stop)
     loop.start()
     watcher.start()
+    queue = node_queue(current.node_name)
+    arguments = ["worker", "-Q", queue, "--pool", "solo", "-n", f"runner@{current.node_name}"]
     try:
-        queue = node_queue(current.node_name)
-        arguments = ["worker", "-Q", queue, "--pool", "solo", "-n", f"runner@{current.node_name}"]
         app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     finally:
         stop.set()
         runner.wake()
         loop.join()
+    # kombu 5.7 gives up when it loses the broker at the wrong moment.
+    begin_again_unless(state.should_stop, state.should_terminate, reason="Celery's worker gave up")
+
+
+def tell(app: Celery, ledger: Ledger) -> None:
+    """Asks the workers to look at this node's report, unless somebody has asked just now. TransientError if the broker
+    is away."""
+    what = f"{PUBLISH_TASK}:{CONTROL_QUEUE}"
+    if not ledger.first_to(what, TELL_GUARD_SECONDS):
+        return
+    try:
+        app.send_task(PUBLISH_TASK, queue=CONTROL_QUEUE, retry=False)
+    except (OperationalError, OSError) as error:
+        ledger.done_with(what)  # nobody was asked: the next one must not believe so
+        raise TransientError(f"the broker is away: {error}") from error
 
 
 def _loop(runner: Runner, stop: threading.Event, interval: float) -> None:

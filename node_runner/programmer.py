@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from egress.addresses import Address
-from egress.delta import Change, FlowChange, Found, applied, change, marks_of, standing, usurped
-from egress.program import Flow, Layout, NodeFacts, NodeProgram, render
+from egress.delta import Change, Found, applied, change, marks_of, standing, usurped
+from egress.program import Layout, NodeFacts, NodeProgram, render
+from egress.retreat import retreat
 from egress.table import Claim, Steering, SteeringHop
-from node_runner.drivers.errors import InterfaceMissing, NodeError
+from node_runner.drivers.errors import NodeError
 from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
 
 _log = structlog.get_logger()
@@ -44,6 +45,20 @@ FACTS_PASSES = 15
 """After how many passes the bridge's port numbers and MAC are read again though nothing hints that they changed."""
 
 
+@dataclass(slots=True)
+class _Pass:
+    """A pass under way. `given` are the node's addresses by the table, each with its NetID; `found` is what the node
+    holds by now; `failed` are addresses that a round should have added and could not."""
+
+    rows: list[Steering]
+    given: Mapping[Address, int]
+    found: Found
+    refused: dict[Address, Refusal]
+    program: NodeProgram = field(default_factory=NodeProgram)
+    failed: dict[Address, Refusal] = field(default_factory=dict)
+    wrote: bool = False
+
+
 class Programmer:
     """Programs one node through its drivers. What the node holds is read anew in each pass, from the kernel and Open
     vSwitch; only the bridge's facts, which cost a process to read, are kept while passes find nothing to do."""
@@ -66,89 +81,103 @@ class Programmer:
         claims = tuple(Claim(address, netid, held=True) for netid, address in sorted(standing(found).items()))
         return self._drivers.links.facts(), claims
 
-    def run(self, table: Mapping[int, Steering], *, resting: Mapping[Address, Refusal], fresh: bool = False) -> Result:
-        """Brings the node to `table`. Raises NodeError when the node as a whole cannot be programmed.
-
-        Addresses in `resting` were refused a moment ago and are not asked for again in this pass. `fresh` is a
-        runner's first pass: it also looks where nothing of ours should be.
-        """
-        links = self._drivers.links
-        try:
-            link = links.facts()
-        except InterfaceMissing:
-            self._fence_off(self._drivers.flows.read().flows)  # the addresses went with the interface
-            raise
-        if fresh:
-            links.sweep()
-        rows = list(table.values())
-        given = {hop.address: row.netid for row in rows for hop in row.hops if hop.node == self._name}
-        found = self._read(everywhere=fresh)
-        refused = {address: Refusal(error.reason, str(error)) for address, error in links.refusals(given).items()}
-        refused |= {address: resting[address] for address in given if address in resting and address not in refused}
-        marks = marks_of(found.rules)
-        asked = {address for address in given if address not in found.addresses and address not in refused}
-        # An address that only the interface lacks was asked about when its flow and rule were written: somebody took
-        # it away. Its traffic, which leaves with the right source, is not cut while the link is asked again.
-        lacking = _standing_but_for_the_interface(found, given, asked)
-
-        # First without the addresses that are new here: their NetIDs are dropped while the link is asked about them.
-        withheld = (asked - lacking) | refused.keys()
-        facts = self._bridge_facts()
-        program = render(rows, facts, self._layout, withheld=withheld, marks=marks)
-        step = change(program, found)
-        if step and self._facts_age:
-            self.forget_facts()  # flows that went may have gone with the bridge they were on
-            facts = self._bridge_facts()
-            program = render(rows, facts, self._layout, withheld=withheld, marks=marks)
-            step = change(program, found)
-        step = replace(step, add_addresses=step.add_addresses - asked)
-        wrote = bool(step)
-        failed = self._apply(step, program)
-        after = applied(program, found)
-        after = replace(after, addresses=after.addresses - asked)
-        for address in usurped(program, found):
-            failed[address] = _usurped(given[address])
-        taken: frozenset[Address] = frozenset()
-        if asked:
-            for address, mac in self._drivers.arp.probe(link.interface, link.mac, asked, self._timing).items():
-                refused[address] = Refusal("AddressInUse", f"{mac} answers for {address} on {link.interface}")
-            program = render(rows, facts, self._layout, withheld=refused.keys(), marks=marks_of(after.rules))
-            step = change(program, after)
-            wrote = wrote or bool(step)
-            failed |= self._apply(step, program)
-            for address in usurped(program, after):
-                failed[address] = _usurped(given[address])
-            after = applied(program, after)
-            taken = step.add_addresses - failed.keys()
-        if failed:
-            # Their flows must go, or the packets would leave with whatever source the other rules give them.
-            refused |= failed
-            program = render(rows, facts, self._layout, withheld=refused.keys(), marks=marks_of(after.rules))
-            self._apply(change(program, self._read()), program)
-        if taken:
-            self._drivers.arp.announce(link.interface, link.mac, taken)
-        return Result(link, _claims(given, program, refused), taken, refused, wrote)
-
     def announce(self, addresses: Iterable[Address]) -> None:
-        """Tells the link again which of `addresses` this node has."""
+        """Tells the link which of `addresses` this node has."""
         link = self._drivers.links.facts()
         held = self._drivers.links.read().intersection(addresses)
         if held:
             self._drivers.arp.announce(link.interface, link.mac, held)
 
-    def _bridge_facts(self) -> NodeFacts:
+    def run(self, table: Mapping[int, Steering], *, resting: Mapping[Address, Refusal], fresh: bool = False) -> Result:
+        """Brings the node to `table`. Raises NodeError when the node as a whole cannot be programmed; then every
+        NetID of the table that has no flow drops, and so does every flow that counts on what does not stand.
+
+        Addresses in `resting` were refused a moment ago and are not asked for again in this pass. `fresh` is a
+        runner's first pass: it also looks where nothing of ours should be. What is taken is not announced yet.
+        """
+        try:
+            return self._run(list(table.values()), resting, fresh=fresh)
+        except NodeError:
+            self._retreat(list(table.values()))
+            raise
+
+    def _run(self, rows: list[Steering], resting: Mapping[Address, Refusal], *, fresh: bool) -> Result:
         self._facts_age += 1
-        if self._facts is None or self._facts_age > FACTS_PASSES:
+        link = self._drivers.links.facts()
+        if fresh:
+            self._drivers.links.sweep()
+        given = {hop.address: row.netid for row in rows for hop in row.hops if hop.node == self._name}
+        found = self._read(everywhere=fresh)
+        at_work = _Pass(rows, given, found, self._refused(given, resting))
+        asked = frozenset(given.keys() - found.addresses - at_work.refused.keys())
+
+        # First without the addresses that are new here: their NetIDs are dropped while the link is asked about them.
+        # But one that only the interface lacks was asked about when its flow and rule were written: somebody took it
+        # away. Its traffic, which leaves with the right source, is not cut while the link is asked again.
+        lacking = _standing_but_for_the_interface(found, given, asked)
+        self._round(at_work, withheld=(asked - lacking) | at_work.refused.keys(), later=asked)
+        taken: frozenset[Address] = frozenset()
+        if asked:
+            for address, mac in self._drivers.arp.probe(link.interface, link.mac, asked, self._timing).items():
+                message = f"{mac} answers for {address} on {link.interface}"
+                at_work.refused[address] = Refusal("AddressInUse", message)
+            taken = self._round(at_work, withheld=at_work.refused.keys())
+        if at_work.failed:
+            # Their flows must go, or the packets would leave with whatever source the other rules give them.
+            at_work.refused |= at_work.failed
+            at_work.found = self._read()
+            self._round(at_work, withheld=at_work.refused.keys())
+        if found.addresses or at_work.program.addresses:
+            ended = self._drivers.conntrack.forget_stale()
+            if ended:
+                _log.info("ended connections that the guard had cut", connections=ended)
+        claims = _claims(given, at_work.program, at_work.refused)
+        return Result(link, claims, taken, at_work.refused, at_work.wrote)
+
+    def _refused(self, given: Mapping[Address, int], resting: Mapping[Address, Refusal]) -> dict[Address, Refusal]:
+        refused = {address: resting[address] for address in given if address in resting}
+        for address, error in self._drivers.links.refusals(given).items():
+            refused[address] = Refusal(error.reason, str(error))
+        return refused
+
+    def _round(
+        self, at_work: _Pass, withheld: AbstractSet[Address], later: AbstractSet[Address] = frozenset()
+    ) -> frozenset[Address]:
+        """Brings the node to the program without `withheld`, save that those in `later` are not put on the interface
+        yet. The addresses that were."""
+        program, step = self._plan(at_work, withheld)
+        if step and self._facts_age:
+            self.forget_facts()  # flows that went may have gone with the bridge they were on
+            program, step = self._plan(at_work, withheld)
+        step = replace(step, add_addresses=step.add_addresses - later)
+        failed = self._apply(step)
+        failed |= {address: _usurped(at_work.given[address]) for address in usurped(program, at_work.found)}
+        after = applied(program, at_work.found)
+        at_work.found = replace(after, addresses=after.addresses - later)
+        at_work.program = program
+        at_work.failed |= failed
+        at_work.wrote = at_work.wrote or bool(step)
+        return step.add_addresses - failed.keys()
+
+    def _plan(self, at_work: _Pass, withheld: AbstractSet[Address]) -> tuple[NodeProgram, Change]:
+        marks = marks_of(at_work.found.rules)
+        program = render(at_work.rows, self._bridge_facts(), self._layout, withheld=withheld, marks=marks)
+        return program, change(program, at_work.found)
+
+    def _bridge_facts(self) -> NodeFacts:
+        facts = self._facts  # another thread may forget them at any time
+        if facts is None or self._facts_age > FACTS_PASSES:
             bridge = self._drivers.flows.facts()
-            self._facts, self._facts_age = NodeFacts(self._name, bridge.tun_mac, bridge.vxlan_port), 0
-        return self._facts
+            facts = NodeFacts(self._name, bridge.tun_mac, bridge.vxlan_port)
+            self._facts, self._facts_age = facts, 0
+        return facts
 
     def _read(self, *, everywhere: bool = False) -> Found:
         flows = self._drivers.flows.read(everywhere=everywhere)
         rules = self._drivers.nat.read()
         return Found(self._drivers.links.read(), flows.flows, flows.groups, rules, flows.foreign)
 
-    def _apply(self, step: Change, program: NodeProgram) -> dict[Address, Refusal]:
+    def _apply(self, step: Change) -> dict[Address, Refusal]:
         """Carries out `step` in its order; the addresses that could not be added, and why."""
         drivers = self._drivers
         if step.fence:
@@ -156,20 +185,16 @@ class Programmer:
         if step.remove_addresses:
             for address, error in drivers.links.apply(frozenset(), step.remove_addresses).items():
                 _log.error("address not removed", address=str(address), reason=error.reason, error=str(error))
+        if step.forget:
+            drivers.conntrack.forget(step.forget)
         if step.rules:
-            try:
-                drivers.nat.apply(step.rules)
-            except NodeError:
-                self._fence_off(program.flows)
-                raise
+            drivers.nat.apply(step.rules)
         if step.admit:
             drivers.flows.apply(step.admit)
         failed: dict[Address, Refusal] = {}
         if step.add_addresses:
             for address, error in drivers.links.apply(step.add_addresses, frozenset()).items():
                 failed[address] = Refusal(error.reason, str(error))
-        if step.forget:
-            drivers.conntrack.forget(step.forget)
         if step:
             _log.info(
                 "applied",
@@ -180,15 +205,22 @@ class Programmer:
             )
         return failed
 
-    def _fence_off(self, flows: AbstractSet[Flow]) -> None:
-        """Those of `flows` that count on an address or a rule which cannot be had now drop their traffic instead."""
-        drops = tuple(
-            Flow(flow.table, flow.priority, flow.match, flow.cookie, "drop")
-            for flow in sorted(flows)
-            if "->pkt_mark" in flow.actions
-        )
-        if drops:
-            self._drivers.flows.apply(FlowChange(add=drops))
+    def _retreat(self, rows: list[Steering]) -> None:
+        """Writes the drops that must stand whatever else fails. Should even they fail, it is logged: the caller is
+        about to raise what came first."""
+        try:
+            flows = self._drivers.flows.read()
+            found = Found(flows=flows.flows, foreign_flows=flows.foreign)
+            try:
+                found = replace(found, addresses=self._drivers.links.read(), rules=self._drivers.nat.read())
+            except NodeError as error:
+                _log.warning("nothing is known of the node's addresses and rules", error=str(error))
+            drops = retreat(rows, self._name, found, self._layout)
+            if drops:
+                self._drivers.flows.apply(drops)
+                _log.warning("traffic dropped", flows=len(drops.add))
+        except NodeError as error:
+            _log.error("drops not written", reason=error.reason, error=str(error))
 
 
 def _usurped(netid: int) -> Refusal:

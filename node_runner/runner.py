@@ -16,6 +16,7 @@ from node_runner.drivers.errors import NodeError
 from node_runner.drivers.ports import ANNOUNCE_SCHEDULE, LinkFacts, Node
 from node_runner.programmer import Programmer, Refusal, unacknowledged
 
+ANNOUNCE_RETRY_SECONDS = 1.0
 _log = structlog.get_logger()
 
 
@@ -38,7 +39,8 @@ class Runner:
         self._fresh = True
         self._news = False
         self._held: frozenset[Address] = frozenset()
-        self._told: tuple[Claim, ...] = ()
+        self._announced: frozenset[Address] = frozenset()
+        self._told: tuple[object, ...] = ((), "", "")
         self._resting: dict[Address, tuple[float, Refusal]] = {}
         self._announcements: list[tuple[float, frozenset[Address]]] = []
         self._repairs = 0
@@ -76,7 +78,6 @@ class Runner:
         claims: tuple[Claim, ...] = ()
         problem = ""
         try:
-            self._announce()
             if self._table is None:
                 # Never saw a table: whatever the node holds from before stays as it is, and is only reported.
                 link, claims = self._programmer.holds()
@@ -85,7 +86,9 @@ class Runner:
         except NodeError as error:
             problem = f"{error.reason}: {error}"
             self._programmer.forget_facts()
+            self._announced = frozenset()  # it may have taken addresses before it failed
             _log.error("the node cannot be programmed", reason=error.reason, error=str(error))
+        self._announce()
         self._report(current, link, claims, problem)
         _log.debug("pass", change=self._change, seconds=round(time.monotonic() - began, 3))
 
@@ -130,16 +133,26 @@ class Runner:
         for address, refusal in result.refused.items():
             if address not in resting:
                 _log.error("refused", address=str(address), reason=refusal.reason, message=refusal.message)
-        if result.taken:
-            self._announcements += [(now + after, result.taken) for after in ANNOUNCE_SCHEDULE if after]
+        # What is held and was never announced by this process: an earlier one may have been killed before it could.
+        news = result.taken | (self._held - self._announced)
+        if news:
+            now = time.monotonic()
+            self._announcements += [(now + after, news) for after in ANNOUNCE_SCHEDULE]
+        self._announced = self._held
         return result.link, result.claims
 
     def _announce(self) -> None:
+        """Announces what is due. What could not be is due again soon: a switch keeps the old port for hours."""
         now = time.monotonic()
-        due = [addresses for when, addresses in self._announcements if when <= now]
+        due = frozenset[Address]().union(*(addresses for when, addresses in self._announcements if when <= now))
         self._announcements = [item for item in self._announcements if item[0] > now]
-        for addresses in due:
-            self._programmer.announce(addresses)
+        if not due:
+            return
+        try:
+            self._programmer.announce(due)
+        except NodeError as error:
+            self._announcements.append((now + ANNOUNCE_RETRY_SECONDS, due))
+            _log.warning("not announced; to be tried again", reason=error.reason, error=str(error))
 
     def _report(self, current: bool, link: LinkFacts | None, claims: tuple[Claim, ...], problem: str) -> None:
         """Says what the node holds. Without a table in the ledger the report names no epoch: nothing was applied."""
@@ -156,8 +169,9 @@ class Runner:
         )
         try:
             self._ledger.report(report)
-            if not current or claims != self._told or unacknowledged(self._table or {}, self._name, claims):
+            news = (claims, report.link, report.problem)
+            if not current or news != self._told or unacknowledged(self._table or {}, self._name, claims):
                 self._tell()
-                self._told = claims
+                self._told = news
         except TransientError as error:
             _log.warning("the report was not sent", error=str(error))

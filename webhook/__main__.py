@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import click
@@ -11,11 +12,15 @@ from granian.constants import Interfaces
 from granian.log import LogLevels
 
 from egress import logs, settings
+from egress.processes import die_with_parent
 from webhook.app import create_app
 
 
 def build() -> Flask:
     """The application as each server process makes it, from the environment."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        die_with_parent(parent.pid)
     current = settings.load()
     logs.configure(current, "webhook")
     return create_app(current)

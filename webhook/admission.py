@@ -109,8 +109,7 @@ class Admission:
             raise _RefusedError(f"address {outcome.address} is in use", code=409)
         if isinstance(outcome, Exhausted):
             _log.warning("pool exhausted", namespace=known_as, pool=pool.name, used=outcome.used)
-            lack = "no free address" if choice.count == 1 else f"too few free addresses for {choice.count}"
-            message = f"pool {pool.name} has {lack}: {outcome.used} of {outcome.total} in use"
+            message = pools.exhausted(pool, choice.count, outcome.used, outcome.total)
             if pool.on_exhausted is OnExhausted.DENY:
                 raise _RefusedError(message)
             return _Given(warning=f"{message}; the namespace waits for one")

@@ -6,8 +6,13 @@ import signal
 import threading
 
 import click
+from celery import Celery
+from celery.worker import state
 
 from egress import logs, settings
+from egress.adapters.cluster import ConfigError
+from egress.processes import begin_again_unless
+from workers.context import Context
 from workers.tasks import create_celery, make_context
 from workers.watch import run_all
 
@@ -21,14 +26,24 @@ def _start(component: str) -> settings.Settings:
     return current
 
 
+def _context(app: Celery) -> Context:
+    try:
+        return make_context(app)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+
+
 @click.command()
 @click.option("--concurrency", default=4, show_default=True, help="How many tasks run at once.")
 def worker(concurrency: int) -> None:
     """Run the tasks of the control plane."""
     _start("worker")
     app = create_celery()
+    _context(app)
     arguments = ["worker", "-Q", "control", "--pool", "threads", "-c", str(concurrency), "-n", "worker@%h"]
     app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
+    # kombu 5.7 gives up when it loses the broker at the wrong moment.
+    begin_again_unless(state.should_stop, state.should_terminate, reason="Celery's worker gave up")
 
 
 @click.command()
@@ -42,7 +57,8 @@ def beat() -> None:
 def watch() -> None:
     """Watch the cluster and start tasks for what changes."""
     _start("watch")
+    context = _context(create_celery())
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    run_all(make_context(create_celery()), stop)
+    run_all(context, stop)

@@ -12,7 +12,7 @@ import structlog
 from egress.adapters import manifests
 from egress.adapters.cluster import Cluster, Kind, Manifest
 from egress.adapters.ledger import Ledger
-from egress.objects import EgressAddress, EgressPool, HostSubnet, NetNamespace
+from egress.objects import EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace
 from egress.operations import Outcome, PermanentError, Step, StepRecord, TransientError
 from egress.settings import Settings
 
@@ -21,6 +21,7 @@ _log = structlog.get_logger()
 NAMESPACE_LABEL = "egress.hawse.dev/namespace"
 """On an EgressAddress: its namespace, so that one namespace's addresses can be listed."""
 ASK_GUARD_SECONDS = 5.0
+COMPLAINT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Context:
             self.cluster.event({"name": namespace, "uid": uid}, reason, message, warning=warning)
         except (TransientError, PermanentError) as error:
             _log.warning("event not written", namespace=namespace, reason=reason, error=str(error))
+
+    def complain(self, namespace: Namespace, reason: str, message: str) -> None:
+        """Writes a warning Event, at most once an hour for each reason: what is tried again fails again of the same."""
+        if self.ledger.first_to(f"event:{namespace.uid}:{reason}", COMPLAINT_SECONDS):
+            self.tell(namespace.name, namespace.uid, reason, message, warning=True)
 
     def host_subnets(self) -> list[HostSubnet]:
         """Every HostSubnet that can be read; a broken one is logged and left out."""

@@ -10,7 +10,7 @@ import structlog
 from egress import pools
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, ExistsError, Kind
-from egress.adapters.ledger import Exhausted, Held, name_holder
+from egress.adapters.ledger import REQUEST_PREFIX, Exhausted, Held, manual_holder, name_holder
 from egress.addresses import Address, AddressError, object_name, parse_address
 from egress.messages import CONTROL_QUEUE, PLACE_TASK, PUBLISH_TASK
 from egress.objects import (
@@ -46,7 +46,7 @@ def converge(context: Context, name: str) -> None:
         _release(context, name, orphans, namespace)
     if namespace is None or namespace.deleting:
         return
-    addresses = _assigned(context, namespace)
+    addresses = _assigned(context, namespace, claims)
     former = [claim.address for claim in orphans if parse_address(claim.address) not in addresses]
     if not addresses:
         _unbind(context, name, former)
@@ -57,7 +57,7 @@ def converge(context: Context, name: str) -> None:
         _give_up(context, namespace, addresses, lost)
         raise TransientError(f"namespace {name} lost {', '.join(map(str, lost))}: it gets another address")
     context.ledger.claimed(name_holder(name), addresses)
-    _bind(context, namespace, addresses, former)
+    _bind(context, namespace, addresses, former, returning=bool(mine))
     context.ask(PLACE_TASK, CONTROL_QUEUE)
     context.ask(PUBLISH_TASK, CONTROL_QUEUE)
 
@@ -67,15 +67,47 @@ def _stands(claim: EgressAddress, namespace: Namespace) -> bool:
     return claim.namespace_uid == namespace.uid and claim.phase is not Phase.QUARANTINED
 
 
-def _assigned(context: Context, namespace: Namespace) -> tuple[Address, ...]:
-    """The addresses in the namespace's annotation; where admission could not write it, it is written now."""
-    text = namespace.annotations.get(ADDRESSES_ANNOTATION, "")
-    if text:
-        try:
-            return tuple(parse_address(part.strip()) for part in text.split(","))
-        except AddressError as error:
-            _log.warning("annotation replaced", namespace=namespace.name, error=str(error))
-    return _assign(context, namespace)
+def _assigned(context: Context, namespace: Namespace, claims: list[EgressAddress]) -> tuple[Address, ...]:
+    """The addresses in the namespace's annotation; where admission could not write it, it is written now.
+
+    While the webhook is away anybody may write the annotation: it counts only where it says what Hawse has given.
+    """
+    try:
+        addresses = pools.annotated_addresses(namespace.annotations)
+        strange = _strange(context, namespace.name, addresses, claims)
+        problem = f"{', '.join(map(str, strange))} was not given to this namespace by Hawse" if strange else ""
+    except AddressError as error:
+        addresses, problem = (), str(error)
+    if addresses and not problem:
+        return addresses
+    if not problem:
+        return _assign(context, namespace)
+    _log.warning("annotation ignored", namespace=namespace.name, error=problem)
+    context.complain(namespace, "AnnotationIgnored", f"annotation {ADDRESSES_ANNOTATION} is replaced: {problem}")
+    try:
+        addresses = _assign(context, namespace)
+    except PermanentError:
+        _annotate(context, namespace, None)
+        raise
+    if not addresses:
+        _annotate(context, namespace, None)
+    return addresses
+
+
+def _strange(context: Context, name: str, addresses: tuple[Address, ...], claims: list[EgressAddress]) -> list[Address]:
+    """Which of `addresses` neither the namespace's claims nor the ledger know as its own, or as reserved by a request
+    that had no name yet."""
+    claimed = {parse_address(claim.address) for claim in claims}
+    unclaimed = [address for address in addresses if address not in claimed]
+    if not unclaimed:
+        return []
+    holders = context.ledger.holders(unclaimed)
+    own = (name_holder(name), manual_holder(name))
+    return [
+        address
+        for address in unclaimed
+        if holders.get(address) not in own and not holders.get(address, "").startswith(REQUEST_PREFIX)
+    ]
 
 
 def _assign(context: Context, namespace: Namespace) -> tuple[Address, ...]:
@@ -84,7 +116,7 @@ def _assign(context: Context, namespace: Namespace) -> tuple[Address, ...]:
     try:
         choice = pools.choose(namespace.name, namespace.labels, namespace.annotations, offer.pools, offer.node_ips)
     except pools.PoolError as error:
-        context.tell(namespace.name, namespace.uid, "NoPool", str(error), warning=True)
+        context.complain(namespace, "NoPool", str(error))
         raise PermanentError(str(error)) from error
     if choice is None:
         return ()
@@ -92,11 +124,11 @@ def _assign(context: Context, namespace: Namespace) -> tuple[Address, ...]:
     outcome = context.ledger.reserve(name_holder(namespace.name), choice.count, free, choice.requested)
     if isinstance(outcome, Held):
         message = f"address {outcome.address}, which namespace {namespace.name} asks for, is in use"
-        context.tell(namespace.name, namespace.uid, "AddressInUse", message, warning=True)
+        context.complain(namespace, "AddressInUse", message)
         raise PermanentError(message)
     if isinstance(outcome, Exhausted):
-        message = f"pool {choice.pool.name} has no free address: {outcome.used} of {outcome.total} in use"
-        context.tell(namespace.name, namespace.uid, "PoolExhausted", message, warning=True)
+        message = pools.exhausted(choice.pool, choice.count, outcome.used, outcome.total)
+        context.complain(namespace, "PoolExhausted", message)
         raise PermanentError(message)
     _annotate(context, namespace, ",".join(map(str, outcome.addresses)))
     return outcome.addresses
@@ -165,16 +197,19 @@ def _give_up(context: Context, namespace: Namespace, addresses: tuple[Address, .
         _annotate(context, namespace, ",".join(map(str, kept)) or None)
 
 
-def _bind(context: Context, namespace: Namespace, addresses: tuple[Address, ...], former: list[str]) -> None:
+def _bind(
+    context: Context, namespace: Namespace, addresses: tuple[Address, ...], former: list[str], *, returning: bool
+) -> None:
     """Writes the addresses into the namespace's NetNamespace, making it where nobody else does.
 
     Addresses that an admin put there by hand stay. `former` ones, of an earlier namespace of the same name, go in the
-    same patch: a NetNamespace without any address would for a moment let traffic out with the node's IP.
+    same patch: a NetNamespace without any address would for a moment let traffic out with the node's IP. `returning`
+    says that the namespace had a claim before, and so perhaps a NetNamespace.
     """
     wanted = [str(address) for address in addresses]
     manifest = context.cluster.get(Kind.NET_NAMESPACE, namespace.name)
     if manifest is None:
-        _create_net_namespace(context, namespace, wanted)
+        _create_net_namespace(context, namespace, wanted, returning=returning)
     else:
         there = manifests.net_namespace(manifest)
         if there.netid == 0:
@@ -189,13 +224,20 @@ def _bind(context: Context, namespace: Namespace, addresses: tuple[Address, ...]
     context.tell(namespace.name, namespace.uid, "EgressAddressAssigned", f"traffic will leave with {', '.join(wanted)}")
 
 
-def _create_net_namespace(context: Context, namespace: Namespace, addresses: list[str]) -> None:
+def _create_net_namespace(context: Context, namespace: Namespace, addresses: list[str], *, returning: bool) -> None:
     if not context.settings.create_net_namespaces:
         raise TransientError(f"the NetNamespace of {namespace.name} is not there yet")
     taken = {other.netid for other in context.net_namespaces()}
     # Random and not the next one: a NetID comes back to use as late as can be. S311: it is no secret.
     draw = random.Random(f"{namespace.name}/{namespace.uid}")  # noqa: S311
     candidates = [draw.randint(LOWEST_NETID, HIGHEST_NETID) for _ in range(NETID_CANDIDATES)]
+    if returning:
+        # Its NetNamespace was deleted by hand: its pods run on with the NetID that the table still drops.
+        rows = context.ledger.read_table().rows.values()
+        former = [row.netid for row in rows if row is not None and row.namespace == namespace.name]
+        if former and former[0] not in taken:
+            context.ledger.return_netid(namespace.name)  # the one Hawse took for it once may be another
+            candidates = [*former, *candidates]
     netid = context.ledger.take_netid(namespace.name, [netid for netid in candidates if netid not in taken])
     if netid is None or netid in taken:
         context.ledger.return_netid(namespace.name)
@@ -215,17 +257,15 @@ def _create_net_namespace(context: Context, namespace: Namespace, addresses: lis
 def _release(context: Context, name: str, claims: list[EgressAddress], successor: Namespace | None) -> None:
     """Ends what a namespace that is gone had: binding and claim, the latter with a quarantine.
 
-    The claim's object stays until the quarantine ends, so that it outlives any restart of ours.
+    The claim's object stays until the quarantine ends, so that it outlives any restart of ours. The claims go first:
+    one that stands keeps the namespace's packets from leaving, whatever its NetNamespace says. If this ends in
+    between, the reconcile finds a NetNamespace whose namespace is gone.
     """
     leaving = [claim for claim in claims if claim.phase is not Phase.QUARANTINED]
-    if successor is None:
-        _delete_binding(context, name, [claim.address for claim in claims])
-        context.ledger.return_netid(name)
-    if not leaving:
-        return
-    periods = {pool.name: pool.quarantine for pool in context.pools()}
+    periods = {pool.name: pool.quarantine for pool in context.pools()} if leaving else {}
+    kept = _annotated(successor)
     for claim in leaving:
-        if successor is not None and claim.address in successor.annotations.get(ADDRESSES_ANNOTATION, "").split(","):
+        if parse_address(claim.address) in kept:
             continue  # the same name is back and has the same address: it is taken over, not released
         until = time.time() + periods.get(claim.pool, DEFAULT_QUARANTINE)
         address = parse_address(claim.address)
@@ -241,8 +281,19 @@ def _release(context: Context, name: str, claims: list[EgressAddress], successor
         context.cluster.patch(Kind.EGRESS_ADDRESS, object_name(address), patch, subresource="status")
         context.ledger.quarantined(name_holder(name), [address])
         context.record(Step.RELEASE, name, address=claim.address)
-    context.ask(PLACE_TASK, CONTROL_QUEUE)
-    context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+    if successor is None:
+        _delete_binding(context, name, [claim.address for claim in claims])
+        context.ledger.return_netid(name)
+    if leaving:
+        context.ask(PLACE_TASK, CONTROL_QUEUE)
+        context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+
+
+def _annotated(namespace: Namespace | None) -> tuple[Address, ...]:
+    try:
+        return pools.annotated_addresses(namespace.annotations) if namespace is not None else ()
+    except AddressError:
+        return ()
 
 
 def _delete_binding(context: Context, name: str, addresses: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import structlog
 
@@ -10,7 +11,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import Kind
 from egress.addresses import Address, AddressError, parse_address
 from egress.messages import CONTROL_QUEUE, PUBLISH_TASK
-from egress.objects import EgressAddress, HostSubnet, Node, Phase
+from egress.objects import EgressAddress, HostSubnet, Node, Origin, Phase
 from egress.operations import Step
 from egress.placement import Candidate, Placement, Unplaced, place
 from egress.table import NodeReport
@@ -20,26 +21,60 @@ _log = structlog.get_logger()
 
 
 def run(context: Context) -> Placement:
-    """Places what has no node and clears what is in quarantine. Raises TransientError when a HostSubnet changed
-    meanwhile: what was not patched is placed by the next run."""
+    """Places what has no node, clears what is in quarantine, and leaves what several nodes have to one of them.
+
+    Raises TransientError when a HostSubnet changed meanwhile: what was not patched is placed by the next run.
+    """
     with context.ledger.exclusively("place"):
         claims = context.egress_addresses()
         subnets = context.host_subnets()
-        hosting = {subnet.name: _addresses(subnet) for subnet in subnets}
-        hosted = {address for addresses in hosting.values() for address in addresses}
-        released = {parse_address(claim.address) for claim in claims if claim.phase is Phase.QUARANTINED}
+        surplus = _surplus(claims, subnets)
+        kept = {subnet.name: _without(subnet, surplus) for subnet in subnets}
+        hosted = {address for subnet in kept.values() for address in _addresses(subnet)}
         placement = Placement({}, {})
         wanted = [claim for claim in claims if _homeless(claim, hosted)]
         if wanted:
-            placement = _placement(context, claims, wanted, subnets)
+            placement = _placement(context, claims, wanted, list(kept.values()))
         for subnet in subnets:
-            _patch(context, subnet, placement, released, claims)
-    if placement.nodes or released & hosted or placement.refused != context.ledger.unplaced():
+            _patch(context, subnet, kept[subnet.name], placement, claims)
+    if placement.nodes or surplus or placement.refused != context.ledger.unplaced():
         context.ledger.set_unplaced(placement.refused)
         context.ask(PUBLISH_TASK, CONTROL_QUEUE)
     for address, reason in sorted(placement.refused.items(), key=lambda item: str(item[0])):
         _log.warning("not placed", address=str(address), reason=reason)
     return placement
+
+
+def _surplus(claims: list[EgressAddress], subnets: list[HostSubnet]) -> set[tuple[str, Address]]:
+    """What nodes must let go, each with its node: addresses in quarantine, and those of ours that another node has too.
+
+    The lock of `run` is lost with Redis, so two runs may have placed one address on two nodes. An address of manual
+    origin is its admin's: there it stays a conflict.
+    """
+    nodes: dict[Address, set[str]] = {}
+    for subnet in subnets:
+        for address in _addresses(subnet):
+            nodes.setdefault(address, set()).add(subnet.name)
+    result: set[tuple[str, Address]] = set()
+    for claim in claims:
+        address = parse_address(claim.address)
+        hosts = nodes.get(address, set())
+        if claim.phase is Phase.QUARANTINED:
+            result |= {(node, address) for node in hosts}
+        elif len(hosts) > 1 and claim.origin is not Origin.MANUAL:
+            stays = claim.node if claim.node in hosts else min(hosts)
+            _log.warning("on several nodes", address=claim.address, nodes=sorted(hosts), stays=stays)
+            result |= {(node, address) for node in hosts - {stays}}
+    return result
+
+
+def _without(subnet: HostSubnet, surplus: set[tuple[str, Address]]) -> HostSubnet:
+    kept = []
+    for text in subnet.egress_ips:
+        address = _parsed(text)
+        if address is None or (subnet.name, address) not in surplus:
+            kept.append(text)
+    return replace(subnet, egress_ips=tuple(kept))
 
 
 def _homeless(claim: EgressAddress, hosted: set[Address]) -> bool:
@@ -78,13 +113,12 @@ def _candidate(subnet: HostSubnet, node: Node | None, report: NodeReport | None)
 
 
 def _patch(
-    context: Context, subnet: HostSubnet, placement: Placement, released: set[Address], claims: list[EgressAddress]
+    context: Context, subnet: HostSubnet, kept: HostSubnet, placement: Placement, claims: list[EgressAddress]
 ) -> None:
     new = [str(address) for address, node in placement.nodes.items() if node == subnet.name]
-    kept = [text for text in subnet.egress_ips if _parsed(text) not in released]
-    if not new and len(kept) == len(subnet.egress_ips):
+    if not new and kept == subnet:
         return
-    patch = {"metadata": {"resourceVersion": subnet.resource_version}, "egressIPs": [*kept, *new]}
+    patch = {"metadata": {"resourceVersion": subnet.resource_version}, "egressIPs": [*kept.egress_ips, *new]}
     context.cluster.patch(Kind.HOST_SUBNET, subnet.name, patch)
     owners = {claim.address: claim.namespace for claim in claims}
     for text in new:

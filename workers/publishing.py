@@ -7,14 +7,17 @@ from collections.abc import Mapping
 
 import structlog
 
-from egress.messages import NUDGE_TASK, node_queue
+from egress.messages import CONTROL_QUEUE, NUDGE_TASK, PLACE_TASK, node_queue
 from egress.operations import TransientError
-from egress.planning import plan
-from egress.table import NodeReport, Steering, acknowledged, carried_over, table_of
+from egress.planning import plan, with_claims
+from egress.table import NodeReport, Steering, acknowledged, carried_over, left_behind, table_of
 from workers import status
 from workers.context import Context
+from workers.status import Seen
 
 _log = structlog.get_logger()
+LOCK_SECONDS = 10.0
+"""How long a killed publisher keeps the others waiting. One that takes longer is refused by its change number."""
 
 
 def run(context: Context) -> int:
@@ -22,11 +25,12 @@ def run(context: Context) -> int:
 
     One run at a time, and a run whose table was changed under it starts over: an older view never overwrites a newer.
     """
-    with context.ledger.exclusively("publish"):
+    with context.ledger.exclusively("publish", LOCK_SECONDS):
         current = context.ledger.read_table()
         expected = current.change if current.epoch else context.ledger.change_number()
         rows = {netid: row for netid, row in current.rows.items() if row is not None}
         subnets = context.host_subnets()
+        claims = context.egress_addresses()
         net_namespaces = context.net_namespaces()
         reports = context.ledger.reports(subnet.name for subnet in subnets)
         epoch = ""
@@ -34,8 +38,8 @@ def run(context: Context) -> int:
             _await_reports(context, {subnet.name for subnet in subnets if subnet.egress_ips}, reports)
             epoch = uuid.uuid4().hex
         held = acknowledged(rows, reports, current.epoch)
-        outcome = plan(subnets, net_namespaces, acknowledged=held)
-        desired = carried_over(table_of(outcome), rows)
+        outcome = plan(subnets, with_claims(net_namespaces, claims), acknowledged=held)
+        desired = carried_over(left_behind(rows, net_namespaces, claims) | table_of(outcome), rows)
         changes: dict[int, Steering | None] = {
             netid: desired.get(netid) for netid in desired.keys() | rows.keys() if desired.get(netid) != rows.get(netid)
         }
@@ -49,8 +53,16 @@ def run(context: Context) -> int:
                 context.ask(NUDGE_TASK, node_queue(subnet.name))
         for conflict in outcome.conflicts:
             _log.warning("conflict", conflict=conflict)
-    status.update(context, outcome, reports)
+    unplaced = context.ledger.unplaced()
+    status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced))
+    if unplaced and context.ledger.is_news("reports", _looks_of(reports)):
+        context.ask(PLACE_TASK, CONTROL_QUEUE)
     return len(changes)
+
+
+def _looks_of(reports: Mapping[str, NodeReport]) -> str:
+    """What placement sees of the reports."""
+    return repr(sorted((report.node, report.link, bool(report.problem)) for report in reports.values()))
 
 
 def _await_reports(context: Context, hosts: set[str], reports: Mapping[str, NodeReport]) -> None:

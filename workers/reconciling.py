@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 
 import structlog
 
 from egress import pools
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind
-from egress.adapters.ledger import Holding, Offer, name_holder
+from egress.adapters.ledger import Holding, Offer, manual_holder, name_holder
 from egress.addresses import Address, AddressError, object_name, parse_address
 from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
-from egress.objects import ADDRESSES_ANNOTATION, EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace, Phase
+from egress.objects import CREATED_ANNOTATION, EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace, Phase
 from egress.operations import Step
 from workers.context import Context, readable
 
@@ -22,16 +24,25 @@ _log = structlog.get_logger()
 def reconcile(context: Context) -> int:
     """Rebuilds the ledger's index from the objects and starts work wherever something is not as it should be.
 
-    Gives the number of namespaces that work was started for.
+    Gives the number of namespaces that work was started for. One run at a time: an older list of pools never
+    overwrites a newer.
     """
+    with context.ledger.exclusively("reconcile"):
+        return _reconcile(context)
+
+
+def _reconcile(context: Context) -> int:
+    rebuilding = not context.ledger.is_ready()
     listed_at = context.ledger.now()
     pool_list = context.pools()
     subnets = context.host_subnets()
-    namespaces = readable(manifests.namespace, context.cluster.list(Kind.NAMESPACE).items)
-    claims = context.egress_addresses()
-    bindings = {item.name: item for item in context.net_namespaces()}
     context.ledger.set_offer(Offer(tuple(pool_list), _node_ips(subnets)))
-    context.ledger.sync(_holdings(claims, namespaces), listed_at, ready=True)
+    bindings = {item.name: item for item in context.net_namespaces()}
+    namespaces = readable(manifests.namespace, context.cluster.list(Kind.NAMESPACE).items)
+    claims = context.egress_addresses()  # last: what is bound or hosted without a claim was put there by hand
+    holdings = _holdings(claims, namespaces, [*subnets, *bindings.values()], rebuilding=rebuilding)
+    # Only a rebuild declares the index complete: a flush in between leaves it to the next run.
+    context.ledger.sync(holdings, listed_at, ready=rebuilding)
 
     mine: dict[str, set[Address]] = {}
     for claim in claims:
@@ -48,6 +59,7 @@ def reconcile(context: Context) -> int:
         for claim in claims
         if claim.phase is not Phase.QUARANTINED and (claim.namespace, claim.namespace_uid) not in live
     }
+    unsettled |= _left_behind(bindings.values(), {namespace.name for namespace in namespaces}, claims)
     for name in sorted(unsettled):
         context.ask(NAMESPACE_TASK, CONTROL_QUEUE, name)
     context.ask(PLACE_TASK, CONTROL_QUEUE)
@@ -86,11 +98,22 @@ def _return_lapsed(context: Context, lapsed: dict[Address, str]) -> None:
 
 
 def _end_quarantines(context: Context) -> None:
+    """Gives back what nobody has any more; where a node or the binding still has it, that is seen to first."""
     now = time.time()
-    for claim in context.egress_addresses():
-        if claim.phase is not Phase.QUARANTINED or claim.quarantined_until > now:
-            continue
+    claims = context.egress_addresses()
+    over = [claim for claim in claims if claim.phase is Phase.QUARANTINED and claim.quarantined_until <= now]
+    if not over:
+        return
+    hosted = {address for subnet in context.host_subnets() for address in _parsed(subnet.egress_ips)}
+    bound = {(item.name, address) for item in context.net_namespaces() for address in _parsed(item.egress_ips)}
+    for claim in over:
         address = parse_address(claim.address)
+        if address in hosted:
+            context.ask(PLACE_TASK, CONTROL_QUEUE)
+        if (claim.namespace, address) in bound:
+            context.ask(NAMESPACE_TASK, CONTROL_QUEUE, claim.namespace)
+        if address in hosted or (claim.namespace, address) in bound:
+            continue
         try:
             context.cluster.delete(Kind.EGRESS_ADDRESS, object_name(address), resource_version=claim.resource_version)
         except ConflictError:
@@ -99,23 +122,53 @@ def _end_quarantines(context: Context) -> None:
         context.record(Step.QUARANTINE, claim.namespace, address=claim.address, message="free again")
 
 
-def _holdings(claims: list[EgressAddress], namespaces: list[Namespace]) -> list[Holding]:
-    """Everything that an object holds. A namespace's annotation counts where no EgressAddress says otherwise, and
-    where it carries again what it held before: that address is no longer on its way out."""
-    holdings = {
-        parse_address(claim.address): Holding(
-            parse_address(claim.address), name_holder(claim.namespace), claim.phase is Phase.QUARANTINED
-        )
-        for claim in claims
-    }
-    for namespace in namespaces:
-        if pools.is_system(namespace.name):
-            continue
-        carried = [Holding(address, name_holder(namespace.name)) for address in _annotated(namespace)]
-        for holding in carried:
-            if holdings.get(holding.address, holding).holder == holding.holder:
-                holdings[holding.address] = holding
+def _holdings(
+    claims: list[EgressAddress],
+    namespaces: list[Namespace],
+    listings: Iterable[HostSubnet | NetNamespace],
+    *,
+    rebuilding: bool,
+) -> list[Holding]:
+    """Everything that an object holds.
+
+    An EgressAddress first; its namespace's annotation only says that it is no longer on its way out. Where there is
+    none, a HostSubnet or NetNamespace that lists the address: an admin put it there. While the index is rebuilt, at
+    last, an annotation alone: admission may have promised the address just before. At other times the index knows what
+    admission promised, and an annotation that says more is somebody's own invention.
+    """
+    holdings: dict[Address, Holding] = {}
+    carried = [
+        Holding(address, name_holder(namespace.name))
+        for namespace in namespaces
+        if not pools.is_system(namespace.name)
+        for address in _annotated(namespace)
+    ]
+    if rebuilding:
+        holdings = {holding.address: holding for holding in carried}
+    for item in listings:
+        for address in _parsed(item.egress_ips):
+            holdings[address] = Holding(address, manual_holder(item.name))
+    for claim in claims:
+        address = parse_address(claim.address)
+        holdings[address] = Holding(address, name_holder(claim.namespace), claim.phase is Phase.QUARANTINED)
+    for holding in carried:
+        if holding.address in holdings and holdings[holding.address].holder == holding.holder:
+            holdings[holding.address] = holding
     return list(holdings.values())
+
+
+def _left_behind(bindings: Iterable[NetNamespace], names: set[str], claims: list[EgressAddress]) -> set[str]:
+    """The namespaces that are gone but whose binding is not, though it is Hawse's to end."""
+    ours = {(claim.namespace, parse_address(claim.address)) for claim in claims}
+    return {
+        binding.name
+        for binding in bindings
+        if binding.name not in names
+        and (
+            binding.annotations.get(CREATED_ANNOTATION) == "true"
+            or any((binding.name, address) in ours for address in _parsed(binding.egress_ips))
+        )
+    }
 
 
 def _unsettled(
@@ -133,19 +186,20 @@ def _unsettled(
     return not set(addresses) <= mine or binding is None or not {str(a) for a in addresses} <= set(binding.egress_ips)
 
 
-def _annotated(namespace: Namespace) -> list[Address]:
-    text = namespace.annotations.get(ADDRESSES_ANNOTATION, "")
+def _annotated(namespace: Namespace) -> tuple[Address, ...]:
     try:
-        return [parse_address(part.strip()) for part in text.split(",") if part.strip()]
+        return pools.annotated_addresses(namespace.annotations)
     except AddressError:
-        return []
+        return ()
 
 
 def _node_ips(subnets: list[HostSubnet]) -> frozenset[Address]:
-    found = set()
-    for subnet in subnets:
-        try:
-            found.add(parse_address(subnet.host_ip))
-        except AddressError:
-            continue
-    return frozenset(found)
+    return frozenset(_parsed(subnet.host_ip for subnet in subnets))
+
+
+def _parsed(texts: Iterable[str]) -> list[Address]:
+    found = []
+    for text in texts:
+        with suppress(AddressError):
+            found.append(parse_address(text))
+    return found

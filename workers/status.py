@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Self
 
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, NotFoundError
-from egress.addresses import Address, object_name, parse_address
-from egress.objects import Condition, EgressAddress, Phase
+from egress.addresses import Address, AddressError, object_name, parse_address
+from egress.objects import Condition, EgressAddress, HostSubnet, NetNamespace, Phase
 from egress.operations import Outcome, Step
 from egress.planning import Plan
 from egress.table import Claim, NodeReport
 from workers.context import Context
 
 
-def update(context: Context, plan: Plan, reports: Mapping[str, NodeReport]) -> None:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the status is made from: the plan, what the nodes said of each address, why addresses have no node, which
+    NetNamespaces list an address and which HostSubnets."""
+
+    plan: Plan
+    said: Mapping[tuple[Address, str], Claim]
+    unplaced: Mapping[Address, str]
+    bound: Collection[tuple[str, Address]]
+    hosted: Collection[tuple[str, Address]]
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        subnets: Iterable[HostSubnet],
+        net_namespaces: Iterable[NetNamespace],
+        reports: Mapping[str, NodeReport],
+        unplaced: Mapping[Address, str],
+    ) -> Self:
+        """The same, from the objects and reports."""
+        said = {(claim.address, node): claim for node, report in reports.items() for claim in report.claims}
+        return cls(plan, said, unplaced, _listing(net_namespaces), _listing(subnets))
+
+
+def _listing(items: Iterable[HostSubnet | NetNamespace]) -> frozenset[tuple[str, Address]]:
+    found = set()
+    for item in items:
+        for text in item.egress_ips:
+            with suppress(AddressError):
+                found.add((item.name, parse_address(text)))
+    return frozenset(found)
+
+
+def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> None:
     """Writes the status of every EgressAddress that differs from what is so. A conflict is left to the next run."""
-    said = {(claim.address, node): claim for node, report in reports.items() for claim in report.claims}
-    unplaced = context.ledger.unplaced()
-    for claim in context.egress_addresses():
+    for claim in claims:
         if claim.phase is Phase.QUARANTINED:
             continue
-        wanted = assess(claim, plan, said, unplaced, manifests.rfc3339(time.time()))
+        wanted = assess(claim, seen, manifests.rfc3339(time.time()))
         if wanted == claim:
             continue
         name = object_name(parse_address(claim.address))
@@ -51,40 +86,33 @@ def update(context: Context, plan: Plan, reports: Mapping[str, NodeReport]) -> N
             context.tell(claim.namespace, claim.namespace_uid, reason, text, warning=wanted.phase is Phase.FAILED)
 
 
-def assess(
-    claim: EgressAddress,
-    plan: Plan,
-    said: Mapping[tuple[Address, str], Claim],
-    unplaced: Mapping[Address, str],
-    now: str,
-) -> EgressAddress:
-    """`claim` with the status that the plan and the nodes' words give it. Pure; `now` is RFC 3339.
-
-    `unplaced` says of addresses why no node can host them.
-    """
+def assess(claim: EgressAddress, seen: Seen, now: str) -> EgressAddress:
+    """`claim` with the status that the plan and the nodes' words give it. Pure; `now` is RFC 3339."""
     address = parse_address(claim.address)
-    outcome = plan.namespaces.get(claim.namespace)
+    outcome = seen.plan.namespaces.get(claim.namespace)
     via = {hop.address: hop.node for hop in outcome.via} if outcome else {}
     claims = {hop.address: hop.node for hop in outcome.claims} if outcome else {}
-    mentioned = [reason for reason in outcome.reasons if claim.address in reason] if outcome else []
-    bound = address in via or address in claims or bool(mentioned)
+    # Where nothing of the namespace is active every reason concerns the address: a shared NetID names none.
+    reasons = [reason for reason in outcome.reasons if not via or _names(reason, claim.address)] if outcome else []
+    bound = (claim.namespace, address) in seen.bound
     node = via.get(address) or claims.get(address) or ""
-    answer = said.get((address, node))
+    answer = seen.said.get((address, node))
     refused = answer is not None and not answer.held and bool(answer.reason)
 
     conditions = [Condition("Claimed", True, "Claimed")]
-    conditions.append(Condition("Bound", bound, "Bound" if bound else "NotBound"))
+    why = "; ".join(reasons)
+    conditions.append(Condition("Bound", bound, "Bound" if bound else "NotBound", "" if bound else why))
     if node:
         conditions.append(Condition("Placed", True, "Placed", f"on node {node}"))
     else:
-        why = [*mentioned, *([unplaced[address]] if address in unplaced else [])]
-        conditions.append(Condition("Placed", False, "NotPlaced", "; ".join(why)))
+        unplaced = [seen.unplaced[address]] if address in seen.unplaced else []
+        conditions.append(Condition("Placed", False, "NotPlaced", "; ".join([*reasons, *unplaced])))
     if address in via:
         conditions.append(Condition("Programmed", True, "Programmed"))
     elif refused and answer is not None:
         conditions.append(Condition("Programmed", False, answer.reason, answer.message))
     else:
-        conditions.append(Condition("Programmed", False, "Waiting", "; ".join(mentioned)))
+        conditions.append(Condition("Programmed", False, "Waiting", why))
     ready = all(condition.status for condition in conditions)
     last = next((condition for condition in conditions if not condition.status), None)
     conditions.append(Condition("Ready", ready, "Ready" if ready else last.reason, last.message if last else ""))  # type: ignore[union-attr]
@@ -96,7 +124,14 @@ def assess(
         phase = Phase.FAILED
     elif node:
         phase = Phase.PLACED
-    return replace(claim, node=node, phase=phase, conditions=_dated(conditions, claim, now))
+    # While several HostSubnets have the address, the node that had it is remembered: it is the one to keep it.
+    remembered = claim.node if (claim.node, address) in seen.hosted else ""
+    return replace(claim, node=node or remembered, phase=phase, conditions=_dated(conditions, claim, now))
+
+
+def _names(reason: str, address: str) -> bool:
+    """Whether `reason` names the address itself, and not one that begins with it."""
+    return address in re.findall(r"[0-9A-Fa-f:.]+", reason)
 
 
 def _dated(conditions: list[Condition], claim: EgressAddress, now: str) -> tuple[Condition, ...]:

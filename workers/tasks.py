@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 from celery import Celery, Task
 from celery.signals import setup_logging
+from kombu.exceptions import OperationalError
 
 from egress import settings as settings_module
 from egress.adapters.cluster import Cluster
@@ -24,6 +25,7 @@ from egress.messages import (
     RECONCILE_TASK,
     SWEEP_TASK,
     celery_config,
+    sending_config,
 )
 from egress.operations import Outcome, PermanentError, TransientError, backoff, outcome_of
 from workers import namespaces, placing, publishing, reconciling
@@ -31,8 +33,6 @@ from workers.context import Context
 
 _log = structlog.get_logger()
 _jitter = random.SystemRandom()
-PLACE_RETRY_QUIET = 15.0
-"""Seconds between two attempts to place what no node can host: the reconcile tries again anyway."""
 
 
 def create_celery() -> Celery:
@@ -68,14 +68,16 @@ def _keep_logging(**_: object) -> None:
     """Celery sets logging up by itself unless somebody listens here; `egress.logs` has done it."""
 
 
-def sender(app: Celery) -> Callable[[str, list[Any], str], None]:
-    """A function that puts a task into a queue."""
+def sender(redis_url: str) -> Callable[[str, list[Any], str], None]:
+    """A function that puts a task into a queue. TransientError if the broker is away."""
+    app = Celery("hawse-sender", set_as_current=False)
+    app.conf.update(sending_config(redis_url))
 
     def send(task: str, arguments: list[Any], queue: str) -> None:
         expires = NUDGE_EXPIRES if task == NUDGE_TASK else None
         try:
             app.send_task(task, args=arguments, queue=queue, expires=expires, retry=False)
-        except OSError as error:  # kombu's OperationalError is one of these
+        except (OperationalError, OSError) as error:
             raise TransientError(f"the broker is away: {error}") from error
 
     return send
@@ -85,7 +87,7 @@ def sender(app: Celery) -> Callable[[str, list[Any], str], None]:
 def make_context(app: Celery) -> Context:
     """The process's one context: connections are opened when they are first needed."""
     current = settings_module.load()
-    return Context(current, Ledger(current.redis_url), Cluster(current.kubeconfig), sender(app))
+    return Context(current, Ledger(current.redis_url), Cluster(current.kubeconfig), sender(current.redis_url))
 
 
 def _namespace(context: Context, name: str) -> None:

@@ -48,6 +48,10 @@ class Kind(Enum):
         return {"apiVersion": self.value[1], "kind": self.value[2]}
 
 
+class ConfigError(PermanentError):
+    """Where the API server is, or who we are to it, cannot be read; the message names the file."""
+
+
 class NotFoundError(PermanentError):
     """There is no such object."""
 
@@ -95,14 +99,18 @@ class Change:
 
 
 class Cluster:
-    """A connection to one API server. Safe to share between threads."""
+    """A connection to one API server. Safe to share between threads. ConfigError when it is not said which."""
 
     def __init__(self, kubeconfig: str = "") -> None:
         configuration = client.Configuration()
-        if kubeconfig:
-            config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
-        else:
-            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        try:
+            if kubeconfig:
+                config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+            else:
+                config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        except Exception as error:  # the client lets whatever its parsers raise through
+            where = f"the kubeconfig {kubeconfig}" if kubeconfig else "the pod's service account (no HAWSE_KUBECONFIG)"
+            raise ConfigError(f"{where} cannot be used: {' '.join(str(error).split())}") from error
         configuration.retries = False
         configuration.connection_pool_maxsize = 16
         self._api: Any = client.ApiClient(configuration)

@@ -9,10 +9,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import redis
+import structlog
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import LockError, RedisError
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HISTORY_PER_NAMESPACE = 100
-NUDGE_GUARD_SECONDS = 5
+_log = structlog.get_logger()
 
 
 class LedgerAwayError(TransientError):
@@ -113,7 +115,7 @@ class _Claim(msgspec.Struct, frozen=True):
     message: str = ""
 
 
-class _Report(msgspec.Struct, frozen=True):
+class _Report(msgspec.Struct, frozen=True, omit_defaults=True):
     at: float
     epoch: str
     applied: int
@@ -122,6 +124,7 @@ class _Report(msgspec.Struct, frozen=True):
     claims: list[_Claim]
     repairs: int
     problem: str
+    run: str = ""  # filled in by the script
 
 
 class _Offer(msgspec.Struct, frozen=True):
@@ -129,6 +132,8 @@ class _Offer(msgspec.Struct, frozen=True):
     node_ips: list[str]
 
 
+REQUEST_PREFIX = "uid/"
+MANUAL_PREFIX = "manual/"
 _ROW = msgspec.json.Decoder(_Row)
 _REPORT = msgspec.json.Decoder(_Report)
 _OFFER = msgspec.json.Decoder(_Offer)
@@ -140,9 +145,14 @@ def name_holder(namespace: str) -> str:
     return f"ns/{namespace}"
 
 
+def manual_holder(name: str) -> str:
+    """The holder of an address that an admin assigned by hand, to a NetNamespace or else a HostSubnet of that name."""
+    return f"{MANUAL_PREFIX}{name}"
+
+
 def request_holder(uid: str) -> str:
     """The holder of a reservation for a namespace that has no name yet (generateName): the admission request's uid."""
-    return f"uid/{uid}"
+    return f"{REQUEST_PREFIX}{uid}"
 
 
 class Ledger:
@@ -163,6 +173,11 @@ class Ledger:
         self._publish = self._redis.register_script(scripts.PUBLISH)
         self._changes = self._redis.register_script(scripts.CHANGES)
         self._take_netid = self._redis.register_script(scripts.TAKE_NETID)
+        self._ready = self._redis.register_script(scripts.READY)
+        self._offer = self._redis.register_script(scripts.OFFER)
+        self._holders = self._redis.register_script(scripts.HOLDERS)
+        self._report = self._redis.register_script(scripts.REPORT)
+        self._reports = self._redis.register_script(scripts.REPORTS)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -173,8 +188,8 @@ class Ledger:
     def offer(self) -> Offer:
         """The pools as last seen by the workers; NotReadyError while the index is not built."""
         with _away():
-            ready, text = self._redis.pipeline().exists("hawse:index").get("hawse:offer").execute()
-        if not ready or text is None:
+            text = self._offer()
+        if text is None:
             raise NotReadyError("the index is being rebuilt")
         try:
             wire = _OFFER.decode(text)
@@ -214,6 +229,14 @@ class Ledger:
             text = self._redis.hget("hawse:holders", holder)
         return tuple(_from_key(key) for key in (text or "").split(",") if key)
 
+    def holders(self, addresses: Sequence[Address]) -> dict[Address, str]:
+        """Who has each of `addresses`, without those that nobody has. NotReadyError while the index is not built."""
+        with _away():
+            values = self._holders(args=[_key(address) for address in addresses])
+        if values is None:
+            raise NotReadyError("the index is being rebuilt")
+        return {address: _entry(value)[1] for address, value in zip(addresses, values, strict=True) if value}
+
     def claimed(self, holder: str, addresses: Iterable[Address]) -> None:
         """Follows objects that exist: `addresses` are `holder`'s, for as long as they do."""
         self._settled("claimed", holder, addresses)
@@ -249,7 +272,7 @@ class Ledger:
     def sync(self, holdings: Iterable[Holding], listed_at: float, *, ready: bool) -> None:
         """Brings the index to what the cluster's objects hold, as listed at `listed_at` by `now()`.
 
-        `ready` declares it complete: from then on reservations are made.
+        `ready` declares it complete: from then on reservations are made. Without it, it stays what it was.
         """
         args: list[str] = [f"{listed_at:.6f}", "1" if ready else "0"]
         for holding in holdings:
@@ -274,7 +297,7 @@ class Ledger:
     def is_ready(self) -> bool:
         """Whether the index is built, so that reservations can be made."""
         with _away():
-            return bool(self._redis.exists("hawse:index"))
+            return bool(self._ready())
 
     def take_netid(self, namespace: str, candidates: Iterable[int]) -> int | None:
         """A NetID for `namespace` that no other namespace takes at the same time, or None if all candidates went."""
@@ -341,6 +364,11 @@ class Ledger:
         with _away():
             self._redis.delete(f"hawse:pending:{what}")
 
+    def is_news(self, what: str, value: str) -> bool:
+        """Whether `what` had another value, or none, when this was last asked."""
+        with _away():
+            return bool(self._redis.set(f"hawse:last:{what}", value, get=True) != value)
+
     def waiting_for(self, what: str, seconds: float) -> bool:
         """True until `seconds` after the first call for `what` since `done_with` it."""
         key, now = f"hawse:pending:{what}", self.now()
@@ -365,24 +393,26 @@ class Ledger:
             report.problem,
         )
         with _away():
-            self._redis.set(f"hawse:node:{report.node}", msgspec.json.encode(wire))
+            self._report(args=[report.node, msgspec.json.encode(wire)])
 
     def reports(self, nodes: Iterable[str]) -> dict[str, NodeReport]:
-        """What the runners of `nodes` last said; a node that never did is absent."""
+        """What the runners of `nodes` last said.
+
+        A node is absent that has said nothing since Redis started, or what cannot be read: a runner of another version.
+        """
         names = sorted(nodes)
         if not names:
             return {}
         with _away():
-            texts = self._redis.mget([f"hawse:node:{name}" for name in names])
+            run, *texts = self._reports(args=names)
         result: dict[str, NodeReport] = {}
         for name, text in zip(names, texts, strict=True):
-            if text is None:
-                continue
-            wire = _REPORT.decode(text)
-            claims = tuple(Claim(parse_address(c.address), c.netid, c.held, c.reason, c.message) for c in wire.claims)
-            result[name] = NodeReport(
-                name, wire.at, wire.epoch, wire.applied, wire.link, wire.interface, claims, wire.repairs, wire.problem
-            )
+            try:
+                wire = _REPORT.decode(text) if text else None
+                if wire is not None and wire.run == run:
+                    result[name] = _node_report(name, wire)
+            except (msgspec.DecodeError, AddressError) as error:
+                _log.error("report cannot be read", node=name, error=str(error))
         return result
 
     def set_unplaced(self, reasons: Mapping[Address, str]) -> None:
@@ -448,6 +478,18 @@ def _entry(text: str) -> tuple[str, str]:
     """State and holder. At admission nobody has checked the name yet, so the holder may hold the separator too."""
     state, _, rest = text.partition("|")
     return state, rest.rpartition("|")[0]
+
+
+def _node_report(name: str, wire: _Report) -> NodeReport:
+    claims = tuple(Claim(parse_address(c.address), c.netid, c.held, c.reason, c.message) for c in wire.claims)
+    if wire.link:
+        try:
+            ip_interface(wire.link)
+        except ValueError as error:
+            raise AddressError(f"link: {error}") from None
+    return NodeReport(
+        name, wire.at, wire.epoch, wire.applied, wire.link, wire.interface, claims, wire.repairs, wire.problem
+    )
 
 
 def _encoded(row: Steering) -> bytes:

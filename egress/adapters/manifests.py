@@ -31,6 +31,7 @@ from egress.objects import (
     Requirement,
     Selector,
 )
+from egress.operations import PermanentError
 from egress.planning import MAX_NETID
 
 GROUP = "egress.hawse.dev"
@@ -47,7 +48,7 @@ _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _MAX_DURATION_TEXT = 32
 
 
-class ManifestError(ValueError):
+class ManifestError(PermanentError, ValueError):
     """A manifest that cannot be read: which object, which field (a JSON path), and what is wrong with it."""
 
     def __init__(self, kind: str, name: str, path: str, problem: str) -> None:

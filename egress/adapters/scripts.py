@@ -3,12 +3,28 @@
 Addresses travel as lower-case hexadecimal, eight digits for IPv4 and 32 for IPv6. The addresses in use are bits: one
 string of 65,536 bits per 16-bit block, so that the lowest free address of a range is one BITPOS, whatever its length.
 
-Keys: `hawse:index` (set once the index was built from the cluster's objects), `hawse:addresses` (hash: address ->
-`state|holder|time`), `hawse:holders` (hash: holder -> addresses, comma-separated), `hawse:used:BLOCK` (bits),
-`hawse:reserved` (sorted set: address by the time of its reservation).
+A Redis that comes back from its disk may have lost its last second, in which others have seen more than it knows. So
+the index, the table and each report belong to the run of the server (`run_id`, new at each start) that they were made
+in; those of an earlier run count as absent, and are made anew from the objects and the nodes.
+
+Keys: `hawse:index` (the run in which the index was built from the cluster's objects), `hawse:addresses` (hash:
+address -> `state|holder|time`), `hawse:holders` (hash: holder -> addresses, comma-separated), `hawse:used:BLOCK`
+(bits), `hawse:reserved` (sorted set: address by the time of its reservation), `hawse:epoch` and `hawse:run` (which
+table it is, and the run in which it began), `hawse:change`, `hawse:table`, `hawse:changes`, `hawse:node:NAME`
+(reports).
 """
 
-_LIBRARY = """
+_RUN = """
+local function run() return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') end
+local function is_ready() return redis.call('GET', 'hawse:index') == run() end
+local function has_table()
+  return redis.call('EXISTS', 'hawse:epoch') == 1 and redis.call('GET', 'hawse:run') == run()
+end
+"""
+
+_LIBRARY = (
+    _RUN
+    + """
 local function now()
   local t = redis.call('TIME')
   return tonumber(t[1]) + tonumber(t[2]) / 1000000
@@ -84,13 +100,14 @@ local function in_ranges(hex, ranges)
   return false
 end
 """
+)
 
 RESERVE = (
     _LIBRARY
     + """
 -- ARGV: holder, count, requested (comma-separated), ranges (comma-separated: first, last, ...)
 -- Gives {'unready'}, {'held', address}, {'full', used, total} or {'ok', address, ...}; only 'ok' changes anything.
-if redis.call('EXISTS', 'hawse:index') == 0 then return {'unready'} end
+if not is_ready() then return {'unready'} end
 local holder, count = ARGV[1], tonumber(ARGV[2])
 local requested, ranges = split(ARGV[3]), split(ARGV[4])
 local chosen = {}
@@ -163,9 +180,9 @@ return redis.status_reply('OK')
 SYNC = (
     _LIBRARY
     + """
--- ARGV: listed_at, ready ('1' to declare the index complete), then address, state, holder, ...: everything that the
--- cluster's objects hold, as listed at `listed_at` (Redis's clock). What came later stays; what is older and no
--- object holds is freed, save for reservations, which end by being swept.
+-- ARGV: listed_at, ready ('1' to declare the index complete; otherwise it is what it was), then address, state, holder,
+-- ...: everything that the cluster's objects hold, as listed at `listed_at` (Redis's clock). What came later stays;
+-- what is older and no object holds is freed, save for reservations, which end by being swept.
 local listed_at, seen = tonumber(ARGV[1]), {}
 for i = 3, #ARGV, 3 do
   local hex, state, holder = ARGV[i], ARGV[i + 1], ARGV[i + 2]
@@ -183,18 +200,20 @@ for i = 1, #all, 2 do
   local old = entry(hex)
   if not seen[hex] and old.state ~= 'reserved' and old.at <= listed_at then free(hex) end
 end
-if ARGV[2] == '1' then redis.call('SETNX', 'hawse:index', string.format('%.6f', now())) end
+if ARGV[2] == '1' then redis.call('SET', 'hawse:index', run()) end
 return redis.status_reply('OK')
 """
 )
 
-PUBLISH = """
+PUBLISH = (
+    _RUN
+    + """
 -- ARGV: expected change number, epoch to set (or ''), then netid, row ('' for none), ...
 -- Gives the new change number, or -1 if somebody published meanwhile, or there is no table to change.
 local change = tonumber(redis.call('GET', 'hawse:change') or '0')
 if change ~= tonumber(ARGV[1]) then return -1 end
 if ARGV[2] ~= '' then redis.call('DEL', 'hawse:table', 'hawse:changes')
-elseif redis.call('EXISTS', 'hawse:epoch') == 0 then return -1 end
+elseif not has_table() then return -1 end
 for i = 3, #ARGV, 2 do
   change = change + 1
   if ARGV[i + 1] == '' then redis.call('HDEL', 'hawse:table', ARGV[i])
@@ -202,17 +221,20 @@ for i = 3, #ARGV, 2 do
   redis.call('ZADD', 'hawse:changes', change, ARGV[i])
 end
 redis.call('SET', 'hawse:change', string.format('%d', change))
-if ARGV[2] ~= '' then redis.call('SET', 'hawse:epoch', ARGV[2]) end
+if ARGV[2] ~= '' then redis.call('MSET', 'hawse:epoch', ARGV[2], 'hawse:run', run()) end
 return change
 """
+)
 
-CHANGES = """
+CHANGES = (
+    _RUN
+    + """
 -- ARGV: the reader's epoch, the change it has read up to.
 -- Gives {epoch, change, 'all' or 'some', netid, row ('' for none), ...}, or {''} while no table is published.
+if not has_table() then return {''} end
 local epoch = redis.call('GET', 'hawse:epoch')
-if not epoch then return {''} end
 local reply = {epoch, redis.call('GET', 'hawse:change') or '0', 'some'}
--- A reader that is ahead has seen what a restart from an older save lost.
+-- A reader that is ahead has seen what this table never had: it reads all.
 if ARGV[1] ~= epoch or tonumber(ARGV[2]) > tonumber(reply[2]) then
   reply[3] = 'all'
   for _, value in ipairs(redis.call('HGETALL', 'hawse:table')) do reply[#reply + 1] = value end
@@ -225,6 +247,55 @@ for _, netid in ipairs(netids) do
 end
 return reply
 """
+)
+
+READY = (
+    _RUN
+    + """
+-- Gives 1 if the index is complete, so that reservations can be made.
+if is_ready() then return 1 end
+return 0
+"""
+)
+
+OFFER = (
+    _RUN
+    + """
+-- Gives the pools, or nothing while the index is not complete.
+if not is_ready() then return false end
+return redis.call('GET', 'hawse:offer')
+"""
+)
+
+HOLDERS = (
+    _RUN
+    + """
+-- ARGV: address, ...: gives for each `state|holder|time`, or ''; nothing at all while the index is not complete.
+if not is_ready() then return false end
+local reply = {}
+for i = 1, #ARGV do reply[i] = redis.call('HGET', 'hawse:addresses', ARGV[i]) or '' end
+return reply
+"""
+)
+
+REPORT = (
+    _RUN
+    + """
+-- ARGV: node, report (a JSON object): stores it with the run it was made in.
+redis.call('SET', 'hawse:node:' .. ARGV[1], '{"run":"' .. run() .. '",' .. string.sub(ARGV[2], 2))
+return redis.status_reply('OK')
+"""
+)
+
+REPORTS = (
+    _RUN
+    + """
+-- ARGV: node, ...: gives this run, then each node's report or ''.
+local reply = {run()}
+for i = 1, #ARGV do reply[i + 1] = redis.call('GET', 'hawse:node:' .. ARGV[i]) or '' end
+return reply
+"""
+)
 
 TAKE_NETID = """
 -- ARGV: namespace, candidate, ...: gives the NetID that the namespace has, else the first candidate nobody has.

@@ -32,7 +32,9 @@ from node_runner.drivers.ports import BridgeFacts, FlowsFound, LinkFacts, Node, 
 
 _GROUP_ACTION = re.compile(r"\bgroup:(\d+)")
 _TARGET = re.compile(r"(?:^| )-j (\S+)")
-_BUILTIN_TARGETS = frozenset({"ACCEPT", "DROP", "RETURN", "REJECT", "MASQUERADE", "SNAT", "DNAT", "MARK", "LOG"})
+_BUILTIN_TARGETS = frozenset(
+    {"ACCEPT", "DROP", "RETURN", "REJECT", "MASQUERADE", "SNAT", "DNAT", "MARK", "CONNMARK", "LOG"}
+)
 _BUILTIN_CHAINS = {
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
@@ -260,10 +262,6 @@ class FakeLinks:
                 refused[address] = _foreign(address)
         return refused
 
-    def admissible(self, address: Address) -> NodeError | None:
-        """See ports.Links."""
-        return self.refusals([address]).get(address)
-
     def watch(self, callback: Callable[[], None], stop: Event) -> None:
         """See ports.Links."""
         while not stop.is_set():
@@ -307,10 +305,11 @@ class FakeArp:
 
 
 class FakeConntrack:
-    """Connections by the address they are translated to."""
+    """Connections by the address they are translated to, and the number of those that the guard has cut."""
 
     def __init__(self) -> None:
         self.connections: Counter[Address] = Counter()
+        self.stale = 0
         self.writes = 0
 
     def count(self, addresses: Iterable[Address]) -> Mapping[Address, int]:
@@ -320,6 +319,12 @@ class FakeConntrack:
     def forget(self, addresses: Iterable[Address]) -> int:
         """See ports.Conntrack."""
         ended = sum(self.connections.pop(address, 0) for address in set(addresses))
+        self.writes += bool(ended)
+        return ended
+
+    def forget_stale(self) -> int:
+        """See ports.Conntrack."""
+        ended, self.stale = self.stale, 0
         self.writes += bool(ended)
         return ended
 

@@ -1,8 +1,8 @@
-"""Connections translated to an egress address, through ctnetlink: one dump, one batch of deletes, one socket.
+"""Connections to be ended, through ctnetlink: one dump, one batch of deletes, one socket.
 
 The `conntrack` tool takes one reply address a process, each with a dump of its own; pyroute2's NFCTSocket decodes each
 entry into objects, seconds on a node with a hundred thousand connections. Here an entry is walked as far as its reply
-tuple, and its original tuple goes back to the kernel as it came.
+tuple or its mark, and its original tuple goes back to the kernel as it came.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -21,17 +21,21 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
 from pyroute2.netlink.nfnetlink.nfctsocket import IPCTNL_MSG_CT_DELETE, IPCTNL_MSG_CT_GET
 
 from egress.addresses import Address
+from egress.program import STALE_CONNMARK
 from node_runner.drivers.errors import NetlinkFailed
 from node_runner.drivers.netlink import Message, Netlink, attribute, attributes
 
 _GET = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 _DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
 _NFGENMSG = struct.pack("=BBH", socket.AF_INET, 0, 0)
-_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18
+_TUPLE_ORIG, _TUPLE_REPLY, _MARK, _ID, _ZONE, _MARK_MASK = 1, 2, 8, 12, 18, 21
 _TUPLE_IP, _IP_V4_DST = 1, 2
 _NESTED = 0x8000
 _ABSENT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
 """What a kernel answers that has no ctnetlink."""
+_STALE = struct.pack("!I", STALE_CONNMARK)
+_STALE_ALONE = _NFGENMSG + attribute(_MARK, _STALE) + attribute(_MARK_MASK, b"\xff" * 4)
+"""A dump of the entries with our connmark: the kernel looks through its table, and copies out only these."""
 _TRACKED = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 
@@ -56,18 +60,32 @@ class KernelConntrack:
         if not wanted:
             return 0
         try:
-            with Netlink(NETLINK_NETFILTER) as netlink:
-                entries = [entry for _, entry in _translated(netlink, wanted)]
-                failed = netlink.batch([Message(_DELETE, _identity(entry)) for entry in entries])
+            return _end(lambda netlink: (entry for _, entry in _translated(netlink, wanted)))
         except NetlinkFailed as error:
             _only_if_untracked(error)
             return 0
-        lasting = [code for code in failed.values() if code != errno.ENOENT]  # ENOENT: it ended by itself meanwhile
-        if lasting:
-            raise NetlinkFailed(
-                f"{len(lasting)} of {len(entries)} translated connections could not be ended: {os.strerror(lasting[0])}"
-            )
-        return len(entries)
+
+    def forget_stale(self) -> int:
+        """See ports.Conntrack. Without ctnetlink they stay cut, until they end by themselves."""
+        try:
+            return _end(_stale)
+        except NetlinkFailed as error:
+            if error.code not in _ABSENT:
+                raise
+            return 0
+
+
+def _end(find: Callable[[Netlink], Iterator[Mapping[int, bytes]]]) -> int:
+    """Ends the connections whose entries `find` reads; how many."""
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        entries = list(find(netlink))
+        failed = netlink.batch([Message(_DELETE, _identity(entry)) for entry in entries])
+    lasting = [code for code in failed.values() if code != errno.ENOENT]  # ENOENT: it ended by itself meanwhile
+    if lasting:
+        raise NetlinkFailed(
+            f"{len(lasting)} of {len(entries)} connections could not be ended: {os.strerror(lasting[0])}"
+        )
+    return len(entries)
 
 
 def _only_if_untracked(error: NetlinkFailed) -> None:
@@ -98,6 +116,14 @@ def _translated(netlink: Netlink, wanted: Mapping[bytes, Address]) -> Iterator[t
         address = wanted.get(reply.get(_IP_V4_DST, b""))
         if address is not None:
             yield address, entry
+
+
+def _stale(netlink: Netlink) -> Iterator[Mapping[int, bytes]]:
+    """The entries with our connmark; looked at again, for a kernel that cannot filter sends all."""
+    for body in netlink.dump(Message(_GET, _STALE_ALONE)):
+        entry = attributes(body, len(_NFGENMSG))
+        if entry.get(_MARK) == _STALE:
+            yield entry
 
 
 def _identity(entry: Mapping[int, bytes]) -> bytes:

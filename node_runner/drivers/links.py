@@ -129,10 +129,6 @@ class InterfaceLinks:
         held = self._held()
         return self._refusals(addresses, held, self._facts(self._primary(held)))
 
-    def admissible(self, address: Address) -> NodeError | None:
-        """See ports.Links."""
-        return self.refusals([address]).get(address)
-
     def watch(self, callback: Callable[[], None], stop: Event) -> None:
         """See ports.Links."""
         watch(callback, stop, self._index, self._chains)

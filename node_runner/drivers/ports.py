@@ -116,9 +116,6 @@ class Links(Protocol):
     def refusals(self, addresses: Iterable[Address]) -> dict[Address, NodeError]:
         """Those of `addresses` that this node cannot hold, and why."""
 
-    def admissible(self, address: Address) -> NodeError | None:
-        """Why this node cannot hold `address`, if so."""
-
     def watch(self, callback: Callable[[], None], stop: Event) -> None:
         """Calls back after somebody changed the interface, its addresses or nftables. Blocks until `stop` is set."""
 
@@ -136,13 +133,16 @@ class Arp(Protocol):
 
 
 class Conntrack(Protocol):
-    """Connections translated to an egress address."""
+    """Connections translated to an egress address, and those that the guard has cut."""
 
     def count(self, addresses: Iterable[Address]) -> Mapping[Address, int]:
         """How many there are of each of `addresses`."""
 
     def forget(self, addresses: Iterable[Address]) -> int:
         """Ends them; how many there were."""
+
+    def forget_stale(self) -> int:
+        """Ends the connections that the guard has cut (STALE_CONNMARK), for their next packet to begin them anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,27 +108,33 @@ def test_runner_killed_while_it_claims(team, stack: Stack, point: str) -> None: 
 
 
 @pytest.mark.parametrize("point", RELEASING)
-def test_runner_killed_while_it_releases_and_takes_another(team, stack: Stack, point: str) -> None:  # noqa: ANN001
-    """Moved by hand from one address to another on the same node, with the runner killed on the way."""
-    address = team.create()
-    team.ready(address)
+def test_runner_killed_while_it_releases(team, stack: Stack, point: str) -> None:  # noqa: ANN001
+    """An address put by hand on the namespace and its node; it leaves the node, whose runner is killed on the way."""
+    address = IPv4Address("192.168.1.202")
     host = stack.network.nodes["node2"].host
+    hosted = [*(stack.kube.get("HostSubnet", host) or {}).get("egressIPs", [])]
+    stack.create_namespace(team.name)
+    stack.kube.patch("HostSubnet", host, {"egressIPs": [*hosted, str(address)]})
+    stack.kube.patch("NetNamespace", team.name, {"egressIPs": [str(address)]})
+    team.steered(address)
     restart(stack, point)
     with stack.network.capture("outside", TO_WEB) as capture:
         pods = team.pods.values()
         streams = [stack.network.traffic(pod, interval=0.1, protocol=kind) for pod in pods for kind in ("udp", "http")]
-        hosted = [*(stack.kube.get("HostSubnet", host) or {})["egressIPs"]]
-        stack.kube.patch("HostSubnet", host, {"egressIPs": [text for text in hosted if text != str(address)]})
+        stack.kube.patch("HostSubnet", host, {"egressIPs": hosted})
         wait_for(f"the runner to die at {point}", lambda: stack.runners["node2"].poll() is not None, 60)
         time.sleep(1)
         stack.start_runner("node2")
-        # Placed again by the workers, for it still is the namespace's.
-        team.ready(address)
+        wait_for("the release", lambda: not any(f" {address}/" in line for line in stack.addresses("node2")), 60)
+        wait_for("drops", lambda: {team.flow(node) for node in stack.network.nodes} == {"drop"}, 60)
+        stack.kube.patch("HostSubnet", host, {"egressIPs": [*hosted, str(address)]})
         team.steered(address)
         for stream in streams:
             stream.stop()
         seen = capture.stop()
     assert {packet.source for packet in seen} == {address}, leaks(seen, stack)[:5]
+    stack.kube.patch("NetNamespace", team.name, {"egressIPs": []})
+    stack.kube.patch("HostSubnet", host, {"egressIPs": hosted})
 
 
 def test_nobody_leaves_with_an_address_that_is_anothers_now(team, stack: Stack) -> None:  # noqa: ANN001

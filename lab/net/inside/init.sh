@@ -24,7 +24,7 @@ mkdir -p "$HAWSE_WORKDIR" && mount -t hostfs -o "$HAWSE_WORKDIR" none "$HAWSE_WO
 ln -s /usr/lib/uml/modules /run/modules/lib/modules
 ln -s ../lib /run/modules/usr/lib
 modprobe -d /run/modules -a openvswitch vport-vxlan veth bridge ip_tables iptable_nat iptable_filter xt_nat \
-    xt_MASQUERADE xt_mark xt_comment xt_conntrack ipt_REJECT nf_conntrack_netlink ip6_tables ip6table_nat \
+    xt_MASQUERADE xt_mark xt_connmark xt_comment xt_conntrack ipt_REJECT nf_conntrack_netlink ip6_tables ip6table_nat \
     ip6table_filter ip6t_REJECT ip_set ip_set_hash_ip xt_set sch_netem
 
 # This kernel has no nf_tables for IPv4: plain "iptables" means the legacy one here.

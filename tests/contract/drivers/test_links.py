@@ -90,14 +90,14 @@ def test_what_the_node_cannot_hold_is_refused_and_the_rest_done(rig: Rig) -> Non
         FOREIGN: AddressForeign,
     }
     for address, error in expected.items():
-        refused = rig.links.admissible(address)
+        refused = rig.links.refusals([address]).get(address)
         assert type(refused) is error
         assert refused.reason == error.__name__
-    assert rig.links.admissible(A) is None
+    assert rig.links.refusals([A]).get(A) is None
     outcome = rig.links.apply({A, *expected}, set())
     assert {address: type(error) for address, error in outcome.items()} == expected
     assert rig.links.read() == {A}
-    assert rig.links.admissible(A) is None, "its own does not stand in its way"
+    assert rig.links.refusals([A]).get(A) is None, "its own does not stand in its way"
 
 
 def test_somebody_elses_change_is_noticed_and_stop_is_heeded(rig: Rig) -> None:

@@ -154,7 +154,7 @@ def test_a_foreign_flow_on_our_key_stays_and_takes_the_address_out_of_use(rig: R
 def test_a_foreign_address_is_refused_and_stays(rig: Rig) -> None:
     address = IPv4Address("192.168.1.40")
     before = rig.foreign_text()
-    assert isinstance(rig.node.links.admissible(address), AddressForeign)
+    assert isinstance(rig.node.links.refusals([address]).get(address), AddressForeign)
     for outcome in (rig.node.links.apply({address}, set()), rig.node.links.apply(set(), {address})):
         assert isinstance(outcome[address], AddressForeign)
     assert rig.foreign_text() == before

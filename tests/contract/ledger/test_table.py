@@ -113,3 +113,25 @@ def test_asks_for_a_netid_at_the_same_time_get_different_ones(ledger: Ledger) ->
     assert ledger.take_netid("c", [10, 11]) is None
     ledger.return_netid("a")
     assert ledger.take_netid("c", [10, 11]) == 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"at":1}',
+        '{"at":1,"epoch":"","applied":0,"link":"x","interface":"","claims":[],"repairs":0,"problem":""}',
+        '{"at":1,"epoch":"","applied":0,"link":"","interface":"","claims":[{"address":"x","netid":1,"held":true}],'
+        '"repairs":0,"problem":""}',
+    ],
+)
+def test_a_report_that_cannot_be_read_is_as_none(ledger: Ledger, text: str) -> None:
+    report = NodeReport("node1", 1.5)
+    ledger.report(report)
+    run = ledger._redis.info("server")["run_id"]
+    ledger._redis.set("hawse:node:node2", text.replace("{", f'{{"run":"{run}",', 1))
+    assert ledger.reports(["node1", "node2"]) == {"node1": report}
+
+
+def test_news_is_what_differs_from_the_last_time(ledger: Ledger) -> None:
+    assert [ledger.is_news("x", value) for value in ("a", "a", "b", "a")] == [True, False, True, True]

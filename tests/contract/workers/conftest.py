@@ -11,7 +11,7 @@ import pytest
 
 from egress.adapters.cluster import Cluster
 from egress.adapters.ledger import Ledger, Reserved, name_holder
-from egress.addresses import parse_address, parse_range
+from egress.addresses import AddressError, parse_address, parse_range
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
 from egress.operations import PermanentError, TransientError
 from egress.settings import Settings
@@ -75,6 +75,10 @@ class World:
     def namespace(self, name: str, annotations: Json | None = None, *, address: str = "") -> Json:
         """A namespace; with `address` as if the webhook had given it that."""
         given = {ADDRESSES: address} if address else {}
+        if address and self.ledger.is_ready():
+            with suppress(AddressError):
+                for text in address.split(","):
+                    self.ledger.reserve(name_holder(name), 1, [], [parse_address(text)])
         metadata = {"name": name, "annotations": {**(annotations or {}), **given}}
         return self.kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 

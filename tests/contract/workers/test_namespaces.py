@@ -1,17 +1,21 @@
 """One namespace's way: claim, bind, release (DESIGN.md §2, §5)."""
 
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
-from egress.messages import NAMESPACE_TASK, PLACE_TASK, SWEEP_TASK
+from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
+from egress.operations import TransientError
+from egress.table import NodeReport, Steering
 from workers import namespaces
 
 A, B, C = "192.168.1.102", "192.168.1.103", "192.168.1.104"
 RANGE = f"{A}-192.168.1.110"
 POOL = "egress.hawse.dev/pool"
 REQUEST = "egress.hawse.dev/request"
+NETID = 1086658
 
 
 def test_a_namespace_without_an_address_gets_all_of_it(world: Any) -> None:
@@ -122,8 +126,10 @@ def test_a_namespace_that_loses_the_address_it_asked_for_says_so_and_stops(world
     world.namespace("app", address=A)
     world.run("hawse.v1.reconcile")
     world.run(NAMESPACE_TASK, "app")
+    world.ledger.freed("ns/app", [ip_address(A)])  # as after a flush that forgot it
     world.namespace("other", {REQUEST: A}, address=A)
-    world.reconcile()
+    world.run(NAMESPACE_TASK, "other")
+    world.settle()
     assert world.annotation("other") == ""
     assert any(f"address {A}" in failure and "in use" in failure for failure in world.failures)
     assert {event["reason"] for event in world.kube.list("Event")} >= {"AddressLost", "AddressInUse"}
@@ -405,3 +411,272 @@ def test_an_address_becomes_ready_once_its_node_has_said_so(world: Any) -> None:
     assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
         ("Claimed", "Bound", "Placed", "Programmed", "Ready"), "True"
     )
+
+
+@pytest.mark.parametrize(("before", "stays"), [("node2", "node2"), ("node1", "node1"), ("", "node1")])
+def test_an_address_on_two_nodes_stays_on_the_one_it_was_on(world: Any, before: str, stays: str) -> None:
+    # Two places at once, when a flush took their lock.
+    world.pool("prod", RANGE)
+    for name, host_ip in (("node1", "192.168.1.17"), ("node2", "192.168.1.18"), ("node3", "192.168.1.19")):
+        world.node(name, host_ip)
+    world.namespace("app")
+    world.reconcile()
+    world.kube.patch("HostSubnet", "node1", {"egressIPs": ["10.1.2.3", A]})
+    world.kube.patch("HostSubnet", "node2", {"egressIPs": [A]})
+    world.kube.patch("HostSubnet", "node3", {"egressIPs": [A]})
+    world.kube.patch("EgressAddress", A, {"status": {"node": before}}, subresource="status")
+    world.run(PUBLISH_TASK)  # it may come first
+    world.run(PLACE_TASK)
+    assert [node for node in ("node1", "node2", "node3") if A in world.hosted(node)] == [stays]
+    assert "10.1.2.3" in world.hosted("node1")
+    world.settle()
+    world.acknowledge()
+    assert world.claims()[A] == ("app", "Ready")
+
+
+def test_an_admins_own_claim_on_two_nodes_is_left_to_the_admin(world: Any) -> None:
+    world.pool("prod", RANGE)
+    claim = {"pool": "prod", "namespace": {"name": "app"}, "origin": "manual"}
+    world.kube.create(
+        {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressAddress", "metadata": {"name": A}, "spec": claim}
+    )
+    world.node("node1", "192.168.1.17", A)
+    world.node("node2", "192.168.1.18", A)
+    world.run(PLACE_TASK)
+    assert (world.hosted("node1"), world.hosted("node2")) == ([A], [A])
+
+
+def test_what_has_no_node_is_placed_when_a_report_says_that_it_can_be(world: Any) -> None:
+    world.pool("prod", RANGE)
+    world.node("node2", "192.168.1.18", report=False)
+    world.namespace("app")
+    world.reconcile()
+    assert world.hosted("node2") == []
+    world.ledger.report(NodeReport("node2", 0.0, link="192.168.1.18/24", problem="BridgeMissing: br0"))
+    world.run(PUBLISH_TASK)
+    world.settle()
+    assert world.hosted("node2") == []
+    world.ledger.report(NodeReport("node2", 0.0, link="192.168.1.18/24"))
+    world.run(PUBLISH_TASK)
+    world.settle()
+    assert world.hosted("node2") == [A]
+    world.run(PUBLISH_TASK)
+    assert world.tasks == []
+
+
+# Bindings that somebody takes away
+
+
+@pytest.fixture
+def flowing(world: Any) -> Any:
+    """A namespace with a NetNamespace that is not Hawse's, whose traffic leaves by node2."""
+    world.pool("prod", RANGE)
+    world.node("node2", "192.168.1.18")
+    world.net_namespace("app", NETID)
+    world.namespace("app")
+    world.reconcile()
+    world.acknowledge()
+    assert world.claims()[A] == ("app", "Ready")
+    return world
+
+
+def row(world: Any, netid: int) -> Steering | None:
+    found: Steering | None = world.ledger.read_table().rows.get(netid)
+    return found
+
+
+def test_an_emptied_net_namespace_opens_nothing(flowing: Any) -> None:
+    before = row(flowing, NETID)
+    assert before is not None
+    assert before.hops[0].acknowledged
+    flowing.kube.patch("NetNamespace", "app", {"egressIPs": []})
+    flowing.run(PUBLISH_TASK)
+    assert row(flowing, NETID) == before
+    bound = {c["type"]: c["status"] for c in flowing.kube.get("EgressAddress", A)["status"]["conditions"]}["Bound"]
+    assert bound == "False"
+    flowing.reconcile()
+    assert flowing.bound("app") == [A]
+    assert row(flowing, NETID) == before
+
+
+def test_a_deleted_net_namespace_leaves_a_drop_and_comes_back_with_its_netid(flowing: Any) -> None:
+    flowing.kube.delete("NetNamespace", "app")
+    flowing.run(PUBLISH_TASK)
+    assert row(flowing, NETID) == Steering(NETID, "app")
+    flowing.run(PUBLISH_TASK)
+    assert row(flowing, NETID) == Steering(NETID, "app")
+    flowing.reconcile()
+    assert flowing.kube.get("NetNamespace", "app")["netid"] == NETID
+    flowing.acknowledge()
+    assert flowing.claims()[A] == ("app", "Ready")
+
+
+def test_a_netid_that_somebody_else_has_by_now_is_not_taken(flowing: Any) -> None:
+    flowing.kube.delete("NetNamespace", "app")
+    flowing.run(PUBLISH_TASK)
+    flowing.net_namespace("other", NETID)
+    flowing.run(PUBLISH_TASK)
+    assert row(flowing, NETID) is None
+    flowing.reconcile()
+    assert flowing.kube.get("NetNamespace", "app")["netid"] != NETID
+
+
+def test_the_drop_of_a_deleted_net_namespace_ends_with_the_claim(flowing: Any) -> None:
+    flowing.kube.delete("NetNamespace", "app")
+    flowing.run(PUBLISH_TASK)
+    flowing.delete("app")
+    flowing.reconcile()
+    assert flowing.claims()[A] == ("app", "Quarantined")
+    assert row(flowing, NETID) is None
+
+
+@pytest.mark.parametrize("hawses_own", [True, False])
+def test_a_release_that_is_cut_short_is_finished_by_the_reconcile(
+    world: Any, hawses_own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.pool("prod", RANGE, quarantine="0")
+    world.node("node2", "192.168.1.18")
+    if not hawses_own:
+        world.net_namespace("app", NETID)
+    world.namespace("app")
+    world.reconcile()
+    world.delete("app")
+
+    def cut(*_: object) -> None:
+        raise TransientError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(namespaces, "_delete_binding", cut)
+        world.run(NAMESPACE_TASK, "app")
+    world.tasks.clear()
+    assert world.claims()[A][1] == "Quarantined"
+    assert world.bound("app") == [A]
+    world.run(SWEEP_TASK)
+    assert A in world.claims()  # it is not over while something has the address
+    world.tasks.clear()
+    world.ledger.done_with(f"{NAMESPACE_TASK}:control:app")
+    world.ledger.done_with(f"{PLACE_TASK}:control")
+    world.reconcile()
+    assert world.bound("app") == []
+    assert (world.kube.get("NetNamespace", "app") is None) == hawses_own
+    world.run(SWEEP_TASK)
+    assert A not in world.claims()
+
+
+def test_a_quarantine_does_not_end_while_a_node_has_the_address(world: Any) -> None:
+    world.pool("prod", RANGE, quarantine="0")
+    world.node("node2", "192.168.1.18")
+    world.namespace("app")
+    world.reconcile()
+    world.delete("app")
+    world.run(NAMESPACE_TASK, "app")
+    world.tasks.clear()
+    world.ledger.done_with(f"{PLACE_TASK}:control")
+    assert world.hosted("node2") == [A]
+    world.run(SWEEP_TASK)
+    assert world.claims()[A][1] == "Quarantined"
+    assert world.holder(A) == ("quarantined", "ns/app")
+    world.settle()
+    assert world.hosted("node2") == []
+    world.run(SWEEP_TASK)
+    assert world.claims() == {}
+
+
+# What others write
+
+
+def events(world: Any, reason: str) -> int:
+    return sum(event["reason"] == reason for event in world.kube.list("Event"))
+
+
+def test_an_annotation_that_hawse_did_not_write_is_replaced(world: Any) -> None:
+    world.pool("prod", RANGE)
+    world.reconcile()
+    world.kube.create(forged("app", C))
+    world.reconcile()
+    assert world.annotation("app") == A
+    assert world.claims() == {A: ("app", "Pending")}
+    assert world.usage() == {A: ("claimed", "ns/app")}
+    assert events(world, "AnnotationIgnored") == 1
+
+
+def test_a_forged_annotation_is_not_held_by_being_listed(world: Any) -> None:
+    world.pool("prod", RANGE)
+    world.reconcile()
+    world.kube.create(forged("app", A))
+    world.run(RECONCILE_TASK)
+    assert world.usage() == {}
+    assert world.reserve("other", RANGE) == A
+
+
+def test_a_forged_annotation_goes_where_no_pool_serves(world: Any) -> None:
+    world.pool("prod", RANGE, namespaceSelector={"matchLabels": {"no": "body"}})
+    world.reconcile()
+    world.kube.create(forged("app", A))
+    world.reconcile()
+    assert (world.annotation("app"), world.claims()) == ("", {})
+
+
+def test_a_generated_names_reservation_is_believed(world: Any) -> None:
+    world.pool("prod", RANGE)
+    world.reconcile()
+    world.ledger.reserve("uid/u-1", 1, [], [ip_address(C)])
+    world.kube.create(forged("team-x", C))
+    world.run(NAMESPACE_TASK, "team-x")
+    assert world.claims() == {C: ("team-x", "")}
+
+
+def test_a_claim_deleted_by_hand_is_made_again_even_when_the_index_has_forgotten_it(world: Any) -> None:
+    world.pool("prod", RANGE)
+    world.namespace("zero")
+    world.namespace("app", address=C)
+    world.reconcile()
+    assert world.bound("app") == [C]
+    world.kube.delete("EgressAddress", C)
+    world.run(RECONCILE_TASK)
+    world.settle()
+    assert world.claims()[C][0] == "app"
+    assert world.annotation("app") == C
+    assert world.holder(C) == ("claimed", "ns/app")
+
+
+def test_what_an_admin_assigned_by_hand_is_not_given_out(world: Any) -> None:
+    world.pool("prod", RANGE)
+    world.net_namespace("byhand", 77, A)
+    world.node("node2", "192.168.1.18", A, B)
+    world.namespace("app")
+    world.reconcile()
+    assert world.annotation("app") == C
+    assert world.holder(A) == ("claimed", "manual/byhand")
+    assert world.holder(B) == ("claimed", "manual/node2")
+    world.kube.patch("HostSubnet", "node2", {"egressIPs": [A]})
+    world.reconcile()
+    assert world.holder(B) is None
+
+
+def test_a_complaint_is_made_once(world: Any) -> None:
+    world.pool("prod", A)
+    world.namespace("first")
+    world.reconcile()
+    for name in ("a", "b"):
+        world.namespace(name)
+    for _ in range(3):
+        world.run(NAMESPACE_TASK, "a")
+        world.run(NAMESPACE_TASK, "b")
+    assert events(world, "PoolExhausted") == 2
+
+
+def test_a_reconcile_waits_for_the_one_that_runs(world: Any) -> None:
+    world.pool("prod", RANGE)
+    with world.ledger.exclusively("reconcile"):
+        world.run(RECONCILE_TASK)
+        assert world.tasks == [(RECONCILE_TASK, ())]
+        assert not world.ledger.is_ready()
+    world.settle()
+    assert world.ledger.is_ready()
+
+
+def forged(name: str, address: str) -> dict[str, Any]:
+    """A namespace as its user may write it while the webhook is away."""
+    annotations = {"egress.hawse.dev/addresses": address}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "annotations": annotations}}

@@ -14,6 +14,7 @@ from workers.watch import Watcher
 
 A, B, C = "192.168.1.102", "192.168.1.103", "192.168.1.104"
 RANGE = f"{A}-192.168.1.150"
+BY_HAND = "192.168.1.201"
 
 
 @pytest.fixture
@@ -89,15 +90,21 @@ def test_the_new_table_waits_for_reports_but_not_for_ever(ready: Any) -> None:
 
 def test_a_node_that_holds_an_address_for_another_netid_has_not_acknowledged_it(ready: Any) -> None:
     # After a flush, and just as well while all is there: both NetNamespaces changed between two looks.
-    ready.kube.patch("NetNamespace", "a", {"egressIPs": []})
-    ready.kube.patch("NetNamespace", "b", {"egressIPs": [A]})
+    ready.net_namespace("x", 77, BY_HAND)
+    ready.net_namespace("y", 78)
+    ready.kube.patch("HostSubnet", "node2", {"egressIPs": [*ready.hosted("node2"), BY_HAND]})
     ready.run(PUBLISH_TASK)
-    assert (A, False) in acknowledged(ready)
-    assert (A, True) not in acknowledged(ready)
+    ready.acknowledge()
+    assert (BY_HAND, True) in acknowledged(ready)
+    ready.kube.patch("NetNamespace", "x", {"egressIPs": []})
+    ready.kube.patch("NetNamespace", "y", {"egressIPs": [BY_HAND]})
+    ready.run(PUBLISH_TASK)
+    assert (BY_HAND, False) in acknowledged(ready)
+    assert (BY_HAND, True) not in acknowledged(ready)
     flushed(ready)
     told_anew(ready)
     ready.run(PUBLISH_TASK)
-    assert (A, True) not in acknowledged(ready)
+    assert (BY_HAND, True) not in acknowledged(ready)
 
 
 @pytest.mark.parametrize("when", range(8))

@@ -42,6 +42,7 @@ from egress.program import (
     NodeProgram,
     render,
 )
+from egress.retreat import retreat
 from egress.table import Steering, SteeringHop
 
 Key = tuple[int, int, str]
@@ -71,6 +72,8 @@ class Model:
     foreign_flows: dict[Key, str] = field(default_factory=dict)
     groups: dict[int, Group] = field(default_factory=dict)
     tables: dict[str, Chains] = field(default_factory=lambda: copy.deepcopy(FOREIGN))
+    connections: set[Address] = field(default_factory=set)
+    """The addresses that some connection is translated to."""
 
     def found(self) -> Found:
         """What a runner's drivers would report."""
@@ -151,6 +154,8 @@ class Model:
         assert todo.remove_addresses <= self.addresses
         self.addresses -= todo.remove_addresses
         yield "remove_addresses"
+        self.connections -= todo.forget
+        yield "forget"
         for script in todo.rules.scripts.values():
             self.restore(script)
             yield "rules"
@@ -240,7 +245,7 @@ def one_pass(model: Model, program: NodeProgram, layout: Layout, stop: int = 99)
         assert model.foreign() == foreign
         # From the first stage on, whatever fails later, every NetID of the table has a flow, and nobody another one.
         assert model.flows.keys() == wanted, stage
-        if stage in ("fence", "remove_addresses"):
+        if stage in ("fence", "remove_addresses", "forget"):
             handed = {mark_in(flow) for flow in model.flows.values()} - {None}
             assert not handed & leaving, "packets go to an address that leaves"
         if number == stop:
@@ -402,7 +407,7 @@ def test_from_any_drift_or_half_done_pass(data: st.DataObject) -> None:
     model = Model()
     layout = data.draw(layouts)
     one_pass(model, program_for(data.draw, model, layout), layout)
-    one_pass(model, program_for(data.draw, model, layout), layout, stop=data.draw(st.integers(1, 6)))
+    one_pass(model, program_for(data.draw, model, layout), layout, stop=data.draw(st.integers(1, 7)))
     corrupt(data.draw, model)
     one_pass(model, program_for(data.draw, model, layout), layout)
 
@@ -426,6 +431,43 @@ def test_a_new_layout_leaves_nothing_of_the_old_one(data: st.DataObject) -> None
     model = Model()
     for layout in (data.draw(layouts), data.draw(layouts)):
         one_pass(model, program_for(data.draw, model, layout), layout)
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=None)
+def test_a_node_that_cannot_be_programmed_drops_whatever_is_not_sure(data: st.DataObject) -> None:
+    model = Model()
+    layout = data.draw(layouts)
+    one_pass(model, program_for(data.draw, model, layout), layout, stop=data.draw(st.integers(1, 7)))
+    corrupt(data.draw, model)
+    table, foreign = data.draw(tables()), model.foreign()
+    own = {row.netid: hop.address for row in table for hop in row.hops if hop.node == NODE}
+    known = data.draw(st.booleans())
+    found = model.found() if known else replace(model.found(), addresses=frozenset(), rules=RulesFound())
+    model.bundle(retreat(table, NODE, found, layout))
+    assert model.foreign() == foreign
+    for row in table:
+        key = (layout.egress_table, layout.priority, f"ip,reg0={row.netid:#x}")
+        flow = model.flows.get(key)
+        assert flow or key in model.foreign_flows
+        assert flow is None or not flow.actions.startswith("goto_table")
+    program = render(table, FACTS, layout, marks=model.marks())
+    for flow in model.flows.values():
+        if (mark := mark_in(flow)) is not None:
+            address = own[netid_of(flow)]
+            assert known
+            assert address in model.addresses
+            assert stands(model, mark, address, program, layout)
+    assert not retreat(table, NODE, replace(found, flows=frozenset(model.flows.values())), layout)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_a_node_that_cannot_be_programmed_goes_on_with_what_is_sure(data: st.DataObject) -> None:
+    model = Model()
+    table = data.draw(tables())
+    one_pass(model, render(table, FACTS, Layout()), Layout())
+    assert not retreat(table, NODE, model.found(), Layout())
 
 
 @given(st.frozensets(st.integers(0, 9)), st.frozensets(st.integers(0, 9)))
@@ -487,7 +529,7 @@ def test_a_release_closes_the_flow_before_the_address_and_the_rule() -> None:
 def test_the_second_address_costs_its_own_rules_alone() -> None:
     lines = str(next_change(model_with(row(5, A)), row(5, A), row(6, B)).rules).splitlines()
     assert [line for line in lines if line.startswith((":", "-I", "-D", "-F"))] == []
-    assert sum(line.startswith("-A") for line in lines) == 4
+    assert sum(line.startswith("-A") for line in lines) == 5
 
 
 def test_connections_end_when_an_address_changes_hands_on_its_node() -> None:
@@ -508,13 +550,18 @@ def test_connections_survive_when_only_tun0_s_mac_changes() -> None:
     assert todo.forget == frozenset()
 
 
-@pytest.mark.parametrize("stage", ["fence", "remove_addresses"])
-def test_a_pass_killed_before_its_end_still_ends_the_connections_of_a_released_address(stage: str) -> None:
+@pytest.mark.parametrize("stop", range(7))
+@pytest.mark.parametrize("rows", [(row(5), row(6, B)), (row(6, B),), (row(5, A, node="n2"), row(6, B)), ()])
+def test_however_early_a_pass_is_killed_the_connections_of_a_released_address_end(
+    stop: int, rows: tuple[Steering, ...]
+) -> None:
     model = model_with(row(5, A), row(6, B))
-    for reached in model.stages(next_change(model, row(5), row(6, B))):
-        if reached == stage:
-            break
-    assert next_change(model, row(5), row(6, B)).forget == {A}
+    model.connections = {A, B}
+    for _ in zip(range(stop), model.stages(next_change(model, *rows)), strict=False):
+        pass
+    for _ in model.stages(next_change(model, *rows)):
+        pass
+    assert model.connections == ({B} if rows else set())
 
 
 def test_an_address_that_somebody_removed_and_that_is_then_released_loses_its_connections() -> None:

@@ -32,6 +32,7 @@ from egress.objects import (
     Requirement,
     Selector,
 )
+from egress.operations import Outcome, outcome_of
 
 CRDS = Path(__file__).parents[3] / "deploy" / "crds"
 
@@ -426,3 +427,7 @@ def test_a_crd_is_complete(path: Path) -> None:
     assert ("subresources" in version) == (crd["spec"]["group"] == manifests.GROUP)
     assert version["additionalPrinterColumns"]
     structural(version["schema"]["openAPIV3Schema"])
+
+
+def test_what_cannot_be_read_is_not_tried_again() -> None:
+    assert outcome_of(ManifestError("NetNamespace", "app", "$.netid", "is missing"), 1) is Outcome.GAVE_UP

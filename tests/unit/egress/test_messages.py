@@ -3,6 +3,7 @@
 import pytest
 
 from egress import messages
+from egress.operations import BACKOFF_CAP
 
 
 def test_task_names_are_versioned_and_stable() -> None:
@@ -35,3 +36,9 @@ def test_only_json_is_spoken_and_nothing_is_acknowledged_before_it_ran() -> None
 )
 def test_the_brokers_url_is_in_celerys_words(url: str, broker: str) -> None:
     assert messages.celery_config(url)["broker_url"] == broker
+
+
+def test_a_broker_that_is_away_ends_no_process_and_waits_for_no_longer_than_tasks_do() -> None:
+    config = messages.celery_config("redis://r:6379/0")
+    assert config["broker_connection_max_retries"] is None
+    assert config["broker_transport_options"]["visibility_timeout"] > 3 * BACKOFF_CAP

@@ -65,3 +65,50 @@ def test_the_layout_is_of_the_networks_and_a_wrong_one_is_named() -> None:
     for text in ("", "10.128.0.1/14", "x", "10.0.0.0/8,"):
         with pytest.raises(SettingsError, match="HAWSE_CLUSTER_NETWORKS"):
             Settings(cluster_networks=text).layout()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("log_level", "loud"),
+        ("log_format", "xml"),
+        ("iptables", "ipchains"),
+        ("bridge", "br0; reboot"),
+        ("bridge", ""),
+        ("bridge", "b" * 16),
+        ("vxlan_interface", "a/b"),
+        ("tun_interface", "-x"),
+        ("masquerade_chain", "A B"),
+        ("masquerade_chain", "-j"),
+        ("redis_url", "localhost:6379"),
+        ("redis_url", "http://x"),
+        ("redis_url", "redis://x:port/0"),
+        ("reconcile_interval", "0"),
+        ("sweep_interval", "-1"),
+        ("check_interval", "nan"),
+    ],
+)
+def test_what_cannot_be_meant_names_its_variable(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^HAWSE_{name.upper()}\b"):
+        load({f"HAWSE_{name.upper()}": text})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://r:6379/0",
+        "redis://r",
+        "rediss://user:p%40ss@r.example:6379/2?ssl_cert_reqs=none",
+        "redis://:secret@127.0.0.1:6379/0",
+        "redis://[::1]:6379/0",
+        "unix:///run/valkey.sock",
+        "unix:///run/valkey.sock?db=1",
+    ],
+)
+def test_urls_of_redis(url: str) -> None:
+    assert load({"HAWSE_REDIS_URL": url}).redis_url == url
+
+
+def test_names_as_clusters_have_them() -> None:
+    names = {"HAWSE_BRIDGE": "br-int", "HAWSE_TUN_INTERFACE": "ovn-k8s-mp0", "HAWSE_MASQUERADE_CHAIN": "POSTROUTING"}
+    assert load({**names, "HAWSE_LOG_LEVEL": "DEBUG"}).bridge == "br-int"

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
-from egress.objects import HostSubnet, NetNamespace
-from egress.planning import plan
-from egress.table import Claim, NodeReport, Steering, SteeringHop, acknowledged, carried_over, table_of
+from egress.objects import EgressAddress, HostSubnet, NetNamespace, Phase
+from egress.planning import plan, with_claims
+from egress.table import (
+    Claim,
+    NodeReport,
+    Steering,
+    SteeringHop,
+    acknowledged,
+    carried_over,
+    left_behind,
+    table_of,
+)
 
 A, B = IPv4Address("192.168.1.102"), IPv4Address("192.168.1.103")
 IP1, IP2 = IPv4Address("192.168.1.17"), IPv4Address("192.168.1.18")
@@ -117,3 +127,23 @@ def test_an_address_that_goes_to_another_netid_begins_unacknowledged() -> None:
     assert moved == {6: Steering(6, "other", (SteeringHop(A, "node2", IP2, acknowledged=False),))}
     rebuilt = acknowledged({}, {"node2": report("node2", 7, Claim(A, 5, held=True))}, "")
     assert table_of(plan(HOSTS, [NetNamespace("other", 6, (str(A),))], acknowledged=rebuilt)) == moved
+
+
+CLAIMED = EgressAddress(str(A), "prod", "app", "uid-1")
+
+
+def test_a_namespace_with_a_claim_is_never_left_without_an_address() -> None:
+    emptied = with_claims([NetNamespace("app", 5), NetNamespace("other", 6)], [CLAIMED])
+    assert table_of(plan(HOSTS, emptied)) == table_of(plan(HOSTS, [NetNamespace("app", 5, (str(A),))]))
+    assert with_claims([NetNamespace("app", 5, (str(A),))], [CLAIMED]) == [NetNamespace("app", 5, (str(A),))]
+    leaving = replace(CLAIMED, phase=Phase.QUARANTINED)
+    assert with_claims([NetNamespace("app", 5)], [leaving]) == [NetNamespace("app", 5)]
+
+
+def test_the_row_of_a_deleted_net_namespace_stays_as_a_drop_while_a_claim_stands() -> None:
+    rows = row(SteeringHop(A, "node2", IP2, acknowledged=True))
+    assert left_behind(rows, [NetNamespace("other", 6)], [CLAIMED]) == row()
+    assert left_behind(rows, [NetNamespace("app", 7)], [CLAIMED]) == {}
+    assert left_behind(rows, [NetNamespace("other", 5)], [CLAIMED]) == {}
+    assert left_behind(rows, [], []) == {}
+    assert left_behind(rows, [], [replace(CLAIMED, phase=Phase.QUARANTINED)]) == {}

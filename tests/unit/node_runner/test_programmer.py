@@ -10,7 +10,15 @@ import pytest
 from egress.delta import FlowChange
 from egress.program import Flow
 from egress.table import Claim, Steering
-from node_runner.drivers.errors import BridgeMissing, InterfaceMissing, IptablesFailed, LinkFailed, NetlinkFailed
+from node_runner.drivers.errors import (
+    BridgeMissing,
+    InterfaceMissing,
+    IptablesFailed,
+    LinkFailed,
+    NetlinkFailed,
+    NodeError,
+    PortMissing,
+)
 from node_runner.programmer import Refusal, unacknowledged
 
 Row = Callable[..., dict[int, Steering]]
@@ -21,13 +29,20 @@ OWN = "set_field:0a:58:c0:a8:01:12->eth_dst,set_field:0xc0a80166->pkt_mark,goto_
 FOREIGN_FLOW = Flow(100, 100, f"ip,reg0={NETID:#x}", 0, "goto_table:101")
 
 
+def failing(error: NodeError) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
 def added(arguments: tuple[FlowChange]) -> list[str]:
     return [flow.actions for flow in arguments[0].add]
 
 
 def test_an_address_is_taken_in_the_order_that_never_fails_open(lab: Any, row: Row) -> None:
     result = lab.run(row())
-    assert lab.order == ["flows", "probe", "rules", "flows", "addresses", "announce"]
+    assert lab.order == ["flows", "probe", "rules", "flows", "addresses"]
     assert added(lab.calls[0][1]) == ["drop"]
     assert added(lab.calls[3][1]) == [OWN]
     assert lab.calls[4][1] == (frozenset({A}), frozenset())
@@ -39,7 +54,7 @@ def test_an_address_is_taken_in_the_order_that_never_fails_open(lab: Any, row: R
 def test_an_address_goes_in_reverse(lab: Any, row: Row) -> None:
     lab.run(row())
     lab.run(row(None))
-    assert lab.order == ["flows", "addresses", "rules", "forget"]
+    assert lab.order == ["flows", "addresses", "forget", "rules"]
     assert added(lab.calls[0][1]) == ["drop"]
     assert lab.calls[1][1] == (frozenset(), frozenset({A}))
     assert (lab.flow(), lab.addresses, lab.snat) == ("drop", set(), False)
@@ -93,7 +108,6 @@ def test_a_refused_address_leaves_a_drop_and_no_claim(
         assert result.taken == frozenset()
         assert lab.flow() == ("goto_table:101" if foreign else "drop")
         assert lab.addresses == set()
-        assert "announce" not in lab.order
     assert not lab.snat
     # Another one, given later, is not held up.
     later = lab.run({**row(address), **row(str(B), netid=7)})
@@ -135,19 +149,17 @@ def test_an_address_that_the_kernel_refuses_is_fenced_off(lab: Any, row: Row, mo
     result = lab.run(row())
     assert result.claims == (Claim(A, NETID, held=False, reason="NetlinkFailed", message="no buffers"),)
     assert (lab.flow(), lab.addresses, lab.snat) == ("drop", set(), False)
-    assert "announce" not in lab.order
+    assert result.taken == frozenset()
 
 
-def test_when_the_rules_cannot_be_written_our_own_flows_drop(
-    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("chain", ["HAWSE-SNAT", "HAWSE-EGRESS", "OPENSHIFT-MASQUERADE"])
+def test_when_the_rules_cannot_be_written_flows_that_lack_one_drop(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch, chain: str
 ) -> None:
-    def fail(_: object) -> None:
-        raise IptablesFailed("no")
-
     lab.run(row())
-    lab.fake.nat.flush("nat", "HAWSE-SNAT")
+    lab.fake.nat.flush("nat", chain)
     with monkeypatch.context() as patched:
-        patched.setattr(lab.fake.nat, "apply", fail)
+        patched.setattr(lab.fake.nat, "apply", failing(IptablesFailed("no")))
         for table in (row(), {**row(), **row(str(B), netid=7)}):
             with pytest.raises(IptablesFailed):
                 lab.run(table)
@@ -157,13 +169,104 @@ def test_when_the_rules_cannot_be_written_our_own_flows_drop(
     assert lab.flow() == OWN
 
 
+def test_when_the_rules_of_a_new_address_cannot_be_written_the_others_go_on(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(row())
+    monkeypatch.setattr(lab.fake.nat, "apply", failing(IptablesFailed("no")))
+    for _ in range(2):
+        with pytest.raises(IptablesFailed):
+            lab.run({**row(), **row(str(B), netid=7)})
+        assert (lab.flow(), lab.flow(7)) == (OWN, "drop")
+        assert lab.addresses == {str(A)}
+
+
+def test_when_the_rules_cannot_even_be_read_our_own_flows_drop(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(row())
+    monkeypatch.setattr(lab.fake.nat, "read", failing(IptablesFailed("no")))
+    with pytest.raises(IptablesFailed):
+        lab.run(row())
+    assert lab.flow() == "drop"
+
+
+@pytest.mark.parametrize(
+    ("driver", "method", "error"),
+    [
+        ("nat", "read", IptablesFailed("no")),
+        ("flows", "facts", PortMissing("no")),
+        ("links", "facts", InterfaceMissing("no")),
+        ("links", "refusals", NetlinkFailed("no")),
+        ("links", "sweep", NetlinkFailed("no")),
+        ("arp", "probe", LinkFailed("no")),
+    ],
+)
+def test_whatever_cannot_be_read_a_new_row_drops(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch, driver: str, method: str, error: NodeError
+) -> None:
+    elsewhere = row("192.168.1.200", "node1", acknowledged=True, netid=9)
+    standing = row("192.168.1.201", "node1", acknowledged=True, netid=10)
+    theirs = Flow(100, 100, "ip,reg0=0xb", 0, "goto_table:101")
+    lab.fake.flows.put(theirs)
+    lab.run(standing)
+    steered = lab.flow(10)
+    lab.programmer.forget_facts()
+    monkeypatch.setattr(getattr(lab.fake, driver), method, failing(error))
+    table = {**row(), **elsewhere, **standing, **row(None, netid=11)}
+    with pytest.raises(type(error)):
+        lab.run(table, fresh=True)
+    assert lab.flow() == "drop"
+    assert lab.flow(9) == "drop" if method != "probe" else "tun_dst" in lab.flow(9)
+    assert lab.flow(10) == steered
+    assert lab.flow(11) == theirs.actions
+    writes = lab.fake.writes
+    with pytest.raises(type(error)):
+        lab.run(table, fresh=True)
+    assert lab.fake.writes == writes
+
+
+def test_a_port_that_is_missing_cuts_nobody_who_has_an_address(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run({**row(), **row(str(B), netid=7)})
+    lab.programmer.forget_facts()
+    monkeypatch.setattr(lab.fake.flows, "facts", failing(PortMissing("no")))
+    with pytest.raises(PortMissing):
+        lab.run({**row(), **row(None, netid=7)})
+    assert (lab.flow(), lab.flow(7)) == (OWN, "drop"), "what is released drops all the same"
+
+
+def test_connections_are_ended_before_the_rules_that_tell_of_them_go(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(row())
+    lab.fake.conntrack.connections[A] = 3
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.conntrack, "forget", failing(NetlinkFailed("no")))
+        with pytest.raises(NetlinkFailed):
+            lab.run(row(None))
+    assert (lab.flow(), lab.addresses, lab.snat) == ("drop", set(), True)
+    lab.run(row(None))
+    assert lab.fake.conntrack.connections[A] == 0
+    assert not lab.snat
+
+
+def test_what_the_guard_has_cut_may_begin_anew_and_is_no_drift(lab: Any, row: Row) -> None:
+    lab.fake.conntrack.stale = 2
+    lab.run(row("192.168.1.200", "node1", acknowledged=True))
+    assert lab.fake.conntrack.stale == 2, "a node without addresses has no guard"
+    lab.run(row())
+    assert lab.fake.conntrack.stale == 0
+    lab.fake.conntrack.stale = 2
+    assert not lab.run(row()).wrote
+    assert lab.fake.conntrack.stale == 0
+
+
 def test_a_new_address_whose_rule_fails_is_never_handed_packets(
     lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
-        raise IptablesFailed("no")
-
-    monkeypatch.setattr(lab.fake.nat, "apply", fail)
+    monkeypatch.setattr(lab.fake.nat, "apply", failing(IptablesFailed("no")))
     with pytest.raises(IptablesFailed):
         lab.run(row())
     assert (lab.flow(), lab.addresses) == ("drop", set())
@@ -182,10 +285,7 @@ def test_an_interface_that_is_gone_leaves_no_flow_that_counts_on_it(lab: Any, ro
 
 
 def test_a_probe_that_cannot_be_sent_leaves_a_drop(lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise LinkFailed("down")
-
-    monkeypatch.setattr(lab.fake.arp, "probe", fail)
+    monkeypatch.setattr(lab.fake.arp, "probe", failing(LinkFailed("down")))
     with pytest.raises(LinkFailed):
         lab.run(row())
     assert (lab.flow(), lab.addresses) == ("drop", set())
@@ -265,7 +365,7 @@ def test_an_address_that_somebody_took_away_is_asked_about_without_cutting_its_t
     lab.run(row())
     lab.fake.links.take_away(A)
     lab.run(row())
-    assert lab.order == ["probe", "addresses", "announce"]
+    assert lab.order == ["probe", "addresses"]
     lab.fake.links.take_away(A)
     lab.fake.arp.neighbours[A] = "aa:bb"
     assert lab.run(row()).claims[0].reason == "AddressInUse"

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from egress.adapters.ledger import LedgerAwayError, TableRead
+from egress.addresses import Address
 from egress.operations import TransientError
 from egress.table import Claim, NodeReport, Steering
-from node_runner.drivers.errors import IptablesFailed
+from node_runner.drivers.errors import IptablesFailed, LinkFailed, NetlinkFailed
 from node_runner.drivers.ports import ANNOUNCE_SCHEDULE
 from node_runner.runner import Runner
 
@@ -103,6 +104,27 @@ def test_it_reports_what_it_holds_and_tells_the_workers_once(
     ledger.change(NETID, row(acknowledged=True)[NETID])
     runner.step()
     assert told.times == 1
+
+
+def test_what_placement_asks_of_a_node_is_told_when_it_changes(
+    runner: Runner, ledger: FakeLedger, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.begin("e1", {})
+    runner.step()
+    assert told.times == 1  # the link is known now
+    runner.step()
+    assert told.times == 1
+
+    def broken(*_: object, **__: object) -> None:
+        raise LinkFailed("down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner._programmer, "run", broken)
+        runner.step()
+        runner.step()
+    assert (ledger.last.problem, told.times) == ("LinkFailed: down", 2)
+    runner.step()
+    assert (ledger.last.problem, told.times) == ("", 3)
 
 
 def test_a_table_never_read_leaves_the_node_as_it_is(
@@ -242,12 +264,76 @@ def test_an_address_is_announced_on_schedule_and_no_longer_than_it_is_held(
     for after in ANNOUNCE_SCHEDULE[1:-1]:
         now = 1000.0 + after
         runner.step()
-    assert [address for _, address in lab.fake.arp.announced] == [A] * (len(ANNOUNCE_SCHEDULE) - 1)
+    assert announced(lab) == [A] * (len(ANNOUNCE_SCHEDULE) - 1)
     ledger.change(NETID, None)
     runner.step()
     now = 1000.0 + ANNOUNCE_SCHEDULE[-1]
     runner.step()
     assert len(lab.fake.arp.announced) == len(ANNOUNCE_SCHEDULE) - 1
+
+
+def announced(lab: Any) -> list[Address]:
+    return [address for _, address in lab.fake.arp.announced]
+
+
+def test_an_announcement_that_fails_is_made_again_and_fails_no_pass(
+    lab: Any, runner: Runner, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise LinkFailed("down")
+
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    ledger.begin("e1", row())
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.arp, "announce", fail)
+        for now in (1000.0, 1001.0, 1003.0, 1007.0, 1100.0):  # noqa: B007 - the clock
+            runner.step()
+            assert (ledger.last.problem, ledger.last.claims) == ("", (Claim(A, NETID, held=True),))
+    now = 1100.5
+    runner.step()
+    assert announced(lab) == []
+    now = 1101.0
+    runner.step()
+    runner.step()
+    assert announced(lab) == [A]
+
+
+def test_a_restarted_runner_announces_what_it_holds(
+    lab: Any, runner: Runner, ledger: Any, told: Told, row: Row
+) -> None:
+    ledger.begin("e1", {**row(), **row("192.168.1.200", "node1", netid=9), **row(str(B), netid=7)})
+    runner.step()
+    lab.fake.arp.announced.clear()
+    runner.step()
+    assert announced(lab) == []
+    again = restarted(lab, ledger, told)
+    again.step()
+    again.step()
+    assert sorted(announced(lab)) == [A, B]
+
+
+def test_what_a_failed_pass_had_taken_is_announced_by_the_next_one(
+    lab: Any, runner: Runner, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> int:
+        raise NetlinkFailed("no")
+
+    ledger.begin("e1", row())
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.conntrack, "forget_stale", fail)
+        runner.step()
+    assert (lab.addresses, announced(lab)) == ({str(A)}, [])
+    runner.step()
+    assert announced(lab) == [A]
+
+
+def test_an_address_put_back_is_announced_again(lab: Any, runner: Runner, ledger: FakeLedger, row: Row) -> None:
+    ledger.begin("e1", row())
+    runner.step()
+    lab.fake.links.take_away(A)
+    runner.step()
+    assert announced(lab) == [A, A]
 
 
 def test_a_restart_without_memory_changes_nothing(

@@ -1,12 +1,13 @@
 """What an EgressAddress says of itself."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from egress.addresses import Address
 from egress.objects import EgressAddress, HostSubnet, NetNamespace, Phase
-from egress.planning import plan
+from egress.planning import plan, with_claims
 from egress.table import Claim
-from workers.status import assess
+from workers.status import Seen, assess
 
 A = IPv4Address("192.168.1.102")
 CLAIM = EgressAddress(str(A), "prod", "app", "uid-1", resource_version="7")
@@ -27,7 +28,9 @@ def status(
     now: str = T0,
 ) -> EgressAddress:
     words = {(A, "node2"): said} if said else {}
-    return assess(claim, plan(hosts, bindings, acknowledged=held), words, {A: unplaced} if unplaced else {}, now)
+    outcome = plan(hosts, with_claims(bindings, [claim]), acknowledged=held)
+    seen = Seen.of(outcome, hosts, bindings, {}, {A: unplaced} if unplaced else {})
+    return assess(claim, replace(seen, said=words), now)
 
 
 def told(value: EgressAddress) -> dict[str, tuple[bool, str, str]]:
@@ -85,3 +88,33 @@ def test_a_condition_keeps_the_time_of_its_last_change_and_twice_is_once() -> No
     times = {c.type: c.last_transition for c in ready.conditions}
     assert times == {"Claimed": T0, "Bound": T0, "Placed": T0, "Programmed": T1, "Ready": T1}
     assert status(ready, now="2026-01-01T00:01:00Z") == ready
+
+
+def test_an_emptied_net_namespace_is_not_bound_whatever_the_table_says() -> None:
+    value = status(bindings=(NetNamespace("app", 5),))
+    assert told(value)["Bound"] == (False, "NotBound", "")
+    assert told(value)["Programmed"][0]
+    assert value.phase is not Phase.READY
+
+
+def test_a_reason_about_a_longer_address_is_not_about_this_one() -> None:
+    short = replace(CLAIM, address="192.168.1.10")
+    other = NetNamespace("app", 5, (str(A), "192.168.1.11"))
+    value = status(short, hosts=(HOST,), bindings=(other,))
+    assert told(value)["Bound"] == (False, "NotBound", "no node hosts 192.168.1.10")
+    two = status(hosts=(HOST, HostSubnet("node3", "192.168.1.19", ("192.168.1.10",))), bindings=(other,))
+    assert told(two)["Ready"][0]
+
+
+def test_a_shared_netid_can_be_read() -> None:
+    value = status(bindings=(BOUND, NetNamespace("other", 5)))
+    assert told(value)["Bound"][0]
+    assert "NetID 5 is shared by NetNamespaces app and other" in told(value)["Ready"][2]
+
+
+def test_the_node_is_remembered_while_several_have_the_address() -> None:
+    placed = status()
+    assert placed.node == "node2"
+    doubled = status(placed, hosts=(HOST, HostSubnet("node1", "192.168.1.17", (str(A),))))
+    assert (doubled.node, doubled.phase) == ("node2", Phase.PENDING)
+    assert status(placed, hosts=()).node == ""

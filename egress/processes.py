@@ -1,0 +1,43 @@
+"""What every long-running process does the same way."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from typing import NoReturn
+
+import structlog
+
+_log = structlog.get_logger()
+_PR_SET_PDEATHSIG = 1
+PAUSE = 1.0
+"""Seconds before a process begins again, so that one that cannot run does not spin."""
+
+
+def begin_again_unless(*asked: object, reason: str) -> None:
+    """Begins again, unless one of `asked` was set: Celery's `state.should_stop` and `should_terminate`, which hold an
+    exit code (0 among them) once a signal asked for the end, and None or False until then."""
+    if all(flag is None or flag is False for flag in asked):
+        begin_again(reason)
+
+
+def begin_again(reason: str) -> NoReturn:
+    """Becomes a fresh process in the place of this one: same pid, same command.
+
+    For a process whose library gave up for a passing reason. All work here is level-triggered: it is found again by
+    looking, so nothing is lost but what was in memory.
+    """
+    _log.error("begins again", reason=reason)
+    time.sleep(PAUSE)
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell, and our own command line
+
+
+def die_with_parent(parent: int) -> None:
+    """From now on this process is killed when the one that started it (pid `parent`) ends, however that ends
+    (Linux's PR_SET_PDEATHSIG): a server's child must not go on answering for a server that was killed."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)  # it ended before we asked

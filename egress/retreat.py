@@ -1,0 +1,62 @@
+"""What keeps a node fail-closed when it cannot be programmed. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from egress.addresses import Address
+from egress.delta import FlowChange, Found, RulesFound, dropping, mark_in, marks_of, netid_of
+from egress.program import SNAT_CHAIN, SPINE_CHAINS, Flow, Layout, Rule, flow_of, leaves_of, rules_of
+from egress.table import Steering
+
+_MARK_MATCH = re.compile(r"--mark (0x[0-9a-f]+)")
+
+
+def retreat(table: Iterable[Steering], node: str, found: Found, layout: Layout) -> FlowChange:
+    """The drops that need no fact of the node but its flows.
+
+    Every row gets one, unless a flow of ours drops or steers it already, or hands its packets to the address that the
+    row gives `node`, all of whose rules stand. So does any other flow of ours that hands packets to an address. Where
+    addresses and rules could not be read, `found` is without them: then no rule counts as standing.
+    """
+    rows = list(table)
+    given = {(row.netid, hop.address) for row in rows for hop in row.hops if hop.node == node}
+    carrying = {mark: address for address, mark in _whole(found.rules, layout).items() if address in found.addresses}
+    sound: set[tuple[int, int, str]] = set()
+    drops: dict[tuple[int, int, str], Flow] = {}
+    for flow in found.flows:
+        mark = mark_in(flow)
+        if mark is None:
+            good = flow.actions == "drop" or "->tun_dst" in flow.actions or flow.actions.startswith("group:")
+        else:
+            good = (netid_of(flow), carrying.get(mark)) in given
+            if not good:
+                drops[flow.key] = dropping(flow)
+        if good:
+            sound.add(flow.key)
+    for row in rows:
+        drop = flow_of(row.netid, "drop", layout)
+        if drop.key not in sound and drop.key not in found.foreign_flows:
+            drops[drop.key] = drop
+    return FlowChange(add=tuple(sorted(drops.values())))
+
+
+def _whole(found: RulesFound, layout: Layout) -> dict[Address, int]:
+    """Of `marks_of`, the addresses whose rules all stand, with all that leads to them and nothing in between."""
+    marks = marks_of(found)
+    rules = rules_of(marks, layout)
+    spine: dict[tuple[str, str], list[str]] = {chain: [] for chain in SPINE_CHAINS}
+    for rule in rules.spine:
+        spine[rule.table, rule.chain].append(rule.spec)
+    reached = all(found.parents.get((jump.table, jump.chain), ())[:1] == (jump.spec,) for jump in rules.jumps)
+    if not reached or any(found.own.get(chain) != tuple(specs) for chain, specs in spine.items()):
+        return {}
+    there = {Rule(table, chain, spec) for (table, chain), specs in found.own.items() for spec in specs}
+    by_mark = Counter(_MARK_MATCH.findall(" ".join(found.own.get(("nat", SNAT_CHAIN), ()))))
+    return {
+        address: mark
+        for address, mark in marks.items()
+        if leaves_of(address, mark, layout) <= there and by_mark[f"{mark:#x}"] == len(layout.cluster_networks)
+    }

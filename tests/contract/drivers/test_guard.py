@@ -1,0 +1,115 @@
+"""The guard on the host's kernel: a connection never goes on under an address that is not its namespace's now."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from egress.delta import rule_change
+from egress.program import Layout, RuleSet, rules_of
+from node_runner.drivers.conntrack import KernelConntrack
+from node_runner.drivers.nat import Iptables, Variant
+
+from .conftest import FOREIGN_RULES, NEIGHBOUR, NODE_IP, Netns, add_link, need, run
+
+A, B = IPv4Address("192.168.1.102"), IPv4Address("192.168.1.103")
+MARK = {A: 0xC0A80166, B: 0xC0A80167}
+
+
+@dataclass
+class Network:
+    """A pod that sends datagrams from one port through the node to the neighbour, and the node's rules."""
+
+    pod: socket.socket
+    neighbour: socket.socket
+    iptables: Iptables
+    variant: Variant
+
+    def sources(self, times: int = 3) -> set[str]:
+        """The addresses that the pod's datagrams come from."""
+        found = set()
+        for _ in range(times):
+            self.pod.sendto(b"x", (str(NEIGHBOUR), 9999))
+            try:
+                found.add(self.neighbour.recvfrom(16)[1][0])
+            except TimeoutError:
+                continue
+        return found
+
+    def flow(self, *marks: int) -> None:
+        """What the NetID's flow does: mark the packets."""
+        run(f"iptables-{self.variant}", "-t", "mangle", "-F", "PREROUTING")
+        for mark in marks:
+            rule = ("-i", "pod0", "-j", "MARK", "--set-xmark", f"{mark:#x}/0xffffffff")
+            run(f"iptables-{self.variant}", "-t", "mangle", "-A", "PREROUTING", *rule)
+
+    def rules(self, *addresses: IPv4Address) -> None:
+        """The rules of `addresses`."""
+        wanted = rules_of({a: MARK[a] for a in addresses}, Layout()) if addresses else RuleSet()
+        self.iptables.apply(rule_change(wanted, self.iptables.read()))
+
+
+@pytest.fixture(params=list(Variant))
+def network(request: pytest.FixtureRequest, netns: Netns) -> Iterator[Network]:
+    """A pod, a node and a neighbour."""
+    variant: Variant = request.param
+    need(f"iptables-{variant}-restore")
+    run(f"iptables-{variant}-restore", stdin=FOREIGN_RULES)
+    neighbour = add_link(netns, "eth0", traffic=True)
+    for address in MARK:
+        run("ip", "address", "add", f"{address}/24", "dev", "eth0")
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    pod = Netns()
+    netns.beyond.append(pod)
+    run("ip", "link", "add", "pod0", "type", "veth", "peer", "name", "eth0", "netns", pod.path)
+    run("ip", "address", "add", "10.128.0.1/24", "dev", "pod0")
+    run("ip", "link", "set", "pod0", "up")
+    with pod:
+        run("ip", "address", "add", "10.128.0.2/24", "dev", "eth0")
+        run("ip", "link", "set", "eth0", "up")
+        run("ip", "route", "add", "default", "via", "10.128.0.1")
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sender.bind(("10.128.0.2", 5000))
+    with neighbour:
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        receiver.bind((str(NEIGHBOUR), 9999))
+        receiver.settimeout(0.3)
+    made = Network(sender, receiver, Iptables(variant=variant), variant)
+    with sender, receiver:
+        for _ in range(20):  # the kernel drops frames until it has noticed the carrier
+            if made.sources(1):
+                break
+        yield made
+
+
+def test_a_connection_begun_before_the_assignment_is_cut_then_begins_anew_with_the_address(network: Network) -> None:
+    assert network.sources() == {str(NODE_IP)}
+    network.rules(A)
+    network.flow(MARK[A])
+    assert network.sources() == set()
+    assert KernelConntrack().forget_stale() == 1
+    assert network.sources() == {str(A)}
+    assert KernelConntrack().forget_stale() == 0
+
+
+def test_a_connection_never_goes_on_under_an_address_that_its_namespace_lost(network: Network) -> None:
+    """Nothing ended the connections: the runner was killed."""
+    network.rules(A, B)
+    network.flow(MARK[A])
+    KernelConntrack().forget([NODE_IP])
+    assert network.sources() == {str(A)}
+    network.flow()  # no address any more
+    assert network.sources() == set()
+    network.flow(MARK[B])  # another one
+    assert network.sources() == set()
+    assert KernelConntrack().forget_stale() == 1
+    assert network.sources() == {str(B)}
+    network.flow()
+    assert network.sources() == set()
+    assert KernelConntrack().forget_stale() == 1
+    assert network.sources() == {str(NODE_IP)}
