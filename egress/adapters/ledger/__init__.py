@@ -1,0 +1,42 @@
+"""The ledger in Redis: reservations, the nodes' table with its change log, what the nodes report, the history.
+
+All of it but the history can be rebuilt from the cluster's objects and the nodes' reports, at any moment.
+"""
+
+from __future__ import annotations
+
+from egress.adapters.ledger.connection import LedgerAwayError, NotReadyError
+from egress.adapters.ledger.coordination import Coordination
+from egress.adapters.ledger.reservations import (
+    REQUEST_PREFIX,
+    Exhausted,
+    Held,
+    Holding,
+    Offer,
+    Reservations,
+    Reserved,
+    manual_holder,
+    name_holder,
+    request_holder,
+)
+from egress.adapters.ledger.table import Table, TableRead
+
+__all__ = [
+    "REQUEST_PREFIX",
+    "Exhausted",
+    "Held",
+    "Holding",
+    "Ledger",
+    "LedgerAwayError",
+    "NotReadyError",
+    "Offer",
+    "Reserved",
+    "TableRead",
+    "manual_holder",
+    "name_holder",
+    "request_holder",
+]
+
+
+class Ledger(Reservations, Table, Coordination):
+    """All of the ledger, over one connection."""

@@ -1,0 +1,83 @@
+"""Who does what next: locks, asks that become one, waits, and the history of what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+import msgspec
+from redis.exceptions import LockError, RedisError
+
+from egress.adapters.ledger.connection import Connection, away, from_key, key_of
+from egress.addresses import Address
+from egress.operations import StepRecord, TransientError
+
+HISTORY_PER_NAMESPACE = 100
+_STEP = msgspec.json.Decoder(StepRecord)
+
+
+class Coordination(Connection):
+    """What the workers' processes agree on between themselves. None of it matters to correctness, only to effort."""
+
+    @contextmanager
+    def exclusively(self, name: str, timeout: float = 30.0) -> Iterator[None]:
+        """Holds the lock `name`, or raises TransientError after waiting a little for it."""
+        with away():
+            lock = self._redis.lock(f"hawse:lock:{name}", timeout=timeout, blocking_timeout=2.0)
+            if not lock.acquire():
+                raise TransientError(f"somebody else is at {name}")
+        try:
+            yield
+        finally:
+            with suppress(LockError, RedisError):  # it ran out or Redis is away: either way it is no longer ours
+                lock.release()
+
+    def first_to(self, what: str, seconds: float) -> bool:
+        """True for the first who asks for `what` until `done_with` or `seconds` later: several asks become one."""
+        with away():
+            return bool(self._redis.set(f"hawse:pending:{what}", "1", nx=True, px=max(1, int(seconds * 1000))))
+
+    def done_with(self, what: str) -> None:
+        """Lets the next ask for `what` through. Call it before reading what the work depends on."""
+        with away():
+            self._redis.delete(f"hawse:pending:{what}")
+
+    def is_news(self, what: str, value: str) -> bool:
+        """Whether `what` had another value, or none, when this was last asked."""
+        with away():
+            return bool(self._redis.set(f"hawse:last:{what}", value, get=True) != value)
+
+    def waiting_for(self, what: str, seconds: float) -> bool:
+        """True until `seconds` after the first call for `what` since `done_with` it."""
+        key, now = f"hawse:pending:{what}", self.now()
+        with away():
+            self._redis.set(key, f"{now:.3f}", nx=True, ex=3600)
+            since = float(self._redis.get(key) or now)
+        return now - since < seconds
+
+    def set_unplaced(self, reasons: Mapping[Address, str]) -> None:
+        """Replaces what is known of the addresses that no node can host, and why."""
+        with away():
+            pipeline = self._redis.pipeline().delete("hawse:unplaced")
+            if reasons:
+                pipeline.hset("hawse:unplaced", mapping={key_of(address): text for address, text in reasons.items()})
+            pipeline.execute()
+
+    def unplaced(self) -> dict[Address, str]:
+        """The addresses that no node could host when they were last placed, and why."""
+        with away():
+            entries = self._redis.hgetall("hawse:unplaced")
+        return {from_key(key): text for key, text in entries.items()}
+
+    def record(self, step: StepRecord) -> None:
+        """Adds a step to its namespace's history, which keeps the last hundred."""
+        key = f"hawse:history:{step.namespace}"
+        with away():
+            self._redis.pipeline().lpush(key, msgspec.json.encode(step)).ltrim(
+                key, 0, HISTORY_PER_NAMESPACE - 1
+            ).expire(key, 30 * 24 * 3600).execute()
+
+    def history(self, namespace: str) -> tuple[StepRecord, ...]:
+        """A namespace's steps, the latest first."""
+        with away():
+            return tuple(_STEP.decode(text) for text in self._redis.lrange(f"hawse:history:{namespace}", 0, -1))

@@ -1,0 +1,220 @@
+"""Reservations: which namespace has which address, and NetIDs that are being taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from egress.adapters import scripts
+from egress.adapters.ledger.connection import Connection, NotReadyError, away, from_key, hexadecimal, key_of
+from egress.addresses import Address, Range, parse_address
+from egress.objects import EgressPool
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """The addresses a reservation got."""
+
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A requested address is another's."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """The pool has too few free addresses: `used` of `total` are taken."""
+
+    used: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What admission chooses from: the pools, and the nodes' own IPs, which no pool may give."""
+
+    pools: tuple[EgressPool, ...] = ()
+    node_ips: frozenset[Address] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One address that an object of the cluster holds, for the index. `quarantined` means its namespace is gone."""
+
+    address: Address
+    holder: str
+    quarantined: bool = False
+
+
+class _Offer(msgspec.Struct, frozen=True):
+    pools: list[EgressPool]
+    node_ips: list[str]
+
+
+REQUEST_PREFIX = "uid/"
+MANUAL_PREFIX = "manual/"
+_OFFER = msgspec.json.Decoder(_Offer)
+
+
+def name_holder(namespace: str) -> str:
+    """The holder of a reservation for a namespace whose name is known."""
+    return f"ns/{namespace}"
+
+
+def manual_holder(name: str) -> str:
+    """The holder of an address that an admin assigned by hand, to a NetNamespace or else a HostSubnet of that name."""
+    return f"{MANUAL_PREFIX}{name}"
+
+
+def request_holder(uid: str) -> str:
+    """The holder of a reservation for a namespace that has no name yet (generateName): the admission request's uid."""
+    return f"{REQUEST_PREFIX}{uid}"
+
+
+class Reservations(Connection):
+    """The index of addresses in use. It follows the cluster's objects, and can be rebuilt from them."""
+
+    def __init__(self, url: str, timeout: float = 5.0) -> None:
+        super().__init__(url, timeout)
+        self._reserve = self._redis.register_script(scripts.RESERVE)
+        self._settle = self._redis.register_script(scripts.SETTLE)
+        self._sync = self._redis.register_script(scripts.SYNC)
+        self._take_netid = self._redis.register_script(scripts.TAKE_NETID)
+        self._ready = self._redis.register_script(scripts.READY)
+        self._offer = self._redis.register_script(scripts.OFFER)
+        self._holders = self._redis.register_script(scripts.HOLDERS)
+
+    def offer(self) -> Offer:
+        """The pools as last seen by the workers; NotReadyError while the index is not built."""
+        with away():
+            text = self._offer()
+        if text is None:
+            raise NotReadyError("the index is being rebuilt")
+        try:
+            wire = _OFFER.decode(text)
+        except msgspec.DecodeError as error:  # written by another version: the next reconcile replaces it
+            raise NotReadyError(f"the pools cannot be read: {error}") from None
+        return Offer(tuple(wire.pools), frozenset(map(parse_address, wire.node_ips)))
+
+    def set_offer(self, offer: Offer) -> None:
+        """Replaces the pools."""
+        text = msgspec.json.encode(_Offer(list(offer.pools), sorted(map(str, offer.node_ips))))
+        with away():
+            self._redis.set("hawse:offer", text)
+
+    def reserve(
+        self, holder: str, count: int, ranges: Iterable[Range], requested: Sequence[Address] = ()
+    ) -> Reserved | Held | Exhausted:
+        """Reserves `requested`, or the lowest free `count` addresses of `ranges`, in one atomic step.
+
+        A holder that has addresses of these ranges already, even in quarantine, gets the same again. NotReadyError
+        while the index is not built.
+        """
+        flat = ",".join(
+            f"{hexadecimal(piece.first, piece.version)},{hexadecimal(piece.last, piece.version)}" for piece in ranges
+        )
+        with away():
+            reply = self._reserve(args=[holder, count, ",".join(map(key_of, requested)), flat])
+        match reply:
+            case ["ok", *addresses]:
+                return Reserved(tuple(from_key(key) for key in addresses))
+            case ["held", address]:
+                return Held(from_key(address))
+            case ["full", used, total]:
+                return Exhausted(int(used), int(total))
+        raise NotReadyError("the index is being rebuilt")
+
+    def held_by(self, holder: str) -> tuple[Address, ...]:
+        """The addresses that `holder` has, in whatever state."""
+        with away():
+            text = self._redis.hget("hawse:holders", holder)
+        return tuple(from_key(key) for key in (text or "").split(",") if key)
+
+    def holders(self, addresses: Sequence[Address]) -> dict[Address, str]:
+        """Who has each of `addresses`, without those that nobody has. NotReadyError while the index is not built."""
+        with away():
+            values = self._holders(args=[key_of(address) for address in addresses])
+        if values is None:
+            raise NotReadyError("the index is being rebuilt")
+        return {address: _entry(value)[1] for address, value in zip(addresses, values, strict=True) if value}
+
+    def claimed(self, holder: str, addresses: Iterable[Address]) -> None:
+        """Follows objects that exist: `addresses` are `holder`'s, for as long as they do."""
+        self._settled("claimed", holder, addresses)
+
+    def quarantined(self, holder: str, addresses: Iterable[Address]) -> None:
+        """Follows objects in quarantine: nobody but `holder` gets `addresses`."""
+        self._settled("quarantined", holder, addresses)
+
+    def freed(self, holder: str, addresses: Iterable[Address]) -> None:
+        """Gives `addresses` back, unless somebody else has them by now."""
+        self._settled("free", holder, addresses)
+
+    def lapse(self, holder: str, addresses: Iterable[Address], older_than: float) -> None:
+        """Gives reservations back that were made more than `older_than` seconds ago; one made anew meanwhile stays."""
+        self._settled("free", holder, addresses, "reserved", f"{self.now() - older_than:.6f}")
+
+    def quarantine_over(self, holder: str, addresses: Iterable[Address]) -> None:
+        """Gives `addresses` back, unless `holder` is back and has reserved them meanwhile."""
+        self._settled("free", holder, addresses, "quarantined")
+
+    def _settled(self, state: str, holder: str, addresses: Iterable[Address], only: str = "", until: str = "") -> None:
+        keys = [key_of(address) for address in addresses]
+        if keys:
+            with away():
+                self._settle(args=[state, holder, only, until, *keys])
+
+    def sync(self, holdings: Iterable[Holding], listed_at: float, *, ready: bool) -> None:
+        """Brings the index to what the cluster's objects hold, as listed at `listed_at` by `now()`.
+
+        `ready` declares it complete: from then on reservations are made. Without it, it stays what it was.
+        """
+        args: list[str] = [f"{listed_at:.6f}", "1" if ready else "0"]
+        for holding in holdings:
+            args += [key_of(holding.address), "quarantined" if holding.quarantined else "claimed", holding.holder]
+        with away():
+            self._sync(args=args)
+
+    def lapsed(self, older_than: float) -> dict[Address, str]:
+        """Reservations made more than `older_than` seconds ago, and their holders."""
+        now = self.now()
+        with away():
+            keys = self._redis.zrangebyscore("hawse:reserved", "-inf", now - older_than)
+            values = self._redis.hmget("hawse:addresses", keys) if keys else []
+        return {from_key(key): _entry(value)[1] for key, value in zip(keys, values, strict=True) if value is not None}
+
+    def usage(self) -> dict[Address, tuple[str, str]]:
+        """Every address in use: its state (reserved, claimed or quarantined) and holder."""
+        with away():
+            entries = self._redis.hgetall("hawse:addresses")
+        return {from_key(key): _entry(value) for key, value in entries.items()}
+
+    def is_ready(self) -> bool:
+        """Whether the index is built, so that reservations can be made."""
+        with away():
+            return bool(self._ready())
+
+    def take_netid(self, namespace: str, candidates: Iterable[int]) -> int | None:
+        """A NetID for `namespace` that no other namespace takes at the same time, or None if all candidates went."""
+        with away():
+            reply = self._take_netid(args=[namespace, *candidates])
+        return int(reply) if reply else None
+
+    def return_netid(self, namespace: str) -> None:
+        """Forgets the NetID that was taken for `namespace`."""
+        with away():
+            netid = self._redis.hget("hawse:netid-of", namespace)
+            if netid is not None:
+                self._redis.pipeline().hdel("hawse:netid-of", namespace).hdel("hawse:netids", netid).execute()
+
+
+def _entry(text: str) -> tuple[str, str]:
+    """State and holder. At admission nobody has checked the name yet, so the holder may hold the separator too."""
+    state, _, rest = text.partition("|")
+    return state, rest.rpartition("|")[0]

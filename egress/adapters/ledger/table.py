@@ -1,0 +1,174 @@
+"""The nodes' table with its change log, and what the nodes report of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from typing import Any
+
+import msgspec
+import structlog
+
+from egress.adapters import scripts
+from egress.adapters.ledger.connection import Connection, away
+from egress.addresses import AddressError, parse_address
+from egress.operations import TransientError
+from egress.table import Claim, NodeReport, Steering, SteeringHop
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class TableRead:
+    """What a reader of the table missed: all of it (`whole`) or the rows that changed. A None row is gone.
+
+    An empty `epoch` means that no table is published now: keep what you have.
+    """
+
+    epoch: str
+    change: int
+    whole: bool
+    rows: Mapping[int, Steering | None]
+
+
+class _Hop(msgspec.Struct, frozen=True):
+    address: str
+    node: str
+    node_ip: str
+    ack: bool
+    since: int
+
+
+class _Row(msgspec.Struct, frozen=True):
+    namespace: str
+    hops: list[_Hop]
+
+
+class _Claim(msgspec.Struct, frozen=True):
+    address: str
+    netid: int
+    held: bool
+    reason: str = ""
+    message: str = ""
+
+
+class _Report(msgspec.Struct, frozen=True, omit_defaults=True):
+    at: float
+    epoch: str
+    applied: int
+    link: str
+    interface: str
+    claims: list[_Claim]
+    repairs: int
+    problem: str
+    run: str = ""  # filled in by the script
+
+
+_ROW = msgspec.json.Decoder(_Row)
+_REPORT = msgspec.json.Decoder(_Report)
+
+
+class Table(Connection):
+    """The one table that all nodes share."""
+
+    def __init__(self, url: str, timeout: float = 5.0) -> None:
+        super().__init__(url, timeout)
+        self._publish = self._redis.register_script(scripts.PUBLISH)
+        self._changes = self._redis.register_script(scripts.CHANGES)
+        self._report = self._redis.register_script(scripts.REPORT)
+        self._reports = self._redis.register_script(scripts.REPORTS)
+
+    def read_table(self, epoch: str = "", change: int = 0) -> TableRead:
+        """What changed since `change` of table `epoch`; the whole table for a reader that has none or another."""
+        with away():
+            head, *rest = self._changes(args=[epoch, change])
+        if not head:
+            return TableRead("", 0, whole=False, rows={})
+        number, kind, *flat = rest
+        rows = {int(netid): _row(int(netid), text) for netid, text in zip(flat[::2], flat[1::2], strict=True)}
+        return TableRead(head, int(number), kind == "all", rows)
+
+    def publish(self, changes: Mapping[int, Steering | None], *, expected: int, epoch: str = "") -> int | None:
+        """Writes changed rows; the new change number, or None when somebody published since change `expected`.
+
+        `epoch` begins a new table: the caller has put all of it into `changes`.
+        """
+        args: list[Any] = [expected, epoch]
+        for netid, row in sorted(changes.items()):
+            args += [netid, _encoded(row) if row is not None else ""]
+        with away():
+            reply = int(self._publish(args=args))
+        return None if reply < 0 else reply
+
+    def change_number(self) -> int:
+        """The number of the last change, whether or not a table is published."""
+        with away():
+            return int(self._redis.get("hawse:change") or 0)
+
+    def report(self, report: NodeReport) -> None:
+        """Stores what a runner says of its node."""
+        claims = [_Claim(str(c.address), c.netid, c.held, c.reason, c.message) for c in report.claims]
+        wire = _Report(
+            report.at,
+            report.epoch,
+            report.applied,
+            report.link,
+            report.interface,
+            claims,
+            report.repairs,
+            report.problem,
+        )
+        with away():
+            self._report(args=[report.node, msgspec.json.encode(wire)])
+
+    def reports(self, nodes: Iterable[str]) -> dict[str, NodeReport]:
+        """What the runners of `nodes` last said.
+
+        A node is absent that has said nothing since Redis started, or what cannot be read: a runner of another version.
+        """
+        names = sorted(nodes)
+        if not names:
+            return {}
+        with away():
+            run, *texts = self._reports(args=names)
+        result: dict[str, NodeReport] = {}
+        for name, text in zip(names, texts, strict=True):
+            try:
+                wire = _REPORT.decode(text) if text else None
+                if wire is not None and wire.run == run:
+                    result[name] = _node_report(name, wire)
+            except (msgspec.DecodeError, AddressError) as error:
+                _log.error("report cannot be read", node=name, error=str(error))
+        return result
+
+
+def _node_report(name: str, wire: _Report) -> NodeReport:
+    claims = tuple(Claim(parse_address(c.address), c.netid, c.held, c.reason, c.message) for c in wire.claims)
+    if wire.link:
+        try:
+            ip_interface(wire.link)
+        except ValueError as error:
+            raise AddressError(f"link: {error}") from None
+    return NodeReport(
+        name, wire.at, wire.epoch, wire.applied, wire.link, wire.interface, claims, wire.repairs, wire.problem
+    )
+
+
+def _encoded(row: Steering) -> bytes:
+    hops = [_Hop(str(hop.address), hop.node, str(hop.node_ip), hop.acknowledged, hop.since) for hop in row.hops]
+    return msgspec.json.encode(_Row(row.namespace, hops))
+
+
+def _row(netid: int, text: str) -> Steering | None:
+    if not text:
+        return None
+    try:
+        row = _ROW.decode(text)
+        hops = tuple(
+            SteeringHop(parse_address(hop.address), hop.node, parse_address(hop.node_ip), hop.ack, hop.since)
+            for hop in row.hops
+        )
+    except (msgspec.DecodeError, AddressError) as error:
+        raise TransientError(f"the table's row of NetID {netid} cannot be read: {error}") from None
+    return Steering(netid, row.namespace, hops)
