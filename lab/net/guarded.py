@@ -66,9 +66,8 @@ def start(
         )
     assert guard.stdout is not None  # noqa: S101
     with guard.stdout as lines:
-        said = _read_until(lines.fileno(), b"ready\n", 10)
-    words = said.split()
-    if b"ready" not in words:
+        words = _read_until(lines.fileno(), {b"holder", b"ready"}, 10).split()
+    if not {b"holder", b"ready"}.issubset(words):
         guard.kill()
         guard.wait()
         why = log.read_text(errors="replace").strip()[-500:]
@@ -76,12 +75,15 @@ def start(
     return Guarded(guard, int(words[words.index(b"holder") + 1]))
 
 
-def _read_until(fd: int, mark: bytes, seconds: float) -> bytes:
+def _read_until(fd: int, marks: set[bytes], seconds: float) -> bytes:
+    """What was written until lines beginning with each of `marks` have come, in any order: two processes write them."""
     deadline = time.monotonic() + seconds
     said = b""
     with selectors.DefaultSelector() as selector:
         selector.register(fd, selectors.EVENT_READ)
-        while mark not in said and selector.select(max(0.0, deadline - time.monotonic())):
+        while not marks.issubset(line.split(b" ")[0] for line in said.split(b"\n")[:-1]) and selector.select(
+            max(0.0, deadline - time.monotonic())
+        ):
             part = os.read(fd, 4096)
             if not part:
                 break
