@@ -68,10 +68,14 @@ def main() -> None:
     )
     stop = threading.Event()
     loop = threading.Thread(target=_loop, args=(runner, stop, current.check_interval), name="loop")
-    watcher = threading.Thread(target=runner.watch, args=(drivers, stop), name="watch", daemon=True)
+    watchers = [
+        threading.Thread(target=runner.watch, args=(drivers.links, runner.look_anew, stop), name="links", daemon=True),
+        threading.Thread(target=runner.watch, args=(drivers.flows, runner.wake, stop), name="flows", daemon=True),
+    ]
     _consume(app, current.node_name, runner, ledger, stop)
     loop.start()
-    watcher.start()
+    for watcher in watchers:
+        watcher.start()
     queue = node_queue(current.node_name)
     arguments = ["worker", "-Q", queue, "--pool", "solo", "-n", f"runner@{current.node_name}"]
     try:

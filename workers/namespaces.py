@@ -22,7 +22,8 @@ from egress.objects import (
     Origin,
     Phase,
 )
-from egress.operations import Outcome, PermanentError, Step, TransientError
+from egress.operations import NotYetError, Outcome, PermanentError, Step, TransientError
+from egress.table import lagging
 from workers.context import NAMESPACE_LABEL, Context
 
 _log = structlog.get_logger()
@@ -57,6 +58,7 @@ def converge(context: Context, name: str) -> None:
         _give_up(context, namespace, addresses, lost)
         raise TransientError(f"namespace {name} lost {', '.join(map(str, lost))}: it gets another address")
     context.ledger.claimed(name_holder(name), addresses)
+    context.ask(PUBLISH_TASK, CONTROL_QUEUE)  # the claim alone closes the namespace, where it has a NetID
     _bind(context, namespace, addresses, former, returning=bool(mine))
     context.ask(PLACE_TASK, CONTROL_QUEUE)
     context.ask(PUBLISH_TASK, CONTROL_QUEUE)
@@ -242,6 +244,7 @@ def _create_net_namespace(context: Context, namespace: Namespace, addresses: lis
     if netid is None or netid in taken:
         context.ledger.return_netid(namespace.name)
         raise TransientError("no free NetID found in this try")
+    _fence(context, namespace.name, netid)
     manifest = Kind.NET_NAMESPACE.head | {
         "metadata": {"name": namespace.name, "annotations": {CREATED_ANNOTATION: "true"}},
         "netname": namespace.name,
@@ -252,6 +255,24 @@ def _create_net_namespace(context: Context, namespace: Namespace, addresses: lis
         context.cluster.create(Kind.NET_NAMESPACE, manifest)
     except ExistsError:
         raise ConflictError(f"the NetNamespace of {namespace.name} was made by somebody else meanwhile") from None
+
+
+def _fence(context: Context, name: str, netid: int) -> None:
+    """Returns once the nodes drop `netid`, so that from the first packet on nothing leaves with a node's IP.
+
+    NotYetError until then; the publishing that sees the last node's word asks for this namespace again. A node that
+    does not answer for `fence_wait` keeps nobody from having a network: its own traffic stays as it is (0007).
+    """
+    what = f"fence:{name}"
+    epoch, changes = context.ledger.last_changes([netid])
+    reports = context.ledger.reports(subnet.name for subnet in context.host_subnets())
+    waiting = lagging(reports, epoch, changes.get(netid), context.ledger.now())
+    if waiting and context.ledger.waiting_for(what, context.settings.fence_wait):
+        context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+        raise NotYetError(f"NetID {netid} must be dropped on {', '.join(waiting)} before namespace {name} gets it")
+    if waiting:
+        _log.error("goes on though nodes may not drop it yet", namespace=name, netid=netid, nodes=waiting)
+    context.ledger.done_with(what)
 
 
 def _release(context: Context, name: str, claims: list[EgressAddress], successor: Namespace | None) -> None:

@@ -27,7 +27,7 @@ from egress.messages import (
     celery_config,
     sending_config,
 )
-from egress.operations import Outcome, PermanentError, TransientError, backoff, outcome_of
+from egress.operations import NotYetError, Outcome, PermanentError, TransientError, backoff, outcome_of
 from workers import namespaces, placing, publishing, reconciling
 from workers.context import Context
 
@@ -134,5 +134,6 @@ def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
                     _log.error("gave up", error=str(error), attempt=attempt)
                     return
                 wait = backoff(attempt, _jitter)
-                _log.warning("tries again", error=str(error), attempt=attempt, wait=round(wait, 2))
+                level = "info" if isinstance(error, NotYetError) else "warning"
+                getattr(_log, level)("tries again", error=str(error), attempt=attempt, wait=round(wait, 2))
                 raise self.retry(countdown=wait, exc=error) from error

@@ -249,6 +249,23 @@ return reply
 """
 )
 
+LAST_CHANGES = (
+    _RUN
+    + """
+-- ARGV: netid, ...: gives the epoch ('' while no table is published), then for each the change that wrote its row, or
+-- '' if it has none.
+local reply = {''}
+if has_table() then reply[1] = redis.call('GET', 'hawse:epoch') end
+for i = 1, #ARGV do
+  reply[i + 1] = ''
+  if reply[1] ~= '' and redis.call('HEXISTS', 'hawse:table', ARGV[i]) == 1 then
+    reply[i + 1] = redis.call('ZSCORE', 'hawse:changes', ARGV[i]) or ''
+  end
+end
+return reply
+"""
+)
+
 READY = (
     _RUN
     + """

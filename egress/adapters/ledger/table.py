@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Any
@@ -76,6 +76,7 @@ class Table(Connection):
         super().__init__(url, timeout)
         self._publish = self._redis.register_script(scripts.PUBLISH)
         self._changes = self._redis.register_script(scripts.CHANGES)
+        self._last_changes = self._redis.register_script(scripts.LAST_CHANGES)
         self._report = self._redis.register_script(scripts.REPORT)
         self._reports = self._redis.register_script(scripts.REPORTS)
 
@@ -100,6 +101,12 @@ class Table(Connection):
         with away():
             reply = int(self._publish(args=args))
         return None if reply < 0 else reply
+
+    def last_changes(self, netids: Collection[int]) -> tuple[str, dict[int, int]]:
+        """The table's epoch ("" for none), and for each of `netids` that has a row the change that wrote it."""
+        with away():
+            epoch, *changes = self._last_changes(args=list(netids))
+        return epoch, {netid: int(change) for netid, change in zip(netids, changes, strict=True) if change}
 
     def change_number(self) -> int:
         """The number of the last change, whether or not a table is published."""
