@@ -53,6 +53,7 @@ class ControlPlane:
             "HAWSE_TLS_CERT": str(cert),
             "HAWSE_TLS_KEY": str(key),
             "HAWSE_TRUSTED_USERS": WORKERS_USER,
+            "HAWSE_HEALTH_PORT": "0",  # all of them are on this host, and maybe other labs too
             **(environment or {}),
         }
 

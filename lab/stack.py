@@ -117,6 +117,7 @@ class Stack:
             "HAWSE_NODE_NAME": spec.host,
             "HAWSE_NODE_IP": str(spec.address),
             "HAWSE_CLUSTER_NETWORKS": str(CLUSTER_NETWORK),
+            "HAWSE_HEALTH_PORT": "0",
             **self._settings,
         }
         self.runners[name] = self.network.spawn(name, command, env=environment, log=f"runner-{name}")
