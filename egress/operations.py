@@ -34,10 +34,6 @@ class TransientError(Exception):
     """What may succeed when tried again: somebody was away, or changed the object first."""
 
 
-class NotYetError(TransientError):
-    """Nothing failed: it is another part's turn first."""
-
-
 class PermanentError(Exception):
     """What will fail again however often it is tried; the message says what to change."""
 

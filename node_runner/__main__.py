@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from egress import logs, settings
 from egress.adapters.ledger import Ledger
 from egress.addresses import AddressError, parse_address
-from egress.messages import CONTROL_QUEUE, NUDGE_TASK, PUBLISH_TASK, celery_config, node_queue, sending_config
+from egress.messages import NUDGE_TASK, PUBLISH_TASK, celery_config, node_queue, queue_of, sending_config
 from egress.operations import TransientError
 from egress.processes import begin_again_unless
 from node_runner.drivers import open_node
@@ -91,13 +91,12 @@ def main() -> None:
 def tell(app: Celery, ledger: Ledger) -> None:
     """Asks the workers to look at this node's report, unless somebody has asked just now. TransientError if the broker
     is away."""
-    what = f"{PUBLISH_TASK}:{CONTROL_QUEUE}"
-    if not ledger.first_to(what, TELL_GUARD_SECONDS):
+    if not ledger.first_to(PUBLISH_TASK, TELL_GUARD_SECONDS):
         return
     try:
-        app.send_task(PUBLISH_TASK, queue=CONTROL_QUEUE, retry=False)
+        app.send_task(PUBLISH_TASK, queue=queue_of(PUBLISH_TASK), retry=False)
     except (OperationalError, OSError) as error:
-        ledger.done_with(what)  # nobody was asked: the next one must not believe so
+        ledger.done_with(PUBLISH_TASK)  # nobody was asked: the next one must not believe so
         raise TransientError(f"the broker is away: {error}") from error
 
 

@@ -11,6 +11,7 @@ from celery.worker import state
 
 from egress import logs, settings
 from egress.adapters.cluster import ConfigError
+from egress.messages import CONTROL_QUEUE, TABLE_QUEUE
 from egress.processes import begin_again_unless
 from workers.context import Context
 from workers.tasks import create_celery, make_context
@@ -40,7 +41,17 @@ def worker(concurrency: int) -> None:
     _start("worker")
     app = create_celery()
     _context(app)
-    arguments = ["worker", "-Q", "control", "--pool", "threads", "-c", str(concurrency), "-n", "worker@%h"]
+    arguments = [
+        "worker",
+        "-Q",
+        f"{TABLE_QUEUE},{CONTROL_QUEUE}",
+        "--pool",
+        "threads",
+        "-c",
+        str(concurrency),
+        "-n",
+        "worker@%h",
+    ]
     app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     # kombu 5.7 gives up when it loses the broker at the wrong moment.
     begin_again_unless(state.should_stop, state.should_terminate, reason="Celery's worker gave up")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, NUDGE_TASK, PLACE_TASK, node_queue
+from egress.messages import NAMESPACE_TASK, PLACE_TASK
 from egress.operations import TransientError
 from egress.planning import plan, with_claims
 from egress.table import NodeReport, Steering, acknowledged, carried_over, fences, lagging, table_of, unbound
@@ -52,14 +52,14 @@ def run(context: Context) -> int:
             _log.info("published", change=number, rows=len(changes), new_table=bool(epoch))
             context.ledger.done_with("rebuild")
             for subnet in subnets:
-                context.ask(NUDGE_TASK, node_queue(subnet.name))
+                context.nudge(subnet.name)
         for conflict in outcome.conflicts:
             _log.warning("conflict", conflict=conflict)
     _go_on(context, promised, reports)
     unplaced = context.ledger.unplaced()
     status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced))
     if unplaced and context.ledger.is_news("reports", _looks_of(reports)):
-        context.ask(PLACE_TASK, CONTROL_QUEUE)
+        context.ask(PLACE_TASK)
     return len(changes)
 
 
@@ -67,11 +67,11 @@ def _go_on(context: Context, promised: Mapping[str, int], reports: Mapping[str, 
     """Lets the namespaces go on whose NetID every node drops by now: their NetNamespace may be made."""
     if not promised:
         return
-    epoch, changes = context.ledger.last_changes(list(promised.values()))
+    epoch, changes = context.ledger.last_changes(promised)
     now = context.ledger.now()
-    for name, netid in promised.items():
-        if not lagging(reports, epoch, changes.get(netid), now):
-            context.ask(NAMESPACE_TASK, CONTROL_QUEUE, name)
+    for name in promised:
+        if not lagging(reports, epoch, changes.get(name), now):
+            context.ask(NAMESPACE_TASK, name)
 
 
 def _looks_of(reports: Mapping[str, NodeReport]) -> str:

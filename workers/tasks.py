@@ -27,7 +27,7 @@ from egress.messages import (
     celery_config,
     sending_config,
 )
-from egress.operations import NotYetError, Outcome, PermanentError, TransientError, backoff, outcome_of
+from egress.operations import Outcome, PermanentError, TransientError, backoff, outcome_of
 from workers import namespaces, placing, publishing, reconciling
 from workers.context import Context
 
@@ -127,13 +127,12 @@ def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
             try:
                 context = make_context(app)
                 # Before anything is read: whoever asks from now on may have seen what this run will not.
-                context.ledger.done_with(":".join((name, CONTROL_QUEUE, *arguments)))
+                context.ledger.done_with(":".join((name, *arguments)))
                 run(context, *arguments)
             except (TransientError, PermanentError) as error:
                 if outcome_of(error, attempt) is not Outcome.RETRY:
                     _log.error("gave up", error=str(error), attempt=attempt)
                     return
                 wait = backoff(attempt, _jitter)
-                level = "info" if isinstance(error, NotYetError) else "warning"
-                getattr(_log, level)("tries again", error=str(error), attempt=attempt, wait=round(wait, 2))
+                _log.warning("tries again", error=str(error), attempt=attempt, wait=round(wait, 2))
                 raise self.retry(countdown=wait, exc=error) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Any
@@ -102,11 +102,13 @@ class Table(Connection):
             reply = int(self._publish(args=args))
         return None if reply < 0 else reply
 
-    def last_changes(self, netids: Collection[int]) -> tuple[str, dict[int, int]]:
-        """The table's epoch ("" for none), and for each of `netids` that has a row the change that wrote it."""
+    def last_changes(self, netids: Mapping[str, int]) -> tuple[str, dict[str, int]]:
+        """The table's epoch ("" for none), and the change that wrote the row of each namespace's NetID, if it has
+        one."""
+        args = [item for pair in netids.items() for item in pair]
         with away():
-            epoch, *changes = self._last_changes(args=list(netids))
-        return epoch, {netid: int(change) for netid, change in zip(netids, changes, strict=True) if change}
+            epoch, *changes = self._last_changes(args=args)
+        return epoch, {name: int(change) for name, change in zip(netids, changes, strict=True) if change}
 
     def change_number(self) -> int:
         """The number of the last change, whether or not a table is published."""

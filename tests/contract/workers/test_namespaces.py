@@ -555,8 +555,8 @@ def test_a_release_that_is_cut_short_is_finished_by_the_reconcile(
     world.run(SWEEP_TASK)
     assert A in world.claims()  # it is not over while something has the address
     world.tasks.clear()
-    world.ledger.done_with(f"{NAMESPACE_TASK}:control:app")
-    world.ledger.done_with(f"{PLACE_TASK}:control")
+    world.ledger.done_with(f"{NAMESPACE_TASK}:app")
+    world.ledger.done_with(PLACE_TASK)
     world.reconcile()
     assert world.bound("app") == []
     assert (world.kube.get("NetNamespace", "app") is None) == hawses_own
@@ -572,7 +572,7 @@ def test_a_quarantine_does_not_end_while_a_node_has_the_address(world: Any) -> N
     world.delete("app")
     world.run(NAMESPACE_TASK, "app")
     world.tasks.clear()
-    world.ledger.done_with(f"{PLACE_TASK}:control")
+    world.ledger.done_with(PLACE_TASK)
     assert world.hosted("node2") == [A]
     world.run(SWEEP_TASK)
     assert world.claims()[A][1] == "Quarantined"
@@ -710,7 +710,8 @@ def fenced(world: Any) -> Any:
     world.tasks.clear()
     world.namespace("app", address=A)
     world.run(NAMESPACE_TASK, "app")
-    assert world.failures == [f"NetID {netid_promised(world)} must be dropped on node2 before namespace app gets it"]
+    assert world.kube.get("NetNamespace", "app") is None
+    assert world.failures == []
     assert world.claims()[A][0] == "app"
     return world
 
@@ -724,7 +725,7 @@ def test_a_net_namespace_is_made_once_the_nodes_drop_its_netid(fenced: Any) -> N
     fenced.run(NAMESPACE_TASK, "app")
     assert fenced.kube.get("NetNamespace", "app") is None
     fenced.tasks.clear()
-    fenced.ledger.done_with(f"{NAMESPACE_TASK}:control:app")
+    fenced.ledger.done_with(f"{NAMESPACE_TASK}:app")
     heard(fenced, "node2", applied=True)
     fenced.run(PUBLISH_TASK)
     assert (NAMESPACE_TASK, ("app",)) in fenced.tasks, "the publishing that saw the node's word goes on with it"
@@ -740,6 +741,20 @@ def test_a_node_that_lives_and_never_drops_does_not_keep_a_namespace_without_net
     time.sleep(0.3)
     fenced.run(NAMESPACE_TASK, "app")
     assert fenced.bound("app") == [A]
+
+
+@pytest.mark.parametrize("settings", [{"fence_wait": 0.2}])
+def test_a_promised_netid_that_somebody_else_has_meanwhile_is_not_used(fenced: Any) -> None:
+    netid = netid_promised(fenced)
+    fenced.net_namespace("other", netid)
+    fenced.run(PUBLISH_TASK)
+    heard(fenced, "node2", applied=True)
+    time.sleep(0.3)
+    fenced.tasks.clear()
+    fenced.run(NAMESPACE_TASK, "app")
+    assert fenced.kube.get("NetNamespace", "app") is None
+    fenced.run(NAMESPACE_TASK, "app")
+    assert netid_promised(fenced) != netid
 
 
 def test_a_namespace_that_goes_while_it_waits_leaves_no_drop_and_no_netid(fenced: Any) -> None:
