@@ -56,6 +56,10 @@ class Settings:
     lease_renew_deadline: float = 10.0
     """After how long without a renewal the leader itself gives up: well before another may begin."""
     lease_retry: float = 2.0
+    certificates: str = "own"
+    """own: Hawse makes and rotates the webhook's certificates. external: somebody else does."""
+    certificate_wait: float = 300.0
+    """After how long every API server has surely seen a new authority, so that it may sign."""
 
     reconcile_interval: float = 15.0
     sweep_interval: float = 5.0
@@ -147,6 +151,7 @@ _FORMS = {
     ),
     "log_format": ("json|console", "json or console"),
     "log_level": ("(?i:debug|info|warning|error|critical)", "debug, info, warning, error or critical"),
+    "certificates": ("own|external", "own or external"),
     "iptables": ("auto|nft|legacy", "auto, nft or legacy"),
     "bridge": _INTERFACE,
     "vxlan_interface": _INTERFACE,
@@ -156,6 +161,6 @@ _FORMS = {
 }
 """The form of each setting that is not any text: what it must match as a whole, and how to say so."""
 _POSITIVE = (
-    "redis_timeout", "lease_duration", "lease_renew_deadline", "lease_retry", "reconcile_interval", "sweep_interval",
-    "check_interval", "refused_retry",
+    "redis_timeout", "lease_duration", "lease_renew_deadline", "lease_retry", "certificate_wait",
+    "reconcile_interval", "sweep_interval", "check_interval", "refused_retry",
 )  # fmt: skip

@@ -17,7 +17,9 @@ from egress.health import Health, HealthError, Verdict
 from egress.operations import TransientError
 from egress.processes import begin_again, begin_again_unless, stop_event
 from workers import consuming, metrics
+from workers.certificates import Policy
 from workers.context import Context
+from workers.keeper import Keeper, service_names
 from workers.leader import Crew, Election, LeaseLostError, Timing, own_namespace
 from workers.schedule import run_schedule
 from workers.tasks import create_celery, make_context
@@ -95,8 +97,15 @@ def watch() -> None:
 
     def act(crew: Crew, stop: threading.Event) -> None:
         start_all(watchers, crew, stop)
+        if current.certificates == "own":
+            crew.start("certificates", partial(_keeper(current, context).run, stop))
 
     _lead("watch", current, act, listed)
+
+
+def _keeper(current: settings.Settings, context: Context) -> Keeper:
+    namespace = own_namespace(current)
+    return Keeper(context.cluster, namespace, Policy(service_names(namespace), wait=current.certificate_wait))
 
 
 def _lead(
