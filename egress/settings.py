@@ -66,6 +66,8 @@ class Settings:
     reservation_lifetime: float = 60.0
     create_net_namespaces: bool = True
     """Whether Hawse makes the NetNamespace of a namespace that has none. Off where OpenShift SDN makes them."""
+    fence_wait: float = 10.0
+    """How long a new NetNamespace waits at most for the nodes to drop its NetID first."""
     report_wait: float = 10.0
     """How long a rebuilt table waits for the nodes to say what they hold before it counts them as holding nothing."""
 

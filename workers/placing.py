@@ -10,7 +10,7 @@ import structlog
 from egress.adapters import manifests
 from egress.adapters.cluster import Kind
 from egress.addresses import Address, AddressError, parse_address
-from egress.messages import CONTROL_QUEUE, PUBLISH_TASK
+from egress.messages import PUBLISH_TASK
 from egress.objects import EgressAddress, HostSubnet, Node, Origin, Phase
 from egress.operations import Step
 from egress.placement import Candidate, Placement, Unplaced, place
@@ -39,7 +39,7 @@ def run(context: Context) -> Placement:
             _patch(context, subnet, kept[subnet.name], placement, claims)
     if placement.nodes or surplus or placement.refused != context.ledger.unplaced():
         context.ledger.set_unplaced(placement.refused)
-        context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+        context.ask(PUBLISH_TASK)
     for address, reason in sorted(placement.refused.items(), key=lambda item: str(item[0])):
         _log.warning("not placed", address=str(address), reason=reason)
     return placement

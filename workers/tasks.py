@@ -130,7 +130,7 @@ def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
             try:
                 context = make_context(app)
                 # Before anything is read: whoever asks from now on may have seen what this run will not.
-                context.ledger.done_with(":".join((name, CONTROL_QUEUE, *arguments)))
+                context.ledger.done_with(":".join((name, *arguments)))
                 run(context, *arguments)
                 measured.outcome = Outcome.DONE
             except (TransientError, PermanentError) as error:

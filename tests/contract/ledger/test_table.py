@@ -135,3 +135,11 @@ def test_a_report_that_cannot_be_read_is_as_none(ledger: Ledger, text: str) -> N
 
 def test_news_is_what_differs_from_the_last_time(ledger: Ledger) -> None:
     assert [ledger.is_news("x", value) for value in ("a", "a", "b", "a")] == [True, False, True, True]
+
+
+def test_the_change_that_wrote_a_row_is_known_to_its_own_namespace_alone(ledger: Ledger) -> None:
+    assert ledger.last_changes({"five": 5}) == ("", {})
+    ledger.publish({5: Steering(5, "five"), 6: Steering(6, "six")}, expected=0, epoch="e1")
+    assert ledger.last_changes({"five": 5, "other": 6, "seven": 7}) == ("e1", {"five": 1})
+    ledger.publish({5: None}, expected=2)
+    assert ledger.last_changes({"five": 5}) == ("e1", {})
