@@ -53,6 +53,10 @@ class ControlPlane:
             "HAWSE_TLS_CERT": str(cert),
             "HAWSE_TLS_KEY": str(key),
             "HAWSE_TRUSTED_USERS": WORKERS_USER,
+            "HAWSE_CERTIFICATES": "external",  # the ones above
+            "HAWSE_LEASE_DURATION": "6",  # a killed beat or watch is missed for no longer
+            "HAWSE_LEASE_RENEW_DEADLINE": "4",
+            "HAWSE_LEASE_RETRY": "0.8",
             "HAWSE_HEALTH_PORT": "0",  # all of them are on this host, and maybe other labs too
             **(environment or {}),
         }
@@ -129,7 +133,9 @@ class ControlPlane:
 
 
 def install(kube: Kube) -> None:
-    """Creates the CRDs, the two of OpenShift included, and waits until the API server serves them."""
+    """Creates Hawse's namespace and the CRDs, OpenShift's two included, and waits until the API server serves them."""
+    if kube.get("Namespace", "hawse-system") is None:
+        kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hawse-system"}})
     kube.apply_files((ROOT / "deploy" / "crds").glob("*.yaml"))
     deadline = time.monotonic() + 15
     for kind in ("HostSubnet", "NetNamespace", "EgressPool", "EgressAddress"):
