@@ -46,6 +46,8 @@ class Settings:
     tls_cert: str = ""
     tls_key: str = ""
     webhook_threads: int = 16
+    drain_time: float = 10.0
+    """How long the webhook goes on serving after SIGTERM, so that everybody has heard that it ends."""
     trusted_users: str = "system:serviceaccount:hawse-system:hawse-workers"
     """User names, separated by commas, that may write the addresses annotation: Hawse's own workers."""
 
@@ -114,9 +116,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     for name in _POSITIVE:
         if not 0 < getattr(settings, name) < float("inf"):
             raise SettingsError(f"{PREFIX}{name.upper()} must be more than 0")
-    for name in ("listen_port", "health_port"):
-        if not 0 <= getattr(settings, name) <= 65535:
-            raise SettingsError(f"{PREFIX}{name.upper()} must be a port, 0 to 65535")
+    for name, (least, most, meaning) in _WITHIN.items():
+        if not least <= getattr(settings, name) <= most:
+            raise SettingsError(f"{PREFIX}{name.upper()} must be {meaning}")
     return settings
 
 
@@ -136,3 +138,9 @@ _FORMS = {
 }
 """The form of each setting that is not any text: what it must match as a whole, and how to say so."""
 _POSITIVE = ("redis_timeout", "reconcile_interval", "sweep_interval", "check_interval", "refused_retry")
+_WITHIN = {
+    "listen_port": (0, 65535, "a port, 0 to 65535"),
+    "health_port": (0, 65535, "a port, 0 to 65535"),
+    "drain_time": (0.0, 3600.0, "0 to 3600"),
+}
+"""The bounds of each setting that has two, and how to say them."""
