@@ -93,7 +93,7 @@ class Stack:
             environment=self._settings,
         )
         self.control.start()
-        self.kube.create(self.control.webhook_configuration())
+        self.control.register_webhooks(self.kube)
         self._say("node runners: one on each node")
         for name in self.network.nodes:
             self.start_runner(name)
