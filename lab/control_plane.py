@@ -129,7 +129,8 @@ class ControlPlane:
 
 def install(kube: Kube) -> None:
     """Creates the CRDs, the two of OpenShift included, and waits until the API server serves them."""
-    kube.apply_files((ROOT / "deploy" / "crds").glob("*.yaml"))
+    kube.apply_files((ROOT / "deploy" / "crds").glob("egress*.yaml"))
+    kube.apply_files((ROOT / "deploy" / "components" / "network-objects").glob("*s.yaml"))
     deadline = time.monotonic() + 15
     for kind in ("HostSubnet", "NetNamespace", "EgressPool", "EgressAddress"):
         while True:
