@@ -10,10 +10,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The installed wheel is what runs; the tree (lab, tests, bench) is found after it, see $(VENV)/.wheel.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help setup demo test unit lint format lock images clean
+.PHONY: help setup demo kube-apiserver test unit lint format lock images clean
 help:
 	@echo 'make demo         the main job, end to end, on a network lab of its own (KEEP=1 leaves it running)'
 	@echo 'make test         all tests; TESTS=tests/unit for some'
+	@echo 'make kube-apiserver   a real API server for the tests that need one, in .lab/bin'
 	@echo 'make lint         ruff, mypy and the import contracts'
 	@echo 'make setup        only what these need: Debian packages and $(VENV)'
 
@@ -40,6 +41,9 @@ $(VENV)/.wheel: $(SOURCES) $(VENV)/.dependencies
 
 demo: setup
 	@$(BIN)/python -m lab.demo $(if $(KEEP),--keep)
+
+kube-apiserver: setup
+	@bash lab/kube_apiserver/get.sh .lab/bin
 
 TESTS ?= tests
 test: setup

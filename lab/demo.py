@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from egress.operations import TransientError
-from lab.apiserver.process import ClusterError
+from lab.cluster import ClusterError
 from lab.control_plane import ControlPlaneError
 from lab.kube import Json, KubeError
 from lab.net import preflight

@@ -1,6 +1,53 @@
-"""Makes the packages importable from a checkout; appended, so that an installed wheel wins."""
+"""Makes the packages importable from a checkout, and gives every suite the clusters to run on.
 
+    def test_mine(real_cluster): ...      # by nature for the real API server: CEL, RBAC
+    def test_mine(embedded_cluster): ...  # for the embedded one alone
+    def test_mine(any_cluster): ...       # runs on both
+
+Each is one server for the whole session: leave it as it was found. A test that kills its server, or that wants the
+cluster for itself, takes `real_binaries` (the skip, where there are none) and starts a `RealCluster(tmp_path)`: 3 s.
+"""
+
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+# Appended, so that an installed wheel wins.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from lab.apiserver.process import EmbeddedCluster
+from lab.cluster import Cluster, ClusterError
+from lab.real_cluster import RealCluster, binaries
+
+
+@pytest.fixture(scope="session")
+def real_binaries() -> Path:
+    """The folder with kube-apiserver and etcd. Skips with what to do; in CI nothing is skipped."""
+    try:
+        return binaries()
+    except ClusterError as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"the real API server is left out: {error}")
+
+
+@pytest.fixture(scope="session")
+def real_cluster(real_binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
+    """A kube-apiserver with RBAC, etcd and the namespace controller."""
+    with RealCluster(tmp_path_factory.mktemp("real")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def embedded_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedCluster]:
+    """The embedded cluster: no RBAC, no CEL."""
+    with EmbeddedCluster(tmp_path_factory.mktemp("embedded")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session", params=["embedded", "real"])
+def any_cluster(request: pytest.FixtureRequest) -> Cluster:
+    """One after the other."""
+    cluster: Cluster = request.getfixturevalue(f"{request.param}_cluster")
+    return cluster

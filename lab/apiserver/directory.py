@@ -1,4 +1,4 @@
-"""The directory of one embedded cluster: certificates, tokens, kubeconfig, journal, and the address it answers at.
+"""The directory of one cluster: certificates, tokens, kubeconfig, what it stores, and the address it answers at.
 
 Everything but the address is made once and kept, so that a client that trusts ``ca.crt`` goes on trusting it after a
 restart.
@@ -27,10 +27,17 @@ class Directory:
         self.kubeconfig = root / "kubeconfig"
         self.url = root / "url"
         self.journal = root / "journal.jsonl"
+        self.etcd = root / "etcd"
         self.log = root / "apiserver.log"
 
     def tls(self, host: str) -> ssl.SSLContext:
         """The server's TLS context, for ``host`` and for loopback."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.certificate(host))
+        return context
+
+    def certificate(self, host: str) -> Path:
+        """The PEM file of the server's key and its certificate, for ``host`` and for loopback."""
         server = self.root / "server.pem"
         hosts = self.root / "server.hosts"
         names = ",".join(dict.fromkeys([host, "127.0.0.1", "::1", "localhost"]))
@@ -39,15 +46,18 @@ class Directory:
             chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
             _write(server, leaf.private_key_pem.bytes() + chain)
             _write(hosts, names.encode())
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(server)
-        return context
+        return server
+
+    def signing_key(self) -> Path:
+        """The PEM file of the key that signs service account tokens: the CA's, so that a restart keeps it."""
+        self._authority()
+        return self.root / "ca.key"
 
     def _authority(self) -> trustme.CA:
         key = self.root / "ca.key"
         if key.exists() and self.ca.exists():
             return trustme.CA.from_pem(self.ca.read_bytes(), key.read_bytes())
-        authority = trustme.CA(organization_name="Hawse embedded cluster")
+        authority = trustme.CA(organization_name="Hawse lab cluster")
         _write(key, authority.private_key_pem.bytes())
         _write(self.ca, authority.cert_pem.bytes())
         return authority
@@ -64,7 +74,7 @@ class Directory:
 
     def publish(self, url: str) -> None:
         """Write the address and the admin's kubeconfig."""
-        named = "hawse-embedded"
+        named = "hawse-lab"
         cluster = {"server": url, "certificate-authority": str(self.ca.resolve())}
         config = {
             "apiVersion": "v1",

@@ -10,16 +10,17 @@ from types import TracebackType
 from typing import Self
 
 from lab.apiserver.directory import Directory
+from lab.cluster import ClusterError
 
 _ROOT = Path(__file__).resolve().parents[2]
-# The repository comes after site-packages, so that an installed Hawse is the one that is imported.
-_RUN = "import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module('lab.apiserver', run_name='__main__')"
+_RUN = "import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module(sys.argv.pop(1), run_name='__main__')"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 
 
-class ClusterError(Exception):
-    """The embedded cluster did not start, or is not running."""
+def run_module(module: str) -> list[str]:
+    """The command that runs a module of this tree, which comes after site-packages: an installed Hawse wins."""
+    return [sys.executable, "-P", "-c", _RUN, str(_ROOT), module]
 
 
 class EmbeddedCluster:
@@ -73,7 +74,7 @@ class EmbeddedCluster:
         arguments = ["--dir", str(self._files.root), "--die-with", str(os.getpid()), *self._options]
         with self._files.log.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _RUN, str(_ROOT), *arguments],
+                [*run_module("lab.apiserver"), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -103,6 +103,7 @@ def hold(argv: list[str], log: str, isolate: list[str] | None) -> None:
             preexec_fn=die_with_parent,  # noqa: PLW1509
         )
     signal.signal(signal.SIGTERM, lambda *_: process.kill())
+    signal.signal(signal.SIGUSR1, lambda *_: process.terminate())
     print("ready", flush=True)
     os._exit(process.wait() % 256)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,15 @@ class Guarded:
         """SIGKILL to the command, with its process-id namespace if that is its own, and wait until it is gone."""
         self.guard.terminate()
         self.guard.wait()
+
+    def terminate(self, seconds: float) -> None:
+        """SIGTERM to the command, and SIGKILL when it has not ended after `seconds`."""
+        if self.alive():
+            os.kill(self.holder, signal.SIGUSR1)  # the holder passes it on
+        try:
+            self.guard.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
 
 def start(

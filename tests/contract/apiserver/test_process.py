@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lab.apiserver.client import Client
-from lab.apiserver.process import ClusterError, EmbeddedCluster
+from lab.apiserver.process import EmbeddedCluster
+from lab.cluster import ClusterError
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
