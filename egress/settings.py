@@ -37,6 +37,9 @@ class Settings:
     log_format: str = "json"
     """json or console."""
     log_level: str = "info"
+    health_host: str = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from other machines
+    health_port: int = 8081
+    """Where /metrics, /healthz and /readyz are served, over plain HTTP; 0 for nowhere."""
 
     listen_host: str = "0.0.0.0"  # noqa: S104 - a webhook is called from other machines
     listen_port: int = 8443
@@ -111,6 +114,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     for name in _POSITIVE:
         if not 0 < getattr(settings, name) < float("inf"):
             raise SettingsError(f"{PREFIX}{name.upper()} must be more than 0")
+    for name in ("listen_port", "health_port"):
+        if not 0 <= getattr(settings, name) <= 65535:
+            raise SettingsError(f"{PREFIX}{name.upper()} must be a port, 0 to 65535")
     return settings
 
 
