@@ -54,6 +54,9 @@ class ControlPlane:
             "HAWSE_TLS_CERT": str(cert),
             "HAWSE_TLS_KEY": str(key),
             "HAWSE_TRUSTED_USERS": WORKERS_USER,
+            "HAWSE_LEASE_DURATION": "6",  # a killed beat or watch is missed for no longer
+            "HAWSE_LEASE_RENEW_DEADLINE": "4",
+            "HAWSE_LEASE_RETRY": "0.8",
             "HAWSE_HEALTH_PORT": "0",  # all of them are on this host, and maybe other labs too
             **(environment or {}),
         }
@@ -114,7 +117,9 @@ class ControlPlane:
 
 
 def install(kube: Kube) -> None:
-    """Creates the CRDs, the two of OpenShift included, and waits until the API server serves them."""
+    """Creates Hawse's namespace and the CRDs, OpenShift's two included, and waits until the API server serves them."""
+    if kube.get("Namespace", "hawse-system") is None:
+        kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hawse-system"}})
     kube.apply_files((ROOT / "deploy" / "crds").glob("egress*.yaml"))
     kube.apply_files((ROOT / "deploy" / "components" / "network-objects").glob("*s.yaml"))
     deadline = time.monotonic() + 15
