@@ -17,6 +17,7 @@ from lab.net import guarded
 
 COMPONENTS = ("webhook", "worker", "beat", "watch")
 ROOT = Path(__file__).resolve().parents[1]
+WEBHOOKS = ROOT / "deploy" / "base" / "webhooks.yaml"
 WORKERS_USER = "system:serviceaccount:hawse-system:hawse-workers"
 _SCRIPTS = Path(sys.executable).parent
 
@@ -53,6 +54,10 @@ class ControlPlane:
             "HAWSE_TLS_CERT": str(cert),
             "HAWSE_TLS_KEY": str(key),
             "HAWSE_TRUSTED_USERS": WORKERS_USER,
+            "HAWSE_LEASE_DURATION": "6",  # a killed beat or watch is missed for no longer
+            "HAWSE_LEASE_RENEW_DEADLINE": "4",
+            "HAWSE_LEASE_RETRY": "0.8",
+            "HAWSE_HEALTH_PORT": "0",  # all of them are on this host, and maybe other labs too
             **(environment or {}),
         }
 
@@ -82,36 +87,20 @@ class ControlPlane:
             process.kill()
         self._processes.clear()
 
-    def webhook_configuration(self) -> Json:
-        """The MutatingWebhookConfiguration that makes an API server on this host call the webhook."""
+    def webhook_configurations(self) -> list[Json]:
+        """What deploy/base/webhooks.yaml registers, for an API server on this host: an address of ours in place of
+        the service, and our authority."""
         authority = base64.b64encode(self._authority.cert_pem.bytes()).decode()
-        return {
-            "apiVersion": "admissionregistration.k8s.io/v1",
-            "kind": "MutatingWebhookConfiguration",
-            "metadata": {"name": "hawse"},
-            "webhooks": [
-                {
-                    "name": "namespaces.egress.hawse.dev",
-                    "admissionReviewVersions": ["v1"],
-                    "sideEffects": "NoneOnDryRun",
-                    "timeoutSeconds": 5,
-                    "failurePolicy": "Ignore",
-                    "clientConfig": {
-                        "url": f"https://127.0.0.1:{self.port}/admit/namespaces",
-                        "caBundle": authority,
-                    },
-                    "rules": [
-                        {
-                            "operations": ["CREATE", "UPDATE"],
-                            "apiGroups": [""],
-                            "apiVersions": ["v1"],
-                            "resources": ["namespaces"],
-                            "scope": "Cluster",
-                        }
-                    ],
-                }
-            ],
-        }
+        configurations: list[Json] = list(yaml.safe_load_all(WEBHOOKS.read_text()))
+        for webhook in (webhook for configuration in configurations for webhook in configuration["webhooks"]):
+            path = webhook["clientConfig"]["service"]["path"]
+            webhook["clientConfig"] = {"url": f"https://127.0.0.1:{self.port}{path}", "caBundle": authority}
+        return configurations
+
+    def register_webhooks(self, kube: Kube) -> None:
+        """Makes the API server ask the webhook from now on."""
+        for configuration in self.webhook_configurations():
+            kube.create(configuration)
 
     def _wait_for_webhook(self) -> None:
         deadline = time.monotonic() + 20
@@ -128,8 +117,11 @@ class ControlPlane:
 
 
 def install(kube: Kube) -> None:
-    """Creates the CRDs, the two of OpenShift included, and waits until the API server serves them."""
-    kube.apply_files((ROOT / "deploy" / "crds").glob("*.yaml"))
+    """Creates Hawse's namespace and the CRDs, OpenShift's two included, and waits until the API server serves them."""
+    if kube.get("Namespace", "hawse-system") is None:
+        kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hawse-system"}})
+    kube.apply_files((ROOT / "deploy" / "crds").glob("egress*.yaml"))
+    kube.apply_files((ROOT / "deploy" / "components" / "network-objects").glob("*s.yaml"))
     deadline = time.monotonic() + 15
     for kind in ("HostSubnet", "NetNamespace", "EgressPool", "EgressAddress"):
         while True:

@@ -93,7 +93,7 @@ class Stack:
             environment=self._settings,
         )
         self.control.start()
-        self.kube.create(self.control.webhook_configuration())
+        self.control.register_webhooks(self.kube)
         self._say("node runners: one on each node")
         for name in self.network.nodes:
             self.start_runner(name)
@@ -117,6 +117,7 @@ class Stack:
             "HAWSE_NODE_NAME": spec.host,
             "HAWSE_NODE_IP": str(spec.address),
             "HAWSE_CLUSTER_NETWORKS": str(CLUSTER_NETWORK),
+            "HAWSE_HEALTH_PORT": "0",
             **self._settings,
         }
         self.runners[name] = self.network.spawn(name, command, env=environment, log=f"runner-{name}")

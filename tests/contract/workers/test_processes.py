@@ -44,7 +44,7 @@ def kube_and_control(
         )
         try:
             control.start()
-            kube.create(control.webhook_configuration())
+            control.register_webhooks(kube)
             pool = {"cidrs": ["192.168.0.0/22"], "namespaceSelector": {}, "quarantine": "10m"}
             kube.create(
                 {

@@ -112,3 +112,16 @@ def test_urls_of_redis(url: str) -> None:
 def test_names_as_clusters_have_them() -> None:
     names = {"HAWSE_BRIDGE": "br-int", "HAWSE_TUN_INTERFACE": "ovn-k8s-mp0", "HAWSE_MASQUERADE_CHAIN": "POSTROUTING"}
     assert load({**names, "HAWSE_LOG_LEVEL": "DEBUG"}).bridge == "br-int"
+
+
+@pytest.mark.parametrize("variable", ["HAWSE_LISTEN_PORT", "HAWSE_HEALTH_PORT"])
+@pytest.mark.parametrize("text", ["-1", "65536"])
+def test_a_port_is_one(variable: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{variable} must be a port"):
+        load({variable: text})
+
+
+def test_a_lease_outlasts_the_leaders_last_renewal() -> None:
+    with pytest.raises(SettingsError, match="HAWSE_LEASE_DURATION must be more than"):
+        load({"HAWSE_LEASE_DURATION": "13.9"})
+    assert load({"HAWSE_LEASE_DURATION": "14.1"}).lease_duration == 14.1
