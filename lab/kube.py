@@ -47,6 +47,14 @@ class KubeError(Exception):
         self.code = code
 
 
+def _message(body: bytes) -> str:
+    """What a failure says: a Status, or the bare text that a real server gives for a path which it does not serve."""
+    try:
+        return str(msgspec.json.decode(body, type=Json).get("message", ""))
+    except msgspec.DecodeError:  # a ValidationError is one too
+        return body.decode(errors="replace").strip()
+
+
 class Kube:
     """One user's view of one API server. `warnings` collects the Warning headers of the answers."""
 
@@ -63,10 +71,9 @@ class Kube:
         data = msgspec.json.encode(body) if body is not None else None
         response = self._pool.request(method, self._url + path, body=data, headers=headers)
         self.warnings += response.headers.getlist("Warning")
-        answer = msgspec.json.decode(response.data, type=Json)
         if response.status >= 300:
-            raise KubeError(response.status, answer.get("message", ""))
-        return answer
+            raise KubeError(response.status, _message(response.data))
+        return msgspec.json.decode(response.data, type=Json)
 
     def create(self, manifest: Json, *, query: str = "") -> Json:
         """Creates an object of a kind in PATHS."""
