@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from typing import NoReturn
 
@@ -24,14 +25,31 @@ def begin_again_unless(*asked: object, reason: str) -> None:
         begin_again(reason)
 
 
-def begin_again(reason: str) -> NoReturn:
-    """Becomes a fresh process in the place of this one: same pid, same command.
+def stop_event() -> threading.Event:
+    """An event that SIGTERM and SIGINT set. Call it before any thread is started.
+
+    A thread waits for the signals, not a handler: that would run in the main thread, perhaps while it holds the very
+    lock that setting the event takes.
+    """
+    stop, numbers = threading.Event(), {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def wait() -> None:
+        _log.info("asked to end", signal=signal.Signals(signal.sigwait(numbers)).name)
+        stop.set()
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+    return stop
+
+
+def begin_again(reason: str, pause: float | None = None) -> NoReturn:
+    """Becomes a fresh process in the place of this one: same pid, same command, none of its threads.
 
     For a process whose library gave up for a passing reason. All work here is level-triggered: it is found again by
     looking, so nothing is lost but what was in memory.
     """
     _log.error("begins again", reason=reason)
-    time.sleep(PAUSE)
+    time.sleep(PAUSE if pause is None else pause)
     os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell, and our own command line
 
 

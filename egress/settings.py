@@ -51,6 +51,14 @@ class Settings:
     trusted_users: str = "system:serviceaccount:hawse-system:hawse-workers"
     """User names, separated by commas, that may write the addresses annotation: Hawse's own workers."""
 
+    namespace: str = ""
+    """The namespace of Hawse's own objects; empty means that of the pod's service account, else hawse-system."""
+    lease_duration: float = 15.0
+    """After how long without a renewal another beat or watch may take the lead."""
+    lease_renew_deadline: float = 10.0
+    """After how long without a renewal the leader itself gives up: well before another may begin."""
+    lease_retry: float = 2.0
+
     reconcile_interval: float = 15.0
     sweep_interval: float = 5.0
     reservation_lifetime: float = 60.0
@@ -109,6 +117,12 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         for name in values:
             message = message.replace(f"`$.{name}`", f"{PREFIX}{name.upper()}")
         raise SettingsError(message) from None
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    """SettingsError where a value of the right type cannot be meant."""
     for name, (pattern, meaning) in _FORMS.items():
         text = getattr(settings, name)
         if not re.fullmatch(pattern, text, re.ASCII):
@@ -119,7 +133,12 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     for name, (least, most, meaning) in _WITHIN.items():
         if not least <= getattr(settings, name) <= most:
             raise SettingsError(f"{PREFIX}{name.upper()} must be {meaning}")
-    return settings
+    # A renewal reads and then writes, each within one retry: the last one must be over before another may begin.
+    if settings.lease_renew_deadline + 2 * settings.lease_retry >= settings.lease_duration:
+        raise SettingsError(
+            f"{PREFIX}LEASE_DURATION must be more than {PREFIX}LEASE_RENEW_DEADLINE "
+            f"and twice {PREFIX}LEASE_RETRY together"
+        )
 
 
 _INTERFACE = (r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,14}", "the name of an interface, of at most 15 characters")
@@ -134,10 +153,14 @@ _FORMS = {
     "bridge": _INTERFACE,
     "vxlan_interface": _INTERFACE,
     "tun_interface": _INTERFACE,
+    "namespace": (r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?|", "the name of a namespace"),
     "masquerade_chain": (r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,27}", "the name of a chain, of at most 28 characters"),
 }
 """The form of each setting that is not any text: what it must match as a whole, and how to say so."""
-_POSITIVE = ("redis_timeout", "reconcile_interval", "sweep_interval", "check_interval", "refused_retry")
+_POSITIVE = (
+    "redis_timeout", "lease_duration", "lease_renew_deadline", "lease_retry", "reconcile_interval", "sweep_interval",
+    "check_interval", "refused_retry",
+)  # fmt: skip
 _WITHIN = {
     "listen_port": (0, 65535, "a port, 0 to 65535"),
     "health_port": (0, 65535, "a port, 0 to 65535"),

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import signal
 import threading
+from collections.abc import Callable
+from functools import partial
+from typing import NoReturn
 
 import click
 from celery import Celery
 from celery.worker import state
 
 from egress import logs, settings
-from egress.adapters.cluster import ConfigError
-from egress.processes import begin_again_unless
+from egress.adapters.cluster import Cluster, ConfigError
+from egress.health import Health, HealthError, Verdict
+from egress.operations import TransientError
+from egress.processes import begin_again, begin_again_unless, stop_event
+from workers import consuming, metrics
 from workers.context import Context
+from workers.leader import Crew, Election, LeaseLostError, Timing, own_namespace
+from workers.schedule import run_schedule
 from workers.tasks import create_celery, make_context
-from workers.watch import run_all
+from workers.watch import WATCHED, Watcher, start_all
 
 
 def _start(component: str) -> settings.Settings:
@@ -33,13 +40,23 @@ def _context(app: Celery) -> Context:
         raise click.UsageError(str(error)) from None
 
 
+def _serve(health: Health) -> None:
+    try:
+        health.start()
+    except HealthError as error:
+        raise click.UsageError(str(error)) from None
+
+
 @click.command()
 @click.option("--concurrency", default=4, show_default=True, help="How many tasks run at once.")
 def worker(concurrency: int) -> None:
     """Run the tasks of the control plane."""
-    _start("worker")
+    current = _start("worker")
     app = create_celery()
-    _context(app)
+    context = _context(app)
+    metrics.begin_tasks()
+    consumption = consuming.Consumption(context.ledger)
+    _serve(Health(current.health_host, current.health_port, consumption.ready, alive=consumption.alive))
     arguments = ["worker", "-Q", "control", "--pool", "threads", "-c", str(concurrency), "-n", "worker@%h"]
     app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     # kombu 5.7 gives up when it loses the broker at the wrong moment.
@@ -48,17 +65,71 @@ def worker(concurrency: int) -> None:
 
 @click.command()
 def beat() -> None:
-    """Start what runs by the clock. One of these per cluster; a second one only does work twice."""
-    _start("beat")
-    create_celery().Beat(loglevel="WARNING", quiet=True).run()
+    """Start what runs by the clock. Several may run; one of them acts."""
+    current = _start("beat")
+    app = create_celery()
+    context = _context(app)
+
+    def reached() -> str | None:
+        try:
+            context.ledger.ping()
+        except TransientError as error:
+            return str(error)
+        return None
+
+    def act(crew: Crew, stop: threading.Event) -> None:
+        crew.start("schedule", partial(run_schedule, app, stop))
+
+    _lead("beat", current, act, reached)
 
 
 @click.command()
 def watch() -> None:
-    """Watch the cluster and start tasks for what changes."""
-    _start("watch")
+    """Watch the cluster and start tasks for what changes. Several may run; one of them acts."""
+    current = _start("watch")
     context = _context(create_celery())
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    run_all(context, stop)
+    watchers = [Watcher(kind, context) for kind in WATCHED]
+
+    def listed() -> str | None:
+        return next((verdict for watcher in watchers if (verdict := watcher.verdict())), None)
+
+    def act(crew: Crew, stop: threading.Event) -> None:
+        start_all(watchers, crew, stop)
+
+    _lead("watch", current, act, listed)
+
+
+def _lead(
+    component: str, current: settings.Settings, act: Callable[[Crew, threading.Event], None], acting: Verdict
+) -> None:
+    """Stands by until elected, then acts, until a signal. `acting` says why a leader is not at it yet."""
+    stop = stop_event()
+    crew = Crew(stop)
+    timing = Timing(current.lease_duration, current.lease_renew_deadline, current.lease_retry)
+    cluster = Cluster(current.kubeconfig, timeout=timing.retry)
+    election = Election(cluster, own_namespace(current), f"hawse-{component}", timing)
+    leading = metrics.leader.labels(component)
+    _serve(
+        Health(
+            current.health_host,
+            current.health_port,
+            lambda: election.verdict() or (acting() if election.leads else None),
+            alive=election.alive,
+        )
+    )
+    if not election.acquire(stop):
+        return
+    leading.set(1)
+    act(crew, stop)
+    try:
+        election.hold(stop)
+    except LeaseLostError as error:
+        _stop_acting(error)
+    election.release()
+    if crew.failed:
+        raise SystemExit(1)
+
+
+def _stop_acting(error: LeaseLostError) -> NoReturn:
+    """At once and for certain: no thread of this process goes on in the one that takes its place."""
+    begin_again(f"no longer the leader: {error}", pause=0.0)

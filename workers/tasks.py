@@ -28,7 +28,7 @@ from egress.messages import (
     sending_config,
 )
 from egress.operations import Outcome, PermanentError, TransientError, backoff, outcome_of
-from workers import namespaces, placing, publishing, reconciling
+from workers import metrics, namespaces, placing, publishing, reconciling
 from workers.context import Context
 
 _log = structlog.get_logger()
@@ -123,14 +123,19 @@ def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
     @app.task(name=name, bind=True, max_retries=None)
     def task(self: Task[..., None], *arguments: str) -> None:
         attempt = self.request.retries + 1
-        with structlog.contextvars.bound_contextvars(task=name, task_id=self.request.id, arguments=list(arguments)):
+        with (
+            structlog.contextvars.bound_contextvars(task=name, task_id=self.request.id, arguments=list(arguments)),
+            metrics.attempt(name) as measured,
+        ):
             try:
                 context = make_context(app)
                 # Before anything is read: whoever asks from now on may have seen what this run will not.
                 context.ledger.done_with(":".join((name, CONTROL_QUEUE, *arguments)))
                 run(context, *arguments)
+                measured.outcome = Outcome.DONE
             except (TransientError, PermanentError) as error:
-                if outcome_of(error, attempt) is not Outcome.RETRY:
+                measured.outcome = outcome_of(error, attempt)
+                if measured.outcome is not Outcome.RETRY:
                     _log.error("gave up", error=str(error), attempt=attempt)
                     return
                 wait = backoff(attempt, _jitter)

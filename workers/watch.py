@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Iterable
+from functools import partial
 
 import structlog
 
@@ -12,7 +14,9 @@ from egress.adapters import manifests
 from egress.adapters.cluster import Change, GoneError, Kind
 from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
 from egress.operations import PermanentError, TransientError, backoff
+from workers import metrics
 from workers.context import Context
+from workers.leader import Crew
 
 _log = structlog.get_logger()
 _jitter = random.SystemRandom()
@@ -48,9 +52,14 @@ class Watcher:
     """Watches one kind for ever, in the thread that calls `run`."""
 
     def __init__(self, kind: Kind, context: Context) -> None:
-        self._kind = kind
+        self.kind = kind
         self._context = context
         self._nodes: dict[str, object] = {}
+        self._listed = False
+
+    def verdict(self) -> str | None:
+        """Why nothing is known of this kind yet; None once it was listed."""
+        return None if self._listed else f"{self.kind.path()} is not listed yet"
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`. Whatever fails is tried again: from where the watch was, or from a new list."""
@@ -58,29 +67,33 @@ class Watcher:
         while not stop.is_set():
             try:
                 if not version:
-                    version = self._context.cluster.list(self._kind).resource_version
+                    version = self._context.cluster.list(self.kind).resource_version
                     self._context.ask(RECONCILE_TASK, CONTROL_QUEUE)  # a list may hide any number of changes
-                    _log.info("listed", kind=self._kind.name, resource_version=version)
-                for change in self._context.cluster.watch(self._kind, version):
+                    _log.info("listed", kind=self.kind.name, resource_version=version)
+                    self._listed = True
+                for change in self._context.cluster.watch(self.kind, version):
                     failures = 0
                     if not change.bookmark:
+                        metrics.watch_events.labels(self.kind.label).inc()
                         self._handle(change)
                     version = change.resource_version
                     if stop.is_set():
                         return
             except GoneError:
-                _log.info("watch too old, listing again", kind=self._kind.name)
+                metrics.watch_restarts.labels(self.kind.label).inc()
+                _log.info("watch too old, listing again", kind=self.kind.name)
                 version = ""
             except (TransientError, PermanentError) as error:
                 failures += 1
+                metrics.watch_restarts.labels(self.kind.label).inc()
                 wait = backoff(min(failures, 6), _jitter)
-                _log.warning("watch broke", kind=self._kind.name, error=str(error), wait=round(wait, 2))
+                _log.warning("watch broke", kind=self.kind.name, error=str(error), wait=round(wait, 2))
                 stop.wait(wait)
 
     def _handle(self, change: Change) -> None:
-        if self._kind is Kind.NODE and not self._is_news(change):
+        if self.kind is Kind.NODE and not self._is_news(change):
             return
-        for task, *arguments in tasks_for(self._kind, change):
+        for task, *arguments in tasks_for(self.kind, change):
             self._context.ask(task, CONTROL_QUEUE, *arguments)
 
     def _is_news(self, change: Change) -> bool:
@@ -96,24 +109,7 @@ class Watcher:
         return change.deleted or known != node
 
 
-def run_all(context: Context, stop: threading.Event) -> None:
-    """One thread per kind, until `stop`, or until one of them ends by itself: then nothing must look as if it ran."""
-
-    def run(watcher: Watcher) -> None:
-        try:
-            watcher.run(stop)
-        finally:
-            stop.set()
-
-    threads = [
-        threading.Thread(
-            target=run,
-            args=(Watcher(kind, context),),
-            name=f"watch-{kind.name.lower()}",
-            daemon=True,
-        )
-        for kind in WATCHED
-    ]
-    for thread in threads:
-        thread.start()
-    stop.wait()
+def start_all(watchers: Iterable[Watcher], crew: Crew, stop: threading.Event) -> None:
+    """One thread for each, until `stop`."""
+    for watcher in watchers:
+        crew.start(f"watch-{watcher.kind.label}", partial(watcher.run, stop))

@@ -24,7 +24,10 @@ _JSON = "application/json"
 
 
 class Kind(Enum):
-    """The kinds Hawse deals with: the path of their collection, apiVersion and kind."""
+    """The kinds Hawse deals with: the path of their collection, apiVersion and kind.
+
+    Where a collection is a namespace's own, its path has a place for the namespace's name.
+    """
 
     NAMESPACE = ("/api/v1/namespaces", "v1", "Namespace")
     NODE = ("/api/v1/nodes", "v1", "Node")
@@ -36,11 +39,27 @@ class Kind(Enum):
         "egress.hawse.dev/v1alpha1",
         "EgressAddress",
     )
+    LEASE = ("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases", "coordination.k8s.io/v1", "Lease")
+    SECRET = ("/api/v1/namespaces/{namespace}/secrets", "v1", "Secret")
+    MUTATING_WEBHOOKS = (
+        "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
+        "admissionregistration.k8s.io/v1",
+        "MutatingWebhookConfiguration",
+    )
+    VALIDATING_WEBHOOKS = (
+        "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
+        "admissionregistration.k8s.io/v1",
+        "ValidatingWebhookConfiguration",
+    )
+
+    def path(self, namespace: str = "") -> str:
+        """The path of the collection, for a namespaced kind of the one in `namespace`."""
+        return str(self.value[0]).format(namespace=quote(namespace, safe=""))
 
     @property
-    def path(self) -> str:
-        """The path of the collection."""
-        return self.value[0]
+    def label(self) -> str:
+        """The kind in small letters, as metrics and threads are labelled."""
+        return str(self.value[2]).lower()
 
     @property
     def head(self) -> Manifest:
@@ -99,9 +118,13 @@ class Change:
 
 
 class Cluster:
-    """A connection to one API server. Safe to share between threads. ConfigError when it is not said which."""
+    """A connection to one API server. Safe to share between threads. ConfigError when it is not said which.
 
-    def __init__(self, kubeconfig: str = "") -> None:
+    `timeout` is how long a request may take: to connect and to be answered, in seconds, or both together. `namespace`
+    in the methods below is for the kinds whose objects live in one.
+    """
+
+    def __init__(self, kubeconfig: str = "", *, timeout: tuple[float, float] | float = REQUEST_TIMEOUT) -> None:
         configuration = client.Configuration()
         try:
             if kubeconfig:
@@ -114,11 +137,12 @@ class Cluster:
         configuration.retries = False
         configuration.connection_pool_maxsize = 16
         self._api: Any = client.ApiClient(configuration)
+        self._timeout = timeout
 
-    def get(self, kind: Kind, name: str) -> Manifest | None:
+    def get(self, kind: Kind, name: str, *, namespace: str = "") -> Manifest | None:
         """The object, or None if there is none."""
         try:
-            return self._call("GET", _item(kind, name))
+            return self._call("GET", _item(kind, name, namespace))
         except NotFoundError:
             return None
 
@@ -129,7 +153,7 @@ class Cluster:
         while True:
             query = {"limit": str(PAGE), "continue": cursor, "labelSelector": label}
             query = {key: value for key, value in query.items() if value}
-            page = self._call("GET", f"{kind.path}?{urlencode(query)}")
+            page = self._call("GET", f"{kind.path()}?{urlencode(query)}")
             items += [kind.head | item for item in page.get("items") or []]
             version = version or page["metadata"]["resourceVersion"]
             cursor = page["metadata"].get("continue", "")
@@ -146,7 +170,7 @@ class Cluster:
                 "timeoutSeconds": str(WATCH_SECONDS),
             }
         )
-        response = self._send("GET", f"{kind.path}?{query}", None, "application/json", (3.0, WATCH_SECONDS + 10.0))
+        response = self._send("GET", f"{kind.path()}?{query}", None, "application/json", (3.0, WATCH_SECONDS + 10.0))
         try:
             for line in _lines(response):
                 event = msgspec.json.decode(line)
@@ -160,11 +184,11 @@ class Cluster:
 
     def create(self, kind: Kind, manifest: Manifest) -> Manifest:
         """Creates an object; ExistsError if its name is taken."""
-        return self._call("POST", kind.path, manifest)
+        return self._call("POST", kind.path(manifest["metadata"].get("namespace", "")), kind.head | manifest)
 
-    def patch(self, kind: Kind, name: str, patch: Manifest, *, subresource: str = "") -> Manifest:
+    def patch(self, kind: Kind, name: str, patch: Manifest, *, subresource: str = "", namespace: str = "") -> Manifest:
         """Merges `patch` into an object. A `metadata.resourceVersion` in it makes it conditional (ConflictError)."""
-        path = _item(kind, name) + (f"/{subresource}" if subresource else "")
+        path = _item(kind, name, namespace) + (f"/{subresource}" if subresource else "")
         return self._call("PATCH", path, patch, "application/merge-patch+json")
 
     def delete(self, kind: Kind, name: str, *, resource_version: str = "") -> None:
@@ -195,7 +219,7 @@ class Cluster:
         self._call("POST", "/api/v1/namespaces/default/events", manifest)
 
     def _call(self, method: str, path: str, body: Manifest | None = None, content_type: str = _JSON) -> Manifest:
-        response = self._send(method, path, body, content_type, REQUEST_TIMEOUT)
+        response = self._send(method, path, body, content_type, self._timeout)
         try:
             return msgspec.json.decode(response.data, type=dict[str, Any])
         except msgspec.DecodeError as error:
@@ -204,15 +228,16 @@ class Cluster:
             raise ClusterAwayError(f"{method} {path}: {error}") from error
 
     def _send(
-        self, method: str, path: str, body: Manifest | None, content_type: str, timeout: tuple[float, float]
+        self, method: str, path: str, body: Manifest | None, content_type: str, timeout: tuple[float, float] | float
     ) -> urllib3.HTTPResponse:
         headers = {"Content-Type": content_type, "Accept": "application/json", "User-Agent": self._api.user_agent}
         queries: list[tuple[str, str]] = []
-        self._api.update_params_for_auth(headers, queries, ["BearerToken"], path, method, body)
         url = self._api.configuration.host + path
         try:
+            # Reads the service account's token from its file again once a minute: the kubelet replaces it there.
+            self._api.update_params_for_auth(headers, queries, ["BearerToken"], path, method, body)
             answer = self._api.rest_client.request(method, url, headers=headers, body=body, _request_timeout=timeout)
-        except (urllib3.exceptions.HTTPError, ApiException, OSError) as error:
+        except (urllib3.exceptions.HTTPError, ApiException, config.ConfigException, OSError) as error:
             raise ClusterAwayError(f"the API server is away: {error}") from error
         response: urllib3.HTTPResponse = answer.response
         if not 200 <= response.status < 300:
@@ -220,8 +245,8 @@ class Cluster:
         return response
 
 
-def _item(kind: Kind, name: str) -> str:
-    return f"{kind.path}/{quote(name, safe='')}"
+def _item(kind: Kind, name: str, namespace: str = "") -> str:
+    return f"{kind.path(namespace)}/{quote(name, safe='')}"
 
 
 def _lines(response: urllib3.HTTPResponse) -> Iterator[bytes]:
@@ -247,6 +272,7 @@ def _raise(status: int, message: str, method: str = "", path: str = "") -> None:
         raise (ExistsError if "already exists" in message else ConflictError)(text)
     if status == 410:
         raise GoneError(text)
-    if status in (408, 429) or status >= 500:
+    # 401: a token that ran out is replaced in its file soon, and read anew.
+    if status in (401, 408, 429) or status >= 500:
         raise ClusterAwayError(text)
     raise RefusedError(text)

@@ -119,3 +119,9 @@ def test_names_as_clusters_have_them() -> None:
 def test_a_port_is_one(variable: str, text: str) -> None:
     with pytest.raises(SettingsError, match=rf"{variable} must be a port"):
         load({variable: text})
+
+
+def test_a_lease_outlasts_the_leaders_last_renewal() -> None:
+    with pytest.raises(SettingsError, match="HAWSE_LEASE_DURATION must be more than"):
+        load({"HAWSE_LEASE_DURATION": "13.9"})
+    assert load({"HAWSE_LEASE_DURATION": "14.1"}).lease_duration == 14.1
