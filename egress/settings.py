@@ -58,12 +58,18 @@ class Settings:
     lease_renew_deadline: float = 10.0
     """After how long without a renewal the leader itself gives up: well before another may begin."""
     lease_retry: float = 2.0
+    certificates: str = "own"
+    """own: Hawse makes and rotates the webhook's certificates. external: somebody else does."""
+    certificate_wait: float = 300.0
+    """After how long every API server has surely seen a new authority, so that it may sign."""
 
     reconcile_interval: float = 15.0
     sweep_interval: float = 5.0
     reservation_lifetime: float = 60.0
     create_net_namespaces: bool = True
     """Whether Hawse makes the NetNamespace of a namespace that has none. Off where OpenShift SDN makes them."""
+    fence_wait: float = 10.0
+    """How long a new NetNamespace waits at most for the nodes to drop its NetID first."""
     report_wait: float = 10.0
     """How long a rebuilt table waits for the nodes to say what they hold before it counts them as holding nothing."""
 
@@ -149,6 +155,7 @@ _FORMS = {
     ),
     "log_format": ("json|console", "json or console"),
     "log_level": ("(?i:debug|info|warning|error|critical)", "debug, info, warning, error or critical"),
+    "certificates": ("own|external", "own or external"),
     "iptables": ("auto|nft|legacy", "auto, nft or legacy"),
     "bridge": _INTERFACE,
     "vxlan_interface": _INTERFACE,
@@ -158,8 +165,8 @@ _FORMS = {
 }
 """The form of each setting that is not any text: what it must match as a whole, and how to say so."""
 _POSITIVE = (
-    "redis_timeout", "lease_duration", "lease_renew_deadline", "lease_retry", "reconcile_interval", "sweep_interval",
-    "check_interval", "refused_retry",
+    "redis_timeout", "lease_duration", "lease_renew_deadline", "lease_retry", "certificate_wait",
+    "reconcile_interval", "sweep_interval", "check_interval", "refused_retry",
 )  # fmt: skip
 _WITHIN = {
     "listen_port": (0, 65535, "a port, 0 to 65535"),
