@@ -375,9 +375,12 @@ def test_an_admin_is_told_whose_an_address_is(world: World) -> None:
 
 
 def test_without_the_webhook_an_admin_can_still_mend_and_the_workers_still_claim(world: World) -> None:
-    node = f"node-{next(_numbers)}"
+    number = next(_numbers)
+    node = f"node-{number}"
     subnet = {"apiVersion": "network.openshift.io/v1", "kind": "HostSubnet", "metadata": {"name": node}}
-    world.kube.create(subnet | {"host": node, "hostIP": f"172.16.0.{next(_numbers)}", "subnet": "10.128.0.0/23"})
+    world.kube.create(
+        subnet | {"host": node, "hostIP": f"172.16.{2 + number // 250}.{1 + number % 250}", "subnet": "10.128.0.0/23"}
+    )
     world.control.kill("webhook")
     try:
         world.kube.patch("HostSubnet", node, {"egressIPs": ["172.16.1.1"]})
