@@ -179,3 +179,5 @@ class EgressAddress:
     """Seconds since the epoch; 0 unless the phase is Quarantined."""
     conditions: tuple[Condition, ...] = ()
     resource_version: str = ""
+    created: str = ""
+    """When the object was made, RFC 3339."""

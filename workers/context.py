@@ -21,7 +21,8 @@ T = TypeVar("T")
 _log = structlog.get_logger()
 NAMESPACE_LABEL = "egress.hawse.dev/namespace"
 """On an EgressAddress: its namespace, so that one namespace's addresses can be listed."""
-ASK_GUARD_SECONDS = 5.0
+ASK_GUARD_SECONDS = 15.0
+"""How long an ask that may have been lost with a killed worker keeps others quiet; in a burst it merely waits."""
 COMPLAINT_SECONDS = 3600.0
 
 

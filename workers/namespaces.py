@@ -268,19 +268,22 @@ def _take_netid(context: Context, namespace: Namespace, *, returning: bool) -> i
 
 
 def _is_dropped(context: Context, name: str, netid: int) -> bool:
-    """Whether the nodes drop `netid`, so that from the first packet on nothing leaves with a node's IP.
+    """Whether the nodes drop `netid`, so that from the first packet on nothing leaves with a node's IP. The publishing
+    that hears the last node's word notes it.
 
     A node that does not answer for `fence_wait` keeps nobody from having a network: what it does with the first
     packets is not known (docs/decisions/0007).
     """
     what = f"fence:{name}"
+    if context.ledger.is_fenced(name, netid):
+        context.ledger.done_with(what)
+        return True
+    if context.ledger.waiting_for(what, context.settings.fence_wait):
+        return False
+    context.ledger.done_with(what)
     epoch, changes = context.ledger.last_changes({name: netid})
     reports = context.ledger.reports(subnet.name for subnet in context.host_subnets())
     waiting = lagging(reports, epoch, changes.get(name), context.ledger.now())
-    if waiting and context.ledger.waiting_for(what, context.settings.fence_wait):
-        _log.info("waits for its NetID to be dropped", namespace=name, netid=netid, nodes=waiting)
-        return False
-    context.ledger.done_with(what)
     if waiting:
         if any(other.netid == netid for other in context.net_namespaces()):
             context.ledger.return_netid(name)

@@ -58,7 +58,7 @@ def run(context: Context) -> int:
     _go_on(context, promised, reports)
     unplaced = context.ledger.unplaced()
     if not status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced)):
-        context.ask(PUBLISH_TASK)
+        context.ask(PUBLISH_TASK, delay=context.settings.status_interval / 2)
     if unplaced and context.ledger.is_news("reports", _looks_of(reports)):
         context.ask(PLACE_TASK)
     return len(changes)
@@ -70,9 +70,9 @@ def _go_on(context: Context, promised: Mapping[str, int], reports: Mapping[str, 
         return
     epoch, changes = context.ledger.last_changes(promised)
     now = context.ledger.now()
-    for name in promised:
-        if not lagging(reports, epoch, changes.get(name), now):
-            context.ask(NAMESPACE_TASK, name)
+    dropped = {name: netid for name, netid in promised.items() if not lagging(reports, epoch, changes.get(name), now)}
+    for name in context.ledger.fenced(dropped):
+        context.ask(NAMESPACE_TASK, name)
 
 
 def _looks_of(reports: Mapping[str, NodeReport]) -> str:

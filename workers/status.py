@@ -58,9 +58,10 @@ def _listing(items: Iterable[HostSubnet | NetNamespace]) -> frozenset[tuple[str,
 def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> bool:
     """Writes the status of every EgressAddress that differs from what is so. A conflict is left to the next run.
 
-    False when time ran out before all were written: the nodes' table is not to wait for it, so the rest is for the
-    next run.
+    False when some were not written: time ran out, for the nodes' table is not to wait for it, or they are on their way
+    and were written a moment ago. They are for the next run.
     """
+    complete = True
     until = time.monotonic() + UPDATE_SECONDS
     for claim in claims:
         if claim.phase is Phase.QUARANTINED:
@@ -70,6 +71,9 @@ def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> boo
             continue
         if time.monotonic() > until:
             return False
+        if wanted.phase not in (Phase.READY, Phase.FAILED) and _is_recent(claim, context.settings.status_interval):
+            complete = False
+            continue
         name = object_name(parse_address(claim.address))
         patch = {
             "metadata": {"resourceVersion": claim.resource_version},
@@ -93,7 +97,13 @@ def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> boo
             reason = "EgressAddressReady" if wanted.phase is Phase.READY else "EgressAddressFailed"
             text = message or f"traffic leaves with {claim.address} by {wanted.node}"
             context.tell(claim.namespace, claim.namespace_uid, reason, text, warning=wanted.phase is Phase.FAILED)
-    return True
+    return complete
+
+
+def _is_recent(claim: EgressAddress, seconds: float) -> bool:
+    """Whether the claim was made, or its status last changed, less than `seconds` ago."""
+    times = [claim.created, *(condition.last_transition for condition in claim.conditions)]
+    return bool(seconds) and max(times) > manifests.rfc3339(time.time() - seconds)
 
 
 def assess(claim: EgressAddress, seen: Seen, now: str) -> EgressAddress:

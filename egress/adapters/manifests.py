@@ -81,6 +81,7 @@ class _Metadata(_Wire):
     annotations: Labels | None = None
     resource_version: str = ""
     deletion_timestamp: str | None = None
+    creation_timestamp: str | None = None
 
 
 class _Manifest(_Wire):
@@ -303,6 +304,7 @@ def egress_address(manifest: object, *, strict: bool = False) -> EgressAddress:
             for c in status.conditions or ()
         ),
         wire.metadata.resource_version,
+        wire.metadata.creation_timestamp or "",
     )
 
 

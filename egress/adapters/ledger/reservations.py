@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -222,12 +222,28 @@ class Reservations(Connection):
             found = self._redis.hmget("hawse:netid-of", names)
         return {name: int(netid) for name, netid in zip(names, found, strict=True) if netid}
 
+    def fenced(self, netids: Mapping[str, int]) -> list[str]:
+        """Notes that every node drops these NetIDs, each of its namespace; those of which it was not known."""
+        if not netids:
+            return []
+        names = list(netids)
+        with away():
+            known = self._redis.hmget("hawse:fenced", names)
+            self._redis.hset("hawse:fenced", mapping=dict(netids))
+        return [name for name, netid in zip(names, known, strict=True) if netid != str(netids[name])]
+
+    def is_fenced(self, namespace: str, netid: int) -> bool:
+        """Whether `fenced` has noted it."""
+        with away():
+            return bool(self._redis.hget("hawse:fenced", namespace) == str(netid))
+
     def return_netid(self, namespace: str) -> None:
         """Forgets the NetID that was taken for `namespace`."""
         with away():
             netid = self._redis.hget("hawse:netid-of", namespace)
             if netid is not None:
-                self._redis.pipeline().hdel("hawse:netid-of", namespace).hdel("hawse:netids", netid).execute()
+                pipeline = self._redis.pipeline().hdel("hawse:netid-of", namespace).hdel("hawse:netids", netid)
+                pipeline.hdel("hawse:fenced", namespace).execute()
 
 
 def _entry(text: str) -> tuple[str, str]:
