@@ -1,4 +1,4 @@
-"""The users of deploy/components/redis-acl on a real Valkey: each process does its work, and no user can do more."""
+"""All processes on a real API server and a real Valkey, each as its own user in both; and that no user can do more."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ import yaml
 from egress.adapters.ledger import Ledger
 from egress.operations import TransientError
 from egress.table import Steering
-from lab.apiserver.process import EmbeddedCluster
-from lab.control_plane import WORKERS_USER, ControlPlane, install, workers_kubeconfig
+from lab.control_plane import ControlPlane, workers_kubeconfig
 from lab.kube import Kube
 from lab.net.broker import Broker
+from lab.real_cluster import kubectl
+from tests.contract.deploy.conftest import DEPLOY, Installed, until, until_established
 
-SECRETS = Path(__file__).parents[3] / "deploy" / "components" / "redis-acl" / "redis-secrets.sh"
+SECRETS = DEPLOY / "components" / "redis-acl" / "redis-secrets.sh"
 NODE = "node1"
 NETID = 4711
+NETWORK = {"apiVersion": "network.openshift.io/v1"}
 NO_PERMISSION = r"(?i)permission|NOPERM"
 ADMINISTRATION = [
     "KEYS *",
@@ -90,45 +92,56 @@ def guarded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded
 
 
 @pytest.fixture(scope="module")
-def kube(tmp_path_factory: pytest.TempPathFactory, guarded_broker: GuardedBroker) -> Iterator[Kube]:
-    """All of the control plane, each process as its own user."""
+def installed_kube(
+    tmp_path_factory: pytest.TempPathFactory, guarded_broker: GuardedBroker, start: Callable[[], Installed]
+) -> Iterator[tuple[Installed, Kube]]:
+    """All of the control plane on a real API server, each process as its own user there and in Redis."""
+    installed = start()
+    installed.applied("-k", str(DEPLOY / "overlays" / "runner"))
+    until_established(installed)
     directory = tmp_path_factory.mktemp("processes")
-    cluster = EmbeddedCluster(directory / "cluster")
-    tokens = f'admin-token,admin,admin,"system:masters"\nworkers-token,{WORKERS_USER},workers,\n'
-    (directory / "cluster" / "tokens.csv").write_text(tokens)
-    with cluster:
-        kube = Kube(cluster.url, cluster.ca_path, "admin-token")
-        install(kube)
-        kubeconfig = workers_kubeconfig(cluster.kubeconfig, directory / "workers.kubeconfig", "workers-token")
-        settings = {
-            "HAWSE_SWEEP_INTERVAL": "0.5",
-            "HAWSE_RECONCILE_INTERVAL": "1",
-            "HAWSE_REPORT_WAIT": "0.5",
-            "HAWSE_RESERVATION_LIFETIME": "1",
-        }
-        control = ControlPlane(
-            directory / "control",
-            redis_url=guarded_broker.url("workers"),
-            kubeconfig=kubeconfig,
-            environment=settings,
-        )
-        try:
-            control.start("worker", "beat", "watch")
-            control.environment["HAWSE_REDIS_URL"] = guarded_broker.url("webhook")
-            control.start("webhook")
-            control.register_webhooks(kube)
-            yield kube
-            assert control.dead() == []
-        finally:
-            control.stop()
+    cluster = installed.cluster
+    kube = Kube(cluster.url, cluster.ca_path, cluster.token)
+    settings = {
+        "HAWSE_SWEEP_INTERVAL": "0.5",
+        "HAWSE_RECONCILE_INTERVAL": "1",
+        "HAWSE_REPORT_WAIT": "0.5",
+        "HAWSE_RESERVATION_LIFETIME": "1",
+    }
+    control = ControlPlane(
+        directory / "control",
+        redis_url=guarded_broker.url("workers"),
+        kubeconfig=cluster.kubeconfig,
+        environment=settings,
+    )
+    try:
+        for process, account in (("worker", "workers"), ("beat", "beat"), ("watch", "watch")):
+            kubeconfig = directory / f"{account}.kubeconfig"
+            workers_kubeconfig(cluster.kubeconfig, kubeconfig, f"{account}-token")
+            control.environment["HAWSE_KUBECONFIG"] = str(kubeconfig)
+            control.start(process)
+        control.environment["HAWSE_REDIS_URL"] = guarded_broker.url("webhook")
+        del control.environment["HAWSE_KUBECONFIG"]
+        control.start("webhook")
+        for kind in ("mutatingwebhookconfiguration", "validatingwebhookconfiguration"):
+            assert installed.kubectl("delete", kind, "hawse").returncode == 0  # for one that finds the webhook here
+        control.register_webhooks(kube)
+        spec = {"cidrs": ["192.168.1.96/27"], "namespaceSelector": {}, "quarantine": "1s"}
+        pool = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressPool", "metadata": {"name": "prod"}}
+        kube.create(pool | {"spec": spec})
+        ledger = Ledger(guarded_broker.url("workers"))
+        until(lambda: ledger.is_ready() and ledger.offer().pools)
+        ledger.close()
+        yield installed, kube
+        assert control.dead() == []
+    finally:
+        control.stop()
 
 
-def until(check: Callable[[], Any], seconds: float = 20) -> Any:  # noqa: ANN401 - whatever `check` gives
-    deadline = time.monotonic() + seconds
-    while not (value := check()):
-        assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
-        time.sleep(0.05)
-    return value
+@pytest.fixture
+def kube(installed_kube: tuple[Installed, Kube]) -> Kube:
+    """An admin's."""
+    return installed_kube[1]
 
 
 @pytest.fixture
@@ -157,26 +170,8 @@ def test_all_processes_do_their_work_with_the_rights_of_their_users(
     kube: Kube, guarded_broker: GuardedBroker, runner: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     ledger = Ledger(guarded_broker.url("workers"))
-    kube.create(
-        {
-            "apiVersion": "network.openshift.io/v1",
-            "kind": "HostSubnet",
-            "metadata": {"name": NODE},
-            "host": NODE,
-            "hostIP": "192.168.1.17",
-            "subnet": "10.128.0.0/23",
-        }
-    )
-    pool = {"cidrs": ["192.168.1.96/27"], "namespaceSelector": {}, "quarantine": "1s"}
-    kube.create(
-        {
-            "apiVersion": "egress.hawse.dev/v1alpha1",
-            "kind": "EgressPool",
-            "metadata": {"name": "prod"},
-            "spec": pool,
-        }
-    )
-    until(lambda: ledger.is_ready() and ledger.offer().pools)
+    host = {"host": NODE, "hostIP": "192.168.1.17", "subnet": "10.128.0.0/23"}
+    kube.create(NETWORK | {"kind": "HostSubnet", "metadata": {"name": NODE}, **host})
     made = kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})
     assert made["metadata"]["annotations"]["egress.hawse.dev/addresses"] == "192.168.1.97"
     rows = until(lambda: ledger.read_table().rows)
@@ -196,6 +191,50 @@ def test_all_processes_do_their_work_with_the_rights_of_their_users(
     runner.send_signal(signal.SIGTERM)
     assert runner.wait(20) == 0
     assert [entry for entry in guarded_broker.refused() if not entry.startswith("probe:")] == []
+    ledger.close()
+
+
+def test_draining_takes_back_what_was_given_and_leaves_what_was_set_by_hand(
+    installed_kube: tuple[Installed, Kube], guarded_broker: GuardedBroker
+) -> None:
+    """deploy/drain.sh, as docs/uninstall.md has it; that a NetID without a row is left alone is the nodes' tests'."""
+    installed, kube = installed_kube
+    by_hand = "192.168.1.200"
+    host = {"host": "node2", "hostIP": "192.168.1.18", "subnet": "10.128.2.0/23"}
+    net = {"netname": "by-hand", "netid": NETID, "egressIPs": [by_hand]}
+    kube.create(NETWORK | {"kind": "HostSubnet", "metadata": {"name": "node2"}, **host})
+    kube.create(NETWORK | {"kind": "NetNamespace", "metadata": {"name": "by-hand"}, **net})
+    given = [
+        kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})["metadata"]["annotations"]
+        for name in ("one", "two")
+    ]
+    addresses = [annotations["egress.hawse.dev/addresses"] for annotations in given]
+    kube.patch("HostSubnet", "node2", {"egressIPs": [addresses[0], by_hand]})
+    ledger = Ledger(guarded_broker.url("workers"))
+    until(lambda: {row.namespace for row in ledger.read_table().rows.values()} == {"by-hand", "one", "two"})
+
+    folder = Path(kubectl() or "").parent
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "KUBECONFIG": str(installed.cluster.kubeconfig)}
+    done = subprocess.run(["sh", DEPLOY / "drain.sh"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    until(lambda: {row.namespace for row in ledger.read_table().rows.values()} == {"by-hand"})
+    assert kube.list("EgressAddress") == []
+    assert {item["metadata"]["name"]: item["egressIPs"] for item in kube.list("NetNamespace")} == {
+        "by-hand": [by_hand],
+        "one": [],
+        "two": [],
+    }
+    subnets = {item["metadata"]["name"]: item.get("egressIPs") for item in kube.list("HostSubnet")}
+    assert subnets["node2"] == [by_hand]
+    for name in ("one", "two"):
+        namespace = kube.get("Namespace", name)
+        assert namespace is not None
+        assert "egress.hawse.dev/addresses" not in namespace["metadata"].get("annotations", {})
+    # And so it stays: nothing gives the addresses out again, in a few reconciles.
+    published = ledger.read_table().change
+    time.sleep(3)
+    assert (ledger.read_table().change, kube.list("EgressAddress")) == (published, [])
     ledger.close()
 
 
