@@ -226,7 +226,7 @@ def test_draining_takes_back_what_was_given_and_leaves_what_was_set_by_hand(
         "two": [],
     }
     subnets = {item["metadata"]["name"]: item.get("egressIPs") for item in kube.list("HostSubnet")}
-    assert subnets["node2"] == [by_hand]
+    assert subnets["node2"] == [by_hand], done.stdout
     for name in ("one", "two"):
         namespace = kube.get("Namespace", name)
         assert namespace is not None
