@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 CONTROL_QUEUE: Final = "control"
+TABLE_QUEUE: Final = "table"
+"""`place` and `publish`, of which one run serves all: they must not wait behind a burst of single namespaces."""
 
 NAMESPACE_TASK: Final = "hawse.v1.namespace"
 """(name): bring one namespace's claim and binding, or its release, to where it should be."""
@@ -25,6 +27,11 @@ NUDGE_TASK: Final = "hawse.v1.nudge"
 
 NUDGE_EXPIRES: Final = 60
 """Seconds after which a nudge to a node that is away is dropped; the runner reads the table when it comes back."""
+
+
+def queue_of(task: str) -> str:
+    """The queue of one of the control plane's tasks."""
+    return TABLE_QUEUE if task in (PLACE_TASK, PUBLISH_TASK) else CONTROL_QUEUE
 
 
 def node_queue(node: str) -> str:
@@ -63,6 +70,22 @@ def celery_config(redis_url: str) -> dict[str, Any]:
         "worker_hijack_root_logger": False,
         "worker_send_task_events": False,
         "enable_utc": True,
+    }
+
+
+def node_config(redis_url: str, node: str) -> dict[str, Any]:
+    """Celery's configuration of the runner of `node`, so that it needs no rights in Redis but to its own queue.
+
+    What it has taken and not acknowledged yet is kept apart from what the others have, and nobody controls it remotely,
+    which would need channels that all processes share.
+    """
+    config = celery_config(redis_url)
+    queue = node_queue(node)
+    apart = {f"{key}_key": f"{queue}.{key}" for key in ("unacked", "unacked_index", "unacked_mutex")}
+    return {
+        **config,
+        "broker_transport_options": {**config["broker_transport_options"], **apart},
+        "worker_enable_remote_control": False,
     }
 
 

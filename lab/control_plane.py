@@ -61,6 +61,7 @@ class ControlPlane:
             "HAWSE_TLS_CERT": str(cert),
             "HAWSE_TLS_KEY": str(key),
             "HAWSE_TRUSTED_USERS": user_of("worker"),
+            "HAWSE_CERTIFICATES": "external",  # the ones above
             "HAWSE_LEASE_DURATION": "6",  # a killed beat or watch is missed for no longer
             "HAWSE_LEASE_RENEW_DEADLINE": "4",
             "HAWSE_LEASE_RETRY": "0.8",
