@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 CONTROL_QUEUE: Final = "control"
+TABLE_QUEUE: Final = "table"
+"""`place` and `publish`, of which one run serves all: they must not wait behind a burst of single namespaces."""
 
 NAMESPACE_TASK: Final = "hawse.v1.namespace"
 """(name): bring one namespace's claim and binding, or its release, to where it should be."""
@@ -25,6 +27,11 @@ NUDGE_TASK: Final = "hawse.v1.nudge"
 
 NUDGE_EXPIRES: Final = 60
 """Seconds after which a nudge to a node that is away is dropped; the runner reads the table when it comes back."""
+
+
+def queue_of(task: str) -> str:
+    """The queue of one of the control plane's tasks."""
+    return TABLE_QUEUE if task in (PLACE_TASK, PUBLISH_TASK) else CONTROL_QUEUE
 
 
 def node_queue(node: str) -> str:

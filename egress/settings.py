@@ -46,6 +46,8 @@ class Settings:
     tls_cert: str = ""
     tls_key: str = ""
     webhook_threads: int = 16
+    drain_time: float = 10.0
+    """How long the webhook goes on serving after SIGTERM, so that everybody has heard that it ends."""
     trusted_users: str = "system:serviceaccount:hawse-system:hawse-workers"
     """User names, separated by commas, that may write the addresses annotation: Hawse's own workers."""
 
@@ -56,12 +58,18 @@ class Settings:
     lease_renew_deadline: float = 10.0
     """After how long without a renewal the leader itself gives up: well before another may begin."""
     lease_retry: float = 2.0
+    certificates: str = "own"
+    """own: Hawse makes and rotates the webhook's certificates. external: somebody else does."""
+    certificate_wait: float = 300.0
+    """After how long every API server has surely seen a new authority, so that it may sign."""
 
     reconcile_interval: float = 15.0
     sweep_interval: float = 5.0
     reservation_lifetime: float = 60.0
     create_net_namespaces: bool = True
     """Whether Hawse makes the NetNamespace of a namespace that has none. Off where OpenShift SDN makes them."""
+    fence_wait: float = 10.0
+    """How long a new NetNamespace waits at most for the nodes to drop its NetID first."""
     report_wait: float = 10.0
     """How long a rebuilt table waits for the nodes to say what they hold before it counts them as holding nothing."""
 
@@ -128,9 +136,9 @@ def _check(settings: Settings) -> None:
     for name in _POSITIVE:
         if not 0 < getattr(settings, name) < float("inf"):
             raise SettingsError(f"{PREFIX}{name.upper()} must be more than 0")
-    for name in ("listen_port", "health_port"):
-        if not 0 <= getattr(settings, name) <= 65535:
-            raise SettingsError(f"{PREFIX}{name.upper()} must be a port, 0 to 65535")
+    for name, (least, most, meaning) in _WITHIN.items():
+        if not least <= getattr(settings, name) <= most:
+            raise SettingsError(f"{PREFIX}{name.upper()} must be {meaning}")
     # A renewal reads and then writes, each within one retry: the last one must be over before another may begin.
     if settings.lease_renew_deadline + 2 * settings.lease_retry >= settings.lease_duration:
         raise SettingsError(
@@ -147,6 +155,7 @@ _FORMS = {
     ),
     "log_format": ("json|console", "json or console"),
     "log_level": ("(?i:debug|info|warning|error|critical)", "debug, info, warning, error or critical"),
+    "certificates": ("own|external", "own or external"),
     "iptables": ("auto|nft|legacy", "auto, nft or legacy"),
     "bridge": _INTERFACE,
     "vxlan_interface": _INTERFACE,
@@ -156,6 +165,12 @@ _FORMS = {
 }
 """The form of each setting that is not any text: what it must match as a whole, and how to say so."""
 _POSITIVE = (
-    "redis_timeout", "lease_duration", "lease_renew_deadline", "lease_retry", "reconcile_interval", "sweep_interval",
-    "check_interval", "refused_retry",
+    "redis_timeout", "lease_duration", "lease_renew_deadline", "lease_retry", "certificate_wait",
+    "reconcile_interval", "sweep_interval", "check_interval", "refused_retry",
 )  # fmt: skip
+_WITHIN = {
+    "listen_port": (0, 65535, "a port, 0 to 65535"),
+    "health_port": (0, 65535, "a port, 0 to 65535"),
+    "drain_time": (0.0, 3600.0, "0 to 3600"),
+}
+"""The bounds of each setting that has two, and how to say them."""

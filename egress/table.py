@@ -48,21 +48,31 @@ def table_of(plan: Plan) -> dict[int, Steering]:
     return table
 
 
-def left_behind(
-    current: Mapping[int, Steering], net_namespaces: Iterable[NetNamespace], claims: Iterable[EgressAddress]
+def unbound(net_namespaces: Iterable[NetNamespace], claims: Iterable[EgressAddress]) -> set[str]:
+    """The namespaces that have claims and no NetNamespace: not yet, or not any more."""
+    claiming = {claim.namespace for claim in claims if claim.phase is not Phase.QUARANTINED}
+    return claiming - {namespace.name for namespace in net_namespaces}
+
+
+def fences(
+    current: Mapping[int, Steering],
+    promised: Mapping[str, int],
+    net_namespaces: Iterable[NetNamespace],
+    claims: Iterable[EgressAddress],
 ) -> dict[int, Steering]:
-    """The rows that must stay, as drops, though no NetNamespace asks for them: those of a namespace that has claims
-    and whose NetNamespace was deleted. Its pods run on, and their packets carry its NetID still."""
-    names, netids = set(), set()
+    """The rows that must be there, as drops, though no NetNamespace asks for them: of namespaces that have claims and
+    no NetNamespace.
+
+    Where it was deleted, the pods run on, and their packets carry its NetID still. Where it is about to be made,
+    `promised` has its NetID by the namespace's name: the nodes drop it before any packet can carry it.
+    """
+    net_namespaces = list(net_namespaces)
+    names = unbound(net_namespaces, claims)
+    wanted = {netid: row.namespace for netid, row in current.items() if row.namespace in names}
+    wanted |= {netid: name for name, netid in promised.items() if name in names}
     for namespace in net_namespaces:
-        names.add(namespace.name)
-        netids.add(namespace.netid)
-    claiming = {claim.namespace for claim in claims if claim.phase is not Phase.QUARANTINED} - names
-    return {
-        netid: Steering(netid, row.namespace)
-        for netid, row in current.items()
-        if row.namespace in claiming and netid not in netids
-    }
+        wanted.pop(namespace.netid, None)
+    return {netid: Steering(netid, name) for netid, name in wanted.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +129,24 @@ def acknowledged(
             if (hop.address, hop.node, netid) in held if informed else hop.acknowledged:
                 result.add((hop.address, hop.node, netid))
     return frozenset(result)
+
+
+SILENT_SECONDS = 10.0
+"""A node whose runner has said nothing for so long is not waited for. Five times a runner's usual interval."""
+
+
+def lagging(reports: Mapping[str, NodeReport], epoch: str, change: int | None, now: float) -> list[str]:
+    """The nodes that do not know `change` of table `epoch` yet; None is a change that is still to be published.
+
+    A node that is silent, or that cannot be programmed at all, is not counted: it would keep all others waiting.
+    """
+    return sorted(
+        report.node
+        for report in reports.values()
+        if now - report.at < SILENT_SECONDS
+        and not report.problem
+        and (change is None or report.epoch != epoch or report.applied < change)
+    )
 
 
 def carried_over(desired: Mapping[int, Steering], current: Mapping[int, Steering]) -> dict[int, Steering]:

@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from egress import logs, settings
 from egress.adapters.ledger import Ledger
 from egress.addresses import AddressError, parse_address
-from egress.messages import CONTROL_QUEUE, NUDGE_TASK, PUBLISH_TASK, node_config, node_queue, sending_config
+from egress.messages import NUDGE_TASK, PUBLISH_TASK, node_config, node_queue, queue_of, sending_config
 from egress.operations import TransientError
 from egress.processes import begin_again_unless
 from node_runner.drivers import open_node
@@ -68,10 +68,14 @@ def main() -> None:
     )
     stop = threading.Event()
     loop = threading.Thread(target=_loop, args=(runner, stop, current.check_interval), name="loop")
-    watcher = threading.Thread(target=runner.watch, args=(drivers, stop), name="watch", daemon=True)
+    watchers = [
+        threading.Thread(target=runner.watch, args=(drivers.links, runner.look_anew, stop), name="links", daemon=True),
+        threading.Thread(target=runner.watch, args=(drivers.flows, runner.wake, stop), name="flows", daemon=True),
+    ]
     _consume(app, current.node_name, runner, ledger, stop)
     loop.start()
-    watcher.start()
+    for watcher in watchers:
+        watcher.start()
     queue = node_queue(current.node_name)
     arguments = ["worker", "-Q", queue, "--pool", "solo", "-n", f"runner@{current.node_name}"]
     try:
@@ -87,13 +91,12 @@ def main() -> None:
 def tell(app: Celery, ledger: Ledger) -> None:
     """Asks the workers to look at this node's report, unless somebody has asked just now. TransientError if the broker
     is away."""
-    what = f"{PUBLISH_TASK}:{CONTROL_QUEUE}"
-    if not ledger.first_to(what, TELL_GUARD_SECONDS):
+    if not ledger.first_to(PUBLISH_TASK, TELL_GUARD_SECONDS):
         return
     try:
-        app.send_task(PUBLISH_TASK, queue=CONTROL_QUEUE, retry=False)
+        app.send_task(PUBLISH_TASK, queue=queue_of(PUBLISH_TASK), retry=False)
     except (OperationalError, OSError) as error:
-        ledger.done_with(what)  # nobody was asked: the next one must not believe so
+        ledger.done_with(PUBLISH_TASK)  # nobody was asked: the next one must not believe so
         raise TransientError(f"the broker is away: {error}") from error
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from threading import Event
 
 from node_runner.drivers.errors import NodeError
+
+_LOOK_AT_STOP = 0.25
+_SETTLE = 0.02
+"""What a command tells seldom comes alone: lines that follow within this time count as one burst. Seconds."""
 
 
 class CommandFailed(NodeError):
@@ -32,7 +38,6 @@ def run(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 10) -
 
     Raises CommandFailed unless it ends with 0. The locale is C, so that texts can be compared.
     """
-    environment = {**os.environ, "LANG": "C", "LC_ALL": "C", "PATH": search_path()}
     try:
         done = subprocess.run(  # noqa: S603 - no shell; every caller builds argv from validated values
             list(argv),
@@ -42,7 +47,7 @@ def run(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 10) -
             encoding="utf-8",
             errors="replace",
             timeout=timeout,
-            env=environment,
+            env=_environment(),
             check=False,
         )
     except FileNotFoundError:
@@ -54,3 +59,35 @@ def run(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 10) -
     if done.returncode:
         raise CommandFailed(argv, done.returncode, done.stderr or done.stdout)
     return done.stdout
+
+
+def follow(argv: Sequence[str], callback: Callable[[], None], stop: Event) -> None:
+    """Runs `argv` and calls `callback` after each burst of lines that it prints, until `stop` is set (seen within a
+    quarter of a second; then it is ended). CommandFailed if it cannot be started, or ends by itself.
+
+    Nobody ends it when this process is killed: give `argv` a limit of its own.
+    """
+    try:
+        process = subprocess.Popen(  # noqa: S603 - as above
+            list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment()
+        )
+    except OSError as error:
+        raise CommandFailed(argv, None, f"it could not be started: {error}") from None
+    last = b""
+    with process:
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        descriptor = process.stdout.fileno()
+        while not stop.is_set():
+            if not select.select([descriptor], [], [], _LOOK_AT_STOP)[0]:
+                continue
+            stop.wait(_SETTLE)
+            told = os.read(descriptor, 1 << 16)
+            if not told:
+                raise CommandFailed(argv, process.wait(), last.decode(errors="replace"))
+            last = told[-500:]
+            callback()
+        process.terminate()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "LANG": "C", "LC_ALL": "C", "PATH": search_path()}

@@ -13,10 +13,11 @@ from egress.addresses import Address
 from egress.operations import TransientError
 from egress.table import Claim, NodeReport, Steering
 from node_runner.drivers.errors import NodeError
-from node_runner.drivers.ports import ANNOUNCE_SCHEDULE, LinkFacts, Node
+from node_runner.drivers.ports import ANNOUNCE_SCHEDULE, LinkFacts, Watchable
 from node_runner.programmer import Programmer, Refusal, unacknowledged
 
 ANNOUNCE_RETRY_SECONDS = 1.0
+WATCH_RETRY_SECONDS = 0.5
 _log = structlog.get_logger()
 
 
@@ -38,6 +39,7 @@ class Runner:
         self._table: dict[int, Steering] | None = None
         self._fresh = True
         self._news = False
+        self._closed = False
         self._held: frozenset[Address] = frozenset()
         self._announced: frozenset[Address] = frozenset()
         self._told: tuple[object, ...] = ((), "", "")
@@ -49,6 +51,11 @@ class Runner:
         """Something may have changed: look now."""
         self._wake.set()
 
+    def look_anew(self) -> None:
+        """Somebody may have changed the bridge or the interface: look now, and count on nothing known of them."""
+        self._programmer.forget_facts()
+        self.wake()
+
     def run(self, stop: threading.Event, interval: float) -> None:
         """Passes until `stop`; at least one every `interval` seconds."""
         while not stop.is_set():
@@ -57,18 +64,18 @@ class Runner:
             due = min([when for when, _ in self._announcements], default=float("inf")) - time.monotonic()
             self._wake.wait(max(0.0, min(interval, due)))
 
-    def _touched(self) -> None:
-        self._programmer.forget_facts()
-        self.wake()
-
-    def watch(self, drivers: Node, stop: threading.Event) -> None:
-        """Wakes the loop when the kernel says that somebody touched the node. Runs in a thread of its own."""
+    def watch(self, what: Watchable, touched: Callable[[], None], stop: threading.Event) -> None:
+        """Calls `touched` whenever somebody touches this part of the node. Runs in a thread of its own."""
+        broken = ""
         while not stop.is_set():
             try:
-                drivers.links.watch(self._touched, stop)
+                what.watch(touched, stop)
+                broken = ""
             except NodeError as error:
-                _log.warning("the node cannot be watched", reason=error.reason, error=str(error))
-                stop.wait(1.0)
+                if error.reason != broken:  # once, and not each second while it lasts
+                    _log.warning("not watched; changes are found by looking", reason=error.reason, error=str(error))
+                broken = error.reason
+                stop.wait(WATCH_RETRY_SECONDS)
 
     def step(self) -> None:
         """One pass: read the table, program the node, report."""
@@ -114,6 +121,8 @@ class Runner:
                 self._table[netid] = row
         self._epoch, self._change = read.epoch, read.change
         self._news = self._news or read.whole or bool(read.rows)
+        # Somebody may wait for a NetID to be dropped here before it comes into use.
+        self._closed = self._closed or any(row is not None and not row.hops for row in read.rows.values())
 
     def _program(self, table: dict[int, Steering]) -> tuple[LinkFacts, tuple[Claim, ...]]:
         now = time.monotonic()
@@ -170,8 +179,10 @@ class Runner:
         try:
             self._ledger.report(report)
             news = (claims, report.link, report.problem)
-            if not current or news != self._told or unacknowledged(self._table or {}, self._name, claims):
+            behind = unacknowledged(self._table or {}, self._name, claims)
+            if not current or news != self._told or self._closed or behind:
                 self._tell()
                 self._told = news
+                self._closed = self._closed and bool(problem)
         except TransientError as error:
             _log.warning("the report was not sent", error=str(error))

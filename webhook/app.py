@@ -27,13 +27,19 @@ HINT_DELAY = 0.2
 """Seconds after which a hint is worked on: the API server stores the namespace only after our answer."""
 
 
+ENDING = "the webhook is about to end"
+
+
 def never() -> bool:
-    """Whether the process is about to end, for one that is not told."""
+    """For an application that nobody tells of its end."""
     return False
 
 
-def create_app(settings: Settings, ending: Callable[[], bool] = never) -> Flask:
-    """The application, with its own connection to Redis. `ending` says whether no more requests should be sent."""
+def create_app(settings: Settings, *, ending: Callable[[], bool] = never, leaving: Callable[[], bool] = never) -> Flask:
+    """The application, with its own connection to Redis.
+
+    `ending` says whether no more requests should be sent, `leaving` whether connections should not be kept.
+    """
     app = Flask("hawse")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     ledger = Ledger(settings.redis_url, timeout=settings.redis_timeout)
@@ -65,13 +71,20 @@ def create_app(settings: Settings, ending: Callable[[], bool] = never) -> Flask:
     @app.get("/readyz")
     def readyz() -> Response:
         if ending():
-            return Response("the webhook is about to end\n", status=503, mimetype="text/plain")
+            return Response(f"{ENDING}\n", status=503, mimetype="text/plain")
         # Without Redis the webhook still answers (with a warning), so it stays ready; the text tells.
         try:
             ledger.ping()
         except TransientError as error:
             return Response(f"ok, but namespaces are admitted without an address: {error}\n", mimetype="text/plain")
         return Response("ok\n", mimetype="text/plain")
+
+    @app.after_request
+    def part(response: Response) -> Response:
+        # For HTTP/1.1; HTTP/2, which API servers speak, has its own way to say so.
+        if leaving():
+            response.headers["Connection"] = "close"
+        return response
 
     return app
 

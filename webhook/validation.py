@@ -154,7 +154,7 @@ def pool_deleted(old: EgressPool, facts: Facts) -> list[str]:
 def egress_address(new: EgressAddress, old: EgressAddress | None, facts: Facts) -> list[str]:
     """The warnings for a claim that a person makes by hand. RefusedError if it must not be, or if it is a change."""
     if old is not None and _spec(new) != _spec(old):
-        raise RefusedError(f"EgressAddress {new.address} is Hawse's to change: to end the claim, delete it")
+        raise RefusedError(f"the spec of EgressAddress {new.address} is Hawse's alone to change")
     if old is not None:
         return []
     address = parse_address(new.address)

@@ -14,10 +14,13 @@ from celery.worker import state
 from egress import logs, settings
 from egress.adapters.cluster import Cluster, ConfigError
 from egress.health import Health, HealthError, Verdict
+from egress.messages import CONTROL_QUEUE, TABLE_QUEUE
 from egress.operations import TransientError
 from egress.processes import begin_again, begin_again_unless, stop_event
 from workers import consuming, metrics
+from workers.certificates import Policy
 from workers.context import Context
+from workers.keeper import Keeper, service_names
 from workers.leader import Crew, Election, LeaseLostError, Timing, own_namespace
 from workers.schedule import run_schedule
 from workers.tasks import create_celery, make_context
@@ -57,7 +60,8 @@ def worker(concurrency: int) -> None:
     metrics.begin_tasks()
     consumption = consuming.Consumption(context.ledger)
     _serve(Health(current.health_host, current.health_port, consumption.ready, alive=consumption.alive))
-    arguments = ["worker", "-Q", "control", "--pool", "threads", "-c", str(concurrency), "-n", "worker@%h"]
+    queues = f"{TABLE_QUEUE},{CONTROL_QUEUE}"
+    arguments = ["worker", "-Q", queues, "--pool", "threads", "-c", str(concurrency), "-n", "worker@%h"]
     app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     # kombu 5.7 gives up when it loses the broker at the wrong moment.
     begin_again_unless(state.should_stop, state.should_terminate, reason="Celery's worker gave up")
@@ -95,8 +99,15 @@ def watch() -> None:
 
     def act(crew: Crew, stop: threading.Event) -> None:
         start_all(watchers, crew, stop)
+        if current.certificates == "own":
+            crew.start("certificates", partial(_keeper(current, context).run, stop))
 
     _lead("watch", current, act, listed)
+
+
+def _keeper(current: settings.Settings, context: Context) -> Keeper:
+    namespace = own_namespace(current)
+    return Keeper(context.cluster, namespace, Policy(service_names(namespace), wait=current.certificate_wait))
 
 
 def _lead(

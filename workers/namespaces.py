@@ -12,7 +12,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, ExistsError, Kind
 from egress.adapters.ledger import REQUEST_PREFIX, Exhausted, Held, manual_holder, name_holder
 from egress.addresses import Address, AddressError, object_name, parse_address
-from egress.messages import CONTROL_QUEUE, PLACE_TASK, PUBLISH_TASK
+from egress.messages import PLACE_TASK, PUBLISH_TASK
 from egress.objects import (
     ADDRESSES_ANNOTATION,
     CREATED_ANNOTATION,
@@ -23,6 +23,7 @@ from egress.objects import (
     Phase,
 )
 from egress.operations import Outcome, PermanentError, Step, TransientError
+from egress.table import lagging
 from workers.context import NAMESPACE_LABEL, Context
 
 _log = structlog.get_logger()
@@ -57,9 +58,10 @@ def converge(context: Context, name: str) -> None:
         _give_up(context, namespace, addresses, lost)
         raise TransientError(f"namespace {name} lost {', '.join(map(str, lost))}: it gets another address")
     context.ledger.claimed(name_holder(name), addresses)
-    _bind(context, namespace, addresses, former, returning=bool(mine))
-    context.ask(PLACE_TASK, CONTROL_QUEUE)
-    context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+    context.ask(PUBLISH_TASK)  # the claim alone closes the namespace, where it has a NetID
+    context.ask(PLACE_TASK)
+    if _bind(context, namespace, addresses, former, returning=bool(mine)):
+        context.ask(PUBLISH_TASK)
 
 
 def _stands(claim: EgressAddress, namespace: Namespace) -> bool:
@@ -199,8 +201,8 @@ def _give_up(context: Context, namespace: Namespace, addresses: tuple[Address, .
 
 def _bind(
     context: Context, namespace: Namespace, addresses: tuple[Address, ...], former: list[str], *, returning: bool
-) -> None:
-    """Writes the addresses into the namespace's NetNamespace, making it where nobody else does.
+) -> bool:
+    """Writes the addresses into the namespace's NetNamespace, making it where nobody else does. Whether it wrote.
 
     Addresses that an admin put there by hand stay. `former` ones, of an earlier namespace of the same name, go in the
     same patch: a NetNamespace without any address would for a moment let traffic out with the node's IP. `returning`
@@ -209,39 +211,34 @@ def _bind(
     wanted = [str(address) for address in addresses]
     manifest = context.cluster.get(Kind.NET_NAMESPACE, namespace.name)
     if manifest is None:
-        _create_net_namespace(context, namespace, wanted, returning=returning)
+        if not _create_net_namespace(context, namespace, wanted, returning=returning):
+            return False
     else:
         there = manifests.net_namespace(manifest)
         if there.netid == 0:
             raise PermanentError(f"namespace {namespace.name} is in the global network (NetID 0): it gets no address")
         kept = [text for text in there.egress_ips if text not in former]
         bound = [*kept, *(text for text in wanted if text not in kept)]
+        if there.annotations.get(CREATED_ANNOTATION) != "true":
+            context.ledger.return_netid(namespace.name)  # what Hawse took for it, if it did, is not what it has
         if bound == list(there.egress_ips):
-            return
+            return False
         patch = {"metadata": {"resourceVersion": there.resource_version}, "egressIPs": bound}
         context.cluster.patch(Kind.NET_NAMESPACE, namespace.name, patch)
     context.record(Step.BIND, namespace.name, address=",".join(wanted))
     context.tell(namespace.name, namespace.uid, "EgressAddressAssigned", f"traffic will leave with {', '.join(wanted)}")
+    return True
 
 
-def _create_net_namespace(context: Context, namespace: Namespace, addresses: list[str], *, returning: bool) -> None:
+def _create_net_namespace(context: Context, namespace: Namespace, addresses: list[str], *, returning: bool) -> bool:
+    """Makes the NetNamespace once the nodes drop its NetID; False while they do not. The publishing that hears the
+    last node's word starts the namespace's task again."""
     if not context.settings.create_net_namespaces:
         raise TransientError(f"the NetNamespace of {namespace.name} is not there yet")
-    taken = {other.netid for other in context.net_namespaces()}
-    # Random and not the next one: a NetID comes back to use as late as can be. S311: it is no secret.
-    draw = random.Random(f"{namespace.name}/{namespace.uid}")  # noqa: S311
-    candidates = [draw.randint(LOWEST_NETID, HIGHEST_NETID) for _ in range(NETID_CANDIDATES)]
-    if returning:
-        # Its NetNamespace was deleted by hand: its pods run on with the NetID that the table still drops.
-        rows = context.ledger.read_table().rows.values()
-        former = [row.netid for row in rows if row is not None and row.namespace == namespace.name]
-        if former and former[0] not in taken:
-            context.ledger.return_netid(namespace.name)  # the one Hawse took for it once may be another
-            candidates = [*former, *candidates]
-    netid = context.ledger.take_netid(namespace.name, [netid for netid in candidates if netid not in taken])
-    if netid is None or netid in taken:
-        context.ledger.return_netid(namespace.name)
-        raise TransientError("no free NetID found in this try")
+    promised = context.ledger.promised_netids([namespace.name])
+    netid = promised.get(namespace.name) or _take_netid(context, namespace, returning=returning)
+    if not _is_dropped(context, namespace.name, netid):
+        return False
     manifest = Kind.NET_NAMESPACE.head | {
         "metadata": {"name": namespace.name, "annotations": {CREATED_ANNOTATION: "true"}},
         "netname": namespace.name,
@@ -252,6 +249,44 @@ def _create_net_namespace(context: Context, namespace: Namespace, addresses: lis
         context.cluster.create(Kind.NET_NAMESPACE, manifest)
     except ExistsError:
         raise ConflictError(f"the NetNamespace of {namespace.name} was made by somebody else meanwhile") from None
+    return True
+
+
+def _take_netid(context: Context, namespace: Namespace, *, returning: bool) -> int:
+    taken = {other.netid for other in context.net_namespaces()}
+    # Random and not the next one: a NetID comes back to use as late as can be. S311: it is no secret.
+    draw = random.Random(f"{namespace.name}/{namespace.uid}")  # noqa: S311
+    candidates = [draw.randint(LOWEST_NETID, HIGHEST_NETID) for _ in range(NETID_CANDIDATES)]
+    if returning:
+        # Its NetNamespace was deleted by hand: its pods run on with the NetID that the table still drops.
+        rows = context.ledger.read_table().rows.values()
+        candidates = [row.netid for row in rows if row is not None and row.namespace == namespace.name] + candidates
+    netid = context.ledger.take_netid(namespace.name, [netid for netid in candidates if netid not in taken])
+    if netid is None:
+        raise TransientError("no free NetID found in this try")
+    return netid
+
+
+def _is_dropped(context: Context, name: str, netid: int) -> bool:
+    """Whether the nodes drop `netid`, so that from the first packet on nothing leaves with a node's IP.
+
+    A node that does not answer for `fence_wait` keeps nobody from having a network: what it does with the first
+    packets is not known (docs/decisions/0007).
+    """
+    what = f"fence:{name}"
+    epoch, changes = context.ledger.last_changes({name: netid})
+    reports = context.ledger.reports(subnet.name for subnet in context.host_subnets())
+    waiting = lagging(reports, epoch, changes.get(name), context.ledger.now())
+    if waiting and context.ledger.waiting_for(what, context.settings.fence_wait):
+        _log.info("waits for its NetID to be dropped", namespace=name, netid=netid, nodes=waiting)
+        return False
+    context.ledger.done_with(what)
+    if waiting:
+        if any(other.netid == netid for other in context.net_namespaces()):
+            context.ledger.return_netid(name)
+            raise TransientError(f"NetID {netid} of {name} is somebody else's by now: it gets another")
+        _log.error("goes on though nodes may not drop it yet", namespace=name, netid=netid, nodes=waiting)
+    return True
 
 
 def _release(context: Context, name: str, claims: list[EgressAddress], successor: Namespace | None) -> None:
@@ -285,8 +320,8 @@ def _release(context: Context, name: str, claims: list[EgressAddress], successor
         _delete_binding(context, name, [claim.address for claim in claims])
         context.ledger.return_netid(name)
     if leaving:
-        context.ask(PLACE_TASK, CONTROL_QUEUE)
-        context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+        context.ask(PLACE_TASK)
+        context.ask(PUBLISH_TASK)
 
 
 def _annotated(namespace: Namespace | None) -> tuple[Address, ...]:

@@ -10,7 +10,7 @@ import structlog
 from egress.adapters import manifests
 from egress.adapters.cluster import Kind
 from egress.addresses import Address, AddressError, parse_address
-from egress.messages import CONTROL_QUEUE, PUBLISH_TASK
+from egress.messages import PUBLISH_TASK
 from egress.objects import EgressAddress, HostSubnet, Node, Origin, Phase
 from egress.operations import Step
 from egress.placement import Candidate, Placement, Unplaced, place
@@ -18,6 +18,8 @@ from egress.table import NodeReport
 from workers.context import Context, readable
 
 _log = structlog.get_logger()
+LOCK_SECONDS = 10.0
+"""How long a killed run keeps the next one waiting. Two at once do no harm: each patch carries the version it read."""
 
 
 def run(context: Context) -> Placement:
@@ -25,7 +27,7 @@ def run(context: Context) -> Placement:
 
     Raises TransientError when a HostSubnet changed meanwhile: what was not patched is placed by the next run.
     """
-    with context.ledger.exclusively("place"):
+    with context.ledger.exclusively("place", LOCK_SECONDS):
         claims = context.egress_addresses()
         subnets = context.host_subnets()
         surplus = _surplus(claims, subnets)
@@ -39,7 +41,7 @@ def run(context: Context) -> Placement:
             _patch(context, subnet, kept[subnet.name], placement, claims)
     if placement.nodes or surplus or placement.refused != context.ledger.unplaced():
         context.ledger.set_unplaced(placement.refused)
-        context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+        context.ask(PUBLISH_TASK)
     for address, reason in sorted(placement.refused.items(), key=lambda item: str(item[0])):
         _log.warning("not placed", address=str(address), reason=reason)
     return placement

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import structlog
 
-from egress.messages import CONTROL_QUEUE, NUDGE_TASK, PLACE_TASK, node_queue
+from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
 from egress.operations import TransientError
 from egress.planning import plan, with_claims
-from egress.table import NodeReport, Steering, acknowledged, carried_over, left_behind, table_of
+from egress.table import NodeReport, Steering, acknowledged, carried_over, fences, lagging, table_of, unbound
 from workers import status
 from workers.context import Context
 from workers.status import Seen
@@ -39,7 +39,9 @@ def run(context: Context) -> int:
             epoch = uuid.uuid4().hex
         held = acknowledged(rows, reports, current.epoch)
         outcome = plan(subnets, with_claims(net_namespaces, claims), acknowledged=held)
-        desired = carried_over(left_behind(rows, net_namespaces, claims) | table_of(outcome), rows)
+        promised = context.ledger.promised_netids(unbound(net_namespaces, claims))
+        fenced = fences(rows, promised, net_namespaces, claims)
+        desired = carried_over(fenced | table_of(outcome), rows)
         changes: dict[int, Steering | None] = {
             netid: desired.get(netid) for netid in desired.keys() | rows.keys() if desired.get(netid) != rows.get(netid)
         }
@@ -50,14 +52,27 @@ def run(context: Context) -> int:
             _log.info("published", change=number, rows=len(changes), new_table=bool(epoch))
             context.ledger.done_with("rebuild")
             for subnet in subnets:
-                context.ask(NUDGE_TASK, node_queue(subnet.name))
+                context.nudge(subnet.name)
         for conflict in outcome.conflicts:
             _log.warning("conflict", conflict=conflict)
+    _go_on(context, promised, reports)
     unplaced = context.ledger.unplaced()
-    status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced))
+    if not status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced)):
+        context.ask(PUBLISH_TASK)
     if unplaced and context.ledger.is_news("reports", _looks_of(reports)):
-        context.ask(PLACE_TASK, CONTROL_QUEUE)
+        context.ask(PLACE_TASK)
     return len(changes)
+
+
+def _go_on(context: Context, promised: Mapping[str, int], reports: Mapping[str, NodeReport]) -> None:
+    """Lets the namespaces go on whose NetID every node drops by now: their NetNamespace may be made."""
+    if not promised:
+        return
+    epoch, changes = context.ledger.last_changes(promised)
+    now = context.ledger.now()
+    for name in promised:
+        if not lagging(reports, epoch, changes.get(name), now):
+            context.ask(NAMESPACE_TASK, name)
 
 
 def _looks_of(reports: Mapping[str, NodeReport]) -> str:

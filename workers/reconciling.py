@@ -13,7 +13,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind
 from egress.adapters.ledger import Holding, Offer, manual_holder, name_holder
 from egress.addresses import Address, AddressError, object_name, parse_address
-from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
+from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
 from egress.objects import CREATED_ANNOTATION, EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace, Phase
 from egress.operations import Step
 from workers.context import Context, readable
@@ -61,9 +61,9 @@ def _reconcile(context: Context) -> int:
     }
     unsettled |= _left_behind(bindings.values(), {namespace.name for namespace in namespaces}, claims)
     for name in sorted(unsettled):
-        context.ask(NAMESPACE_TASK, CONTROL_QUEUE, name)
-    context.ask(PLACE_TASK, CONTROL_QUEUE)
-    context.ask(PUBLISH_TASK, CONTROL_QUEUE)
+        context.ask(NAMESPACE_TASK, name)
+    context.ask(PLACE_TASK)
+    context.ask(PUBLISH_TASK)
     return len(unsettled)
 
 
@@ -85,7 +85,7 @@ def _return_lapsed(context: Context, lapsed: dict[Address, str]) -> None:
             carried[address] = namespace.name
     for address, holder in lapsed.items():
         if address in carried:
-            context.ask(NAMESPACE_TASK, CONTROL_QUEUE, carried[address])
+            context.ask(NAMESPACE_TASK, carried[address])
             continue
         there = context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address))
         if there is None:
@@ -109,9 +109,9 @@ def _end_quarantines(context: Context) -> None:
     for claim in over:
         address = parse_address(claim.address)
         if address in hosted:
-            context.ask(PLACE_TASK, CONTROL_QUEUE)
+            context.ask(PLACE_TASK)
         if (claim.namespace, address) in bound:
-            context.ask(NAMESPACE_TASK, CONTROL_QUEUE, claim.namespace)
+            context.ask(NAMESPACE_TASK, claim.namespace)
         if address in hosted or (claim.namespace, address) in bound:
             continue
         try:

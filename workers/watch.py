@@ -12,7 +12,7 @@ import structlog
 from egress import pools
 from egress.adapters import manifests
 from egress.adapters.cluster import Change, GoneError, Kind
-from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
+from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
 from egress.operations import PermanentError, TransientError, backoff
 from workers import metrics
 from workers.context import Context
@@ -68,7 +68,7 @@ class Watcher:
             try:
                 if not version:
                     version = self._context.cluster.list(self.kind).resource_version
-                    self._context.ask(RECONCILE_TASK, CONTROL_QUEUE)  # a list may hide any number of changes
+                    self._context.ask(RECONCILE_TASK)  # a list may hide any number of changes
                     _log.info("listed", kind=self.kind.name, resource_version=version)
                     self._listed = True
                 for change in self._context.cluster.watch(self.kind, version):
@@ -94,7 +94,7 @@ class Watcher:
         if self.kind is Kind.NODE and not self._is_news(change):
             return
         for task, *arguments in tasks_for(self.kind, change):
-            self._context.ask(task, CONTROL_QUEUE, *arguments)
+            self._context.ask(task, *arguments)
 
     def _is_news(self, change: Change) -> bool:
         """A kubelet writes its node's status every few seconds; only what placement looks at is news."""

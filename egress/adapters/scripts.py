@@ -249,6 +249,22 @@ return reply
 """
 )
 
+LAST_CHANGES = (
+    _RUN
+    + """
+-- ARGV: namespace, netid, ...: gives the epoch ('' while no table is published), then for each pair the change that
+-- wrote the NetID's row, or '' if there is none or it is another namespace's.
+local reply = {''}
+if has_table() then reply[1] = redis.call('GET', 'hawse:epoch') end
+for i = 1, #ARGV, 2 do
+  local row = reply[1] ~= '' and redis.call('HGET', 'hawse:table', ARGV[i + 1])
+  local mine = row and cjson.decode(row).namespace == ARGV[i]
+  reply[#reply + 1] = mine and redis.call('ZSCORE', 'hawse:changes', ARGV[i + 1]) or ''
+end
+return reply
+"""
+)
+
 READY = (
     _RUN
     + """

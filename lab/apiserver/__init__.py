@@ -7,7 +7,7 @@ tests.
 
 What it is not, and says when asked:
 
-- No RBAC: every token of ``tokens.csv`` may do everything.
+- No RBAC: roles and bindings are stored and not evaluated; every token of ``tokens.csv`` may do everything.
 - No server-side apply and no ``managedFields`` (415); ``kubectl apply`` without ``--server-side`` works.
 - No garbage collector: ``ownerReferences`` are stored and not followed; ``propagationPolicy`` changes nothing.
 - No CEL: ``x-kubernetes-validations`` and ``matchConditions`` are stored and not evaluated. A webhook is called more

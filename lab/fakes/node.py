@@ -52,6 +52,7 @@ class FakeFlows:
         self._table = table
         self._flows: dict[tuple[int, int, str], Flow] = {}
         self._groups: dict[int, Group] = {}
+        self._changed = Event()
 
     def facts(self) -> BridgeFacts:
         """See ports.Flows."""
@@ -86,15 +87,27 @@ class FakeFlows:
             flows = {key: flow for key, flow in flows.items() if f"group:{group.group_id}" != flow.actions}
         self._flows, self._groups = flows, groups
         self.writes += 1
+        self._changed.set()
+
+    def watch(self, callback: Callable[[], None], stop: Event) -> None:
+        """See ports.Flows."""
+        self._check()
+        callback()
+        while not stop.is_set():
+            if self._changed.wait(0.05):
+                self._changed.clear()
+                callback()
 
     def put(self, flow: Flow) -> None:
         """Adds `flow` as somebody else would."""
         self._flows[flow.key] = flow
+        self._changed.set()
 
     def wipe(self) -> None:
         """What `systemctl restart openvswitch` may leave: nothing."""
         self._flows.clear()
         self._groups.clear()
+        self._changed.set()
 
     def text(self) -> str:
         """All flows and groups, sorted."""

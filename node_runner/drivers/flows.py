@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+from collections.abc import Callable
+from threading import Event
 from typing import Any
 
 from ovs.flow.kv import ParseError
@@ -11,7 +14,7 @@ from ovs.flow.ofp import OFPFlow
 
 from egress.delta import FlowChange, is_ours
 from egress.program import COOKIE, COOKIE_MASK, GROUP, Flow, Group
-from node_runner.commands import CommandFailed, run
+from node_runner.commands import CommandFailed, follow, run
 from node_runner.drivers.errors import (
     BridgeMissing,
     FlowUnreadable,
@@ -26,6 +29,8 @@ from node_runner.drivers.ports import MAC, BridgeFacts, FlowsFound, checked_name
 # --no-names saves 0.7 MB of table features a call (docs/decisions/0004).
 _OFCTL = ("ovs-ofctl", "--no-names", "-O", "OpenFlow13", "--timeout=10")
 _VSCTL = ("ovs-vsctl", "--timeout=5", "--no-wait")
+_MONITOR = ("ovs-ofctl", "--no-names", "-O", "OpenFlow13", "--timeout=60", "monitor")
+"""It ends by itself after a minute, so that none outlives a killed runner for longer."""
 _PORT_MAX = 0xFEFF
 _DEFAULT_PRIORITY = 0x8000
 """What ovs-ofctl leaves out."""
@@ -95,6 +100,16 @@ class Bridge:
         lines += [f"flow add cookie={flow.cookie:#x},{flow}" for flow in change.add]
         lines += [f"group delete group_id={group.group_id}" for group in change.remove_groups]
         self._ofctl("bundle", self._name, "-", stdin="\n".join([*lines, ""]))
+
+    def watch(self, callback: Callable[[], None], stop: Event) -> None:
+        """See ports.Flows. One process; it tells of our own changes too: whoever is called back finds nothing to do."""
+        # Each connection begins with a line, and so with a look: Open vSwitch may have restarted without our flows.
+        try:
+            follow([*_MONITOR, self._name, f"watch:!initial,table={self._table}"], callback, stop)
+        except CommandFailed as error:
+            if error.returncode != -signal.SIGALRM:
+                callback()  # perhaps it restarts just now
+                raise OpenVSwitchUnavailable(f"{self._name} tells nothing of its flows: {error}") from error
 
     def _interfaces(self) -> tuple[set[str], dict[str, tuple[Any, Any]]]:
         """The names of the bridge's ports, and [OpenFlow port, MAC] of those that we ask for, in one process."""

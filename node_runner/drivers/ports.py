@@ -75,8 +75,16 @@ class ProbeTiming:
     wait: float = 0.2
 
 
-class Flows(Protocol):
-    """The bridge's flows and groups."""
+class Watchable(Protocol):
+    """What tells that somebody touched it."""
+
+    def watch(self, callback: Callable[[], None], stop: Event) -> None:
+        """Calls back after each burst of changes, by whomever. Blocks until `stop` is set, or returns earlier: call it
+        again. NodeError if there is nothing to watch now."""
+
+
+class Flows(Watchable, Protocol):
+    """The bridge's flows and groups. Watched: the flows of the egress table, and Open vSwitch's own restart."""
 
     def facts(self) -> BridgeFacts:
         """What flows need to know of the bridge; BridgeMissing, PortMissing, OpenVSwitchUnavailable."""
@@ -98,8 +106,8 @@ class Nat(Protocol):
         """Each table of `change` whole or not at all; ChainMissing, IptablesFailed."""
 
 
-class Links(Protocol):
-    """The egress addresses on the node's interface."""
+class Links(Watchable, Protocol):
+    """The egress addresses on the node's interface. Watched: that interface, its addresses, and nftables."""
 
     def facts(self) -> LinkFacts:
         """The interface that carries the node's IP; InterfaceMissing."""
@@ -115,9 +123,6 @@ class Links(Protocol):
 
     def refusals(self, addresses: Iterable[Address]) -> dict[Address, NodeError]:
         """Those of `addresses` that this node cannot hold, and why."""
-
-    def watch(self, callback: Callable[[], None], stop: Event) -> None:
-        """Calls back after somebody changed the interface, its addresses or nftables. Blocks until `stop` is set."""
 
 
 class Arp(Protocol):

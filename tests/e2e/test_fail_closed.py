@@ -12,7 +12,11 @@ import pytest
 from lab.net.capture import Packet
 from lab.stack import Stack, wait_for
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.timeout(300),
+    pytest.mark.parametrize("stack", ["embedded"], indirect=True),  # what a node does, whatever the API server
+]
 
 PYTHON = Path(sys.executable)
 KILLER = Path(__file__).with_name("killing_runner.py")
@@ -62,6 +66,34 @@ def test_assignment_reassignment_and_restart(team, stack: Stack) -> None:  # noq
     assert {packet.source for packet in seen} == {address}, leaks(seen, stack)[:5]
     ports = {packet.source_port for packet in seen if packet.protocol == "udp"}
     assert len(ports) == len(team.pods), "a flow that was begun before the assignment never came back"
+
+
+def test_from_the_first_packet_on(stack: Stack) -> None:
+    """A new namespace whose pods begin to send the moment its network exists. The capture begins before its CREATE."""
+    name = "from-the-start"
+    network = stack.network
+    pods, streams = [], []
+    with network.capture("outside", TO_WEB) as capture:
+        made = stack.create_namespace(name, egress="yes")
+        address = IPv4Address(made["metadata"]["annotations"]["egress.hawse.dev/addresses"])
+        bound = wait_for("its network", lambda: stack.kube.get("NetNamespace", name), 60, every=0.02)
+        for index, node in enumerate(network.nodes, 1):
+            pods.append(network.add_pod(f"start-{index}", node, bound["netid"]))
+            streams += [network.traffic(pods[-1], interval=0.05, protocol=kind) for kind in ("udp", "http")]
+        for pod in pods:
+            wait_for(
+                f"{pod.name} as {address}",
+                lambda pod=pod: network.request(pod, timeout=1).source == address,  # type: ignore[misc]
+                60,
+            )
+        for stream in streams:
+            stream.stop()
+        seen = capture.stop()
+    for pod in pods:
+        network.remove_pod(pod.name)
+    stack.kube.delete("Namespace", name)
+    wait_for("its end", lambda: stack.kube.get("NetNamespace", name) is None, 60)
+    assert {packet.source for packet in seen} == {address}, leaks(seen, stack)[:5]
 
 
 CLAIMING = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -212,6 +212,15 @@ class Reservations(Connection):
         with away():
             reply = self._take_netid(args=[namespace, *candidates])
         return int(reply) if reply else None
+
+    def promised_netids(self, namespaces: Collection[str]) -> dict[str, int]:
+        """The NetIDs that were taken for those of `namespaces` that have one."""
+        names = sorted(namespaces)
+        if not names:
+            return {}
+        with away():
+            found = self._redis.hmget("hawse:netid-of", names)
+        return {name: int(netid) for name, netid in zip(names, found, strict=True) if netid}
 
     def return_netid(self, namespace: str) -> None:
         """Forgets the NetID that was taken for `namespace`."""

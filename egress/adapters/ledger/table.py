@@ -76,6 +76,7 @@ class Table(Connection):
         super().__init__(url, timeout)
         self._publish = self._redis.register_script(scripts.PUBLISH)
         self._changes = self._redis.register_script(scripts.CHANGES)
+        self._last_changes = self._redis.register_script(scripts.LAST_CHANGES)
         self._report = self._redis.register_script(scripts.REPORT)
         self._reports = self._redis.register_script(scripts.REPORTS)
 
@@ -100,6 +101,14 @@ class Table(Connection):
         with away():
             reply = int(self._publish(args=args))
         return None if reply < 0 else reply
+
+    def last_changes(self, netids: Mapping[str, int]) -> tuple[str, dict[str, int]]:
+        """The table's epoch ("" for none), and the change that wrote the row of each namespace's NetID, if it has
+        one."""
+        args = [item for pair in netids.items() for item in pair]
+        with away():
+            epoch, *changes = self._last_changes(args=args)
+        return epoch, {name: int(change) for name, change in zip(netids, changes, strict=True) if change}
 
     def change_number(self) -> int:
         """The number of the last change, whether or not a table is published."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+
 import pytest
 
 from egress.delta import FlowChange
@@ -115,3 +119,52 @@ def test_a_bridge_that_allows_every_version_works_too() -> None:
     bridge = Bridge()
     bridge.apply(FlowChange(add=(drop(1),)))
     assert bridge.read().flows == {drop(1)}
+
+
+def test_a_change_in_our_table_calls_back(flows: Flows) -> None:
+    stop, called = threading.Event(), threading.Event()
+    thread = threading.Thread(target=flows.watch, args=(called.set, stop), daemon=True)
+    thread.start()
+    try:
+        assert called.wait(5), "a watch begins with a look"
+        for change in (FlowChange(add=(drop(7),)), FlowChange(remove=(drop(7),))):
+            time.sleep(0.3)
+            called.clear()
+            flows.apply(change)
+            assert called.wait(5)
+    finally:
+        stop.set()
+        thread.join(5)
+    assert not thread.is_alive()
+
+
+@pytest.mark.usefixtures("open_vswitch")
+def test_a_change_elsewhere_is_no_news() -> None:
+    stop, called = threading.Event(), threading.Event()
+    thread = threading.Thread(target=Bridge().watch, args=(called.set, stop), daemon=True)
+    thread.start()
+    assert called.wait(5)
+    time.sleep(0.3)
+    called.clear()
+    run("ovs-ofctl", "-O", "OpenFlow13", "add-flow", "br0", "table=30,priority=7,ip actions=drop")
+    assert not called.wait(0.5)
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_what_cannot_be_watched_says_so_after_a_last_look(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("OVS_RUNDIR", str(tmp_path))
+    looks: list[None] = []
+    look: Callable[[], None] = lambda: looks.append(None)  # noqa: E731
+    with pytest.raises(OpenVSwitchUnavailable, match="br0 tells nothing of its flows"):
+        Bridge().watch(look, threading.Event())
+    assert looks
+
+
+@pytest.mark.usefixtures("open_vswitch")
+def test_a_monitor_that_reached_its_limit_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "node_runner.drivers.flows._MONITOR", ("ovs-ofctl", "-O", "OpenFlow13", "--timeout=1", "monitor")
+    )
+    Bridge().watch(lambda: None, threading.Event())

@@ -223,7 +223,7 @@ def test_a_claim_by_hand(review_of: Callable[..., Json]) -> None:
     assert "canonical" in refusal(review_of("egressaddresses", claim("fd00--1", "web")))
     assert "outside pool prod" in review_of("egressaddresses", claim("10.0.0.1", "web"))["warnings"][0]
     before = claim("192.168.1.60", "web")
-    assert "delete it" in refusal(review_of("egressaddresses", claim("192.168.1.60", "other"), before))
+    assert "is Hawse's alone to change" in refusal(review_of("egressaddresses", claim("192.168.1.60", "other"), before))
 
 
 @pytest.mark.parametrize(

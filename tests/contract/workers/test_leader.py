@@ -223,6 +223,7 @@ def watches(tmp_path: Path, broker: Broker, kube: Kube, cluster: EmbeddedCluster
         "HAWSE_LEASE_DURATION": "4",
         "HAWSE_LEASE_RENEW_DEADLINE": "2.5",
         "HAWSE_LEASE_RETRY": "0.5",
+        "HAWSE_CERTIFICATES": "external",
     }
     watches = Watches(tmp_path, environment)
     yield watches

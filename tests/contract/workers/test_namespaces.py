@@ -1,5 +1,6 @@
 """One namespace's way: claim, bind, release (DESIGN.md §2, §5)."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import Any
@@ -554,8 +555,8 @@ def test_a_release_that_is_cut_short_is_finished_by_the_reconcile(
     world.run(SWEEP_TASK)
     assert A in world.claims()  # it is not over while something has the address
     world.tasks.clear()
-    world.ledger.done_with(f"{NAMESPACE_TASK}:control:app")
-    world.ledger.done_with(f"{PLACE_TASK}:control")
+    world.ledger.done_with(f"{NAMESPACE_TASK}:app")
+    world.ledger.done_with(PLACE_TASK)
     world.reconcile()
     assert world.bound("app") == []
     assert (world.kube.get("NetNamespace", "app") is None) == hawses_own
@@ -571,7 +572,7 @@ def test_a_quarantine_does_not_end_while_a_node_has_the_address(world: Any) -> N
     world.delete("app")
     world.run(NAMESPACE_TASK, "app")
     world.tasks.clear()
-    world.ledger.done_with(f"{PLACE_TASK}:control")
+    world.ledger.done_with(PLACE_TASK)
     assert world.hosted("node2") == [A]
     world.run(SWEEP_TASK)
     assert world.claims()[A][1] == "Quarantined"
@@ -680,3 +681,89 @@ def forged(name: str, address: str) -> dict[str, Any]:
     """A namespace as its user may write it while the webhook is away."""
     annotations = {"egress.hawse.dev/addresses": address}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "annotations": annotations}}
+
+
+# A NetID is dropped before it is used
+
+
+def heard(world: Any, node: str, *, applied: bool) -> None:
+    """What a living runner says, with or without the last change."""
+    table = world.ledger.read_table()
+    change = table.change if applied else max(0, table.change - 1)
+    world.ledger.report(NodeReport(node, world.ledger.now(), table.epoch, change, "192.168.1.18/24", "eth0"))
+
+
+def netid_promised(world: Any) -> int:
+    netid: int = world.ledger.promised_netids(["app"])["app"]
+    return netid
+
+
+@pytest.fixture
+def fenced(world: Any) -> Any:
+    """A namespace with a claim, whose NetNamespace waits for the nodes."""
+    world.pool("prod", RANGE)
+    world.node("node2", "192.168.1.18")
+    world.node("node3", "192.168.1.19", report=False)
+    world.run(PUBLISH_TASK)
+    heard(world, "node2", applied=True)
+    world.run(RECONCILE_TASK)
+    world.tasks.clear()
+    world.namespace("app", address=A)
+    world.run(NAMESPACE_TASK, "app")
+    assert world.kube.get("NetNamespace", "app") is None
+    assert world.failures == []
+    assert world.claims()[A][0] == "app"
+    return world
+
+
+def test_a_net_namespace_is_made_once_the_nodes_drop_its_netid(fenced: Any) -> None:
+    fenced.tasks.clear()
+    fenced.run(PUBLISH_TASK)
+    netid = netid_promised(fenced)
+    assert row(fenced, netid) == Steering(netid, "app")
+    heard(fenced, "node2", applied=False)
+    fenced.run(NAMESPACE_TASK, "app")
+    assert fenced.kube.get("NetNamespace", "app") is None
+    fenced.tasks.clear()
+    fenced.ledger.done_with(f"{NAMESPACE_TASK}:app")
+    heard(fenced, "node2", applied=True)
+    fenced.run(PUBLISH_TASK)
+    assert (NAMESPACE_TASK, ("app",)) in fenced.tasks, "the publishing that saw the node's word goes on with it"
+    fenced.run(NAMESPACE_TASK, "app")
+    made = fenced.kube.get("NetNamespace", "app")
+    assert (made["netid"], made["egressIPs"]) == (netid, [A])
+    fenced.run(PUBLISH_TASK)
+    assert row(fenced, netid) is not None
+
+
+@pytest.mark.parametrize("settings", [{"fence_wait": 0.2}])
+def test_a_node_that_lives_and_never_drops_does_not_keep_a_namespace_without_network(fenced: Any) -> None:
+    time.sleep(0.3)
+    fenced.run(NAMESPACE_TASK, "app")
+    assert fenced.bound("app") == [A]
+
+
+@pytest.mark.parametrize("settings", [{"fence_wait": 0.2}])
+def test_a_promised_netid_that_somebody_else_has_meanwhile_is_not_used(fenced: Any) -> None:
+    netid = netid_promised(fenced)
+    fenced.net_namespace("other", netid)
+    fenced.run(PUBLISH_TASK)
+    heard(fenced, "node2", applied=True)
+    time.sleep(0.3)
+    fenced.tasks.clear()
+    fenced.run(NAMESPACE_TASK, "app")
+    assert fenced.kube.get("NetNamespace", "app") is None
+    fenced.run(NAMESPACE_TASK, "app")
+    assert netid_promised(fenced) != netid
+
+
+def test_a_namespace_that_goes_while_it_waits_leaves_no_drop_and_no_netid(fenced: Any) -> None:
+    fenced.run(PUBLISH_TASK)
+    netid = netid_promised(fenced)
+    fenced.tasks.clear()
+    fenced.delete("app")
+    fenced.run(NAMESPACE_TASK, "app")
+    fenced.run(PUBLISH_TASK)
+    assert row(fenced, netid) is None
+    assert fenced.ledger.promised_netids(["app"]) == {}
+    assert fenced.claims()[A] == ("app", "Quarantined")

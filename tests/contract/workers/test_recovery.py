@@ -253,7 +253,7 @@ def seen(world: Any, task: str, *arguments: str) -> bool:
     found = (task, arguments) in world.tasks
     while world.tasks:
         name, rest = world.tasks.pop(0)
-        world.ledger.done_with(":".join((name, "control", *rest)))
+        world.ledger.done_with(":".join((name, *rest)))
     return found
 
 
@@ -304,7 +304,7 @@ def test_an_ask_that_the_broker_did_not_take_is_asked_again(world: Any, monkeypa
     with monkeypatch.context() as patched:
         patched.setitem(world.context.__dict__, "send", away)
         with pytest.raises(TransientError):
-            world.context.ask(PLACE_TASK, "control")
-    world.context.ask(PLACE_TASK, "control")
-    world.context.ask(PLACE_TASK, "control")
+            world.context.ask(PLACE_TASK)
+    world.context.ask(PLACE_TASK)
+    world.context.ask(PLACE_TASK)
     assert world.tasks == [(PLACE_TASK, ())]

@@ -15,6 +15,8 @@ def test_task_names_are_versioned_and_stable() -> None:
         "SWEEP_TASK": "hawse.v1.sweep",
         "NUDGE_TASK": "hawse.v1.nudge",
     }
+    assert messages.queue_of(messages.PUBLISH_TASK) == messages.queue_of(messages.PLACE_TASK) == "table"
+    assert messages.queue_of(messages.NAMESPACE_TASK) == "control"
     assert (messages.CONTROL_QUEUE, messages.node_queue("node2.ocp.io")) == ("control", "node.node2.ocp.io")
 
 

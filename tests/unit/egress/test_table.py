@@ -8,13 +8,15 @@ from ipaddress import IPv4Address
 from egress.objects import EgressAddress, HostSubnet, NetNamespace, Phase
 from egress.planning import plan, with_claims
 from egress.table import (
+    SILENT_SECONDS,
     Claim,
     NodeReport,
     Steering,
     SteeringHop,
     acknowledged,
     carried_over,
-    left_behind,
+    fences,
+    lagging,
     table_of,
 )
 
@@ -142,8 +144,30 @@ def test_a_namespace_with_a_claim_is_never_left_without_an_address() -> None:
 
 def test_the_row_of_a_deleted_net_namespace_stays_as_a_drop_while_a_claim_stands() -> None:
     rows = row(SteeringHop(A, "node2", IP2, acknowledged=True))
-    assert left_behind(rows, [NetNamespace("other", 6)], [CLAIMED]) == row()
-    assert left_behind(rows, [NetNamespace("app", 7)], [CLAIMED]) == {}
-    assert left_behind(rows, [NetNamespace("other", 5)], [CLAIMED]) == {}
-    assert left_behind(rows, [], []) == {}
-    assert left_behind(rows, [], [replace(CLAIMED, phase=Phase.QUARANTINED)]) == {}
+    assert fences(rows, {}, [NetNamespace("other", 6)], [CLAIMED]) == row()
+    assert fences(rows, {}, [NetNamespace("app", 7)], [CLAIMED]) == {}
+    assert fences(rows, {}, [NetNamespace("other", 5)], [CLAIMED]) == {}
+    assert fences(rows, {}, [], []) == {}
+    assert fences(rows, {}, [], [replace(CLAIMED, phase=Phase.QUARANTINED)]) == {}
+
+
+def test_a_promised_netid_is_dropped_before_its_net_namespace_is_made() -> None:
+    assert fences({}, {"app": 5}, [NetNamespace("other", 6)], [CLAIMED]) == row()
+    assert fences({}, {"app": 5}, [NetNamespace("app", 5)], [CLAIMED]) == {}, "the plan has it from here on"
+    assert fences({}, {"app": 5}, [NetNamespace("other", 5)], [CLAIMED]) == {}, "somebody else has this NetID"
+    assert fences({}, {"app": 5}, [], []) == {}
+    assert fences({}, {"app": 5}, [], [replace(CLAIMED, phase=Phase.QUARANTINED)]) == {}
+    assert fences(row(), {"app": 7}, [], [CLAIMED]) == row() | {7: Steering(7, "app")}
+
+
+def test_nodes_that_live_and_do_not_know_a_change_are_lagging() -> None:
+    reports = {
+        "behind": replace(report("behind", 6), at=100),
+        "there": replace(report("there", 7), at=100),
+        "elsewhere": replace(report("elsewhere", 9, epoch="old"), at=100),
+        "silent": replace(report("silent", 0), at=100 - SILENT_SECONDS),
+        "broken": replace(report("broken", 0), at=100, problem="BridgeMissing: no br0"),
+    }
+    assert lagging(reports, "e", 7, now=100) == ["behind", "elsewhere"]
+    assert lagging(reports, "e", None, now=100) == ["behind", "elsewhere", "there"]
+    assert lagging({}, "e", 7, now=100) == []

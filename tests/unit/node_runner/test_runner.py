@@ -382,3 +382,47 @@ def test_the_loop_goes_on_whoever_is_away_and_ends_at_once(lab: Any, ledger: Fak
     loop.join(2)
     assert not loop.is_alive()
     assert lab.addresses == {str(A)}
+
+
+def test_the_loop_looks_as_soon_as_somebody_touches_the_flows(
+    lab: Any, ledger: FakeLedger, told: Told, row: Row
+) -> None:
+    runner = restarted(lab, ledger, told)
+    ledger.begin("e1", row())
+    stop = threading.Event()
+    lab.fake.flows.present = False
+    loop = threading.Thread(target=runner.run, args=(stop, 60))
+    watch = threading.Thread(target=runner.watch, args=(lab.fake.flows, runner.wake, stop))
+    loop.start()
+    watch.start()
+    try:
+        lab.fake.flows.present = True  # the watch comes back by itself, and with it a look
+        eventually(lab.flow)
+        for _ in range(2):
+            lab.fake.flows.wipe()
+            eventually(lab.flow)
+    finally:
+        stop.set()
+        runner.wake()
+        loop.join(5)
+        watch.join(5)
+    assert not loop.is_alive()
+    assert not watch.is_alive()
+
+
+def eventually(check: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_drop_that_somebody_may_wait_for_is_told(runner: Runner, ledger: FakeLedger, told: Told, row: Row) -> None:
+    ledger.begin("e1", {})
+    runner.step()
+    before = told.times
+    ledger.change(NETID, row(None)[NETID])
+    runner.step()
+    assert told.times == before + 1
+    runner.step()
+    assert told.times == before + 1

@@ -273,7 +273,7 @@ def test_a_claim_that_cannot_be_placed_is_a_warning(value: EgressAddress, what: 
 @pytest.mark.parametrize("change", [{"namespace": "web"}, {"pool": "x"}, {"namespace_uid": "u"}])
 def test_a_claim_is_changed_by_nobody(change: dict[str, str]) -> None:
     before = claim("192.168.1.100", "shop")
-    assert "to end the claim, delete it" in refusal(replace(before, **change), before, FACTS)
+    assert "is Hawse's alone to change" in refusal(replace(before, **change), before, FACTS)
     assert validation.egress_address(before, before, FACTS) == []
 
 

@@ -1,0 +1,89 @@
+"""Many nodes in one process: real runners on nodes in memory, for what concerns the control plane alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from ipaddress import IPv4Address
+from types import TracebackType
+from typing import Self
+
+from celery import Celery
+
+from egress.adapters.ledger import Ledger
+from egress.messages import NUDGE_TASK, node_queue, sending_config
+from egress.program import Layout
+from lab.fakes.node import FakeNode, fake_node
+from lab.kube import Json, Kube
+from node_runner.__main__ import tell
+from node_runner.drivers.ports import ProbeTiming
+from node_runner.programmer import Programmer
+from node_runner.runner import Runner
+
+_LOOK_SECONDS = 0.2
+"""A node looks so often, instead of being nudged through a queue of its own."""
+EGRESS_LABEL = "egress.hawse.dev/egress-node"
+
+
+class VirtualNodes:
+    """Nodes on one link, each with a `Runner` in a thread of its own."""
+
+    def __init__(self, redis_url: str, addresses: Sequence[IPv4Address], *, prefix_length: int = 24) -> None:
+        self.nodes: dict[str, FakeNode] = {}
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._ledgers: list[Ledger] = []
+        self._prefix_length = prefix_length
+        self._redis_url = redis_url
+        self._ips = {f"node{number}": address for number, address in enumerate(addresses, 1)}
+
+    def create(self, kube: Kube) -> None:
+        """Makes their Node and HostSubnet objects. All may host addresses."""
+        for number, (name, address) in enumerate(self._ips.items()):
+            labels = {"kubernetes.io/hostname": name, EGRESS_LABEL: ""}
+            node: Json = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}
+            kube.create(node)
+            ready = [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]
+            kube.patch("Node", name, {"status": {"conditions": ready}}, subresource="status")
+            head = {"apiVersion": "network.openshift.io/v1", "kind": "HostSubnet", "metadata": {"name": name}}
+            subnet = f"10.128.{2 * number}.0/23"
+            kube.create(head | {"host": name, "hostIP": str(address), "subnet": subnet, "egressIPs": []})
+
+    def start(self) -> Self:
+        """Starts the runners."""
+        sending = Celery("hawse-virtual-nodes", set_as_current=False)
+        sending.conf.update(sending_config(self._redis_url))
+        neighbours: dict[object, str] = {}
+        for name, address in self._ips.items():
+            fake = fake_node(str(address), prefix_length=self._prefix_length, neighbours=neighbours)  # type: ignore[arg-type]
+            ledger = Ledger(self._redis_url)
+            programmer = Programmer(name, fake.node, Layout(), ProbeTiming())
+            runner = Runner(name, str(address), programmer, ledger, lambda led=ledger: tell(sending, led), retry=1.0)  # type: ignore[misc]
+            self.nodes[name] = fake
+            self._ledgers.append(ledger)
+            self._threads.append(threading.Thread(target=self._run, args=(name, runner, ledger), daemon=True))
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Ends the runners; what their nodes hold stays."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(10)
+        for ledger in self._ledgers:
+            ledger.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _run(self, name: str, runner: Runner, ledger: Ledger) -> None:
+        while not self._stop.is_set():
+            ledger.done_with(f"{NUDGE_TASK}:{node_queue(name)}")
+            runner.step()
+            self._stop.wait(_LOOK_SECONDS)
