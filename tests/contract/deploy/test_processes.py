@@ -19,7 +19,7 @@ import yaml
 from egress.adapters.ledger import Ledger
 from egress.operations import TransientError
 from egress.table import Steering
-from lab.control_plane import ControlPlane, workers_kubeconfig
+from lab.control_plane import ControlPlane
 from lab.kube import Kube
 from lab.net.broker import Broker
 from lab.real_cluster import kubectl
@@ -111,17 +111,12 @@ def installed_kube(
     control = ControlPlane(
         directory / "control",
         redis_url=guarded_broker.url("workers"),
-        kubeconfig=cluster.kubeconfig,
+        kubeconfigs=installed.accounts.kubeconfigs(cluster.kubeconfig, directory),
         environment=settings,
     )
     try:
-        for process, account in (("worker", "workers"), ("beat", "beat"), ("watch", "watch")):
-            kubeconfig = directory / f"{account}.kubeconfig"
-            workers_kubeconfig(cluster.kubeconfig, kubeconfig, f"{account}-token")
-            control.environment["HAWSE_KUBECONFIG"] = str(kubeconfig)
-            control.start(process)
+        control.start("worker", "beat", "watch")
         control.environment["HAWSE_REDIS_URL"] = guarded_broker.url("webhook")
-        del control.environment["HAWSE_KUBECONFIG"]
         control.start("webhook")
         for kind in ("mutatingwebhookconfiguration", "validatingwebhookconfiguration"):
             assert installed.kubectl("delete", kind, "hawse").returncode == 0  # for one that finds the webhook here
@@ -252,7 +247,7 @@ def test_draining_takes_back_what_was_given_and_leaves_what_was_set_by_hand(
         ("hawse-runner", "HGETALL hawse:addresses"),
         ("hawse-runner", "GET hawse:node:node2"),
         ("hawse-runner", "LPUSH hawse:history:shop x"),
-        ("hawse-runner", "DEL hawse:pending:hawse.v1.reconcile:control"),
+        ("hawse-runner", "DEL hawse:pending:hawse.v1.reconcile"),
         ("hawse-runner", "SET hawse:lock:publish x"),
         ("hawse-runner", "RPOP hawse-broker:control"),
         ("hawse-runner", "HGET hawse-broker:unacked x"),

@@ -169,18 +169,20 @@ def world(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pyte
     if request.param == "real":
         request.getfixturevalue("real_binaries")
     directory: Path = tmp_path_factory.mktemp(request.param)
-    accounts = Accounts(directory / "cluster")
-    with (directory / "cluster" / "tokens.csv").open("a") as tokens:
-        tokens.write("tenant-token,tenant,tenant,\n")
+    accounts = Accounts(directory / "cluster", ["tenant"])
     cluster: Cluster = (RealCluster if request.param == "real" else EmbeddedCluster)(directory / "cluster")
     ledger = Ledger(broker.unix_url)
     ledger._redis.flushall()
     with cluster:
-        kube, tenant = (Kube(cluster.url, cluster.ca_path, token) for token in (cluster.token, "tenant-token"))
+        kube, tenant = (
+            Kube(cluster.url, cluster.ca_path, token) for token in (cluster.token, accounts.tokens["tenant"])
+        )
         install(kube)
-        kubeconfigs = accounts.kubeconfigs(cluster.kubeconfig, directory)
         control = ControlPlane(
-            directory / "control", redis_url=broker.unix_url, kubeconfigs=kubeconfigs, environment=SETTINGS
+            directory / "control",
+            redis_url=broker.unix_url,
+            kubeconfigs=accounts.kubeconfigs(cluster.kubeconfig, directory),
+            environment=SETTINGS,
         )
         world = World(request.param == "real", cluster, kube, tenant, control, ledger)
         try:
