@@ -204,9 +204,10 @@ def test_draining_takes_back_what_was_given_and_leaves_what_was_set_by_hand(
         for name in ("one", "two")
     ]
     addresses = [annotations["egress.hawse.dev/addresses"] for annotations in given]
-    kube.patch("HostSubnet", "node2", {"egressIPs": [addresses[0], by_hand]})
     ledger = Ledger(guarded_broker.url("workers"))
     until(lambda: {row.namespace for row in ledger.read_table().rows.values()} == {"by-hand", "one", "two"})
+    # Only now: before there is a claim, an address on a HostSubnet counts as set by hand.
+    kube.patch("HostSubnet", "node2", {"egressIPs": [addresses[0], by_hand]})
 
     folder = Path(kubectl() or "").parent
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "KUBECONFIG": str(installed.cluster.kubeconfig)}
