@@ -234,6 +234,38 @@ def test_draining_takes_back_what_was_given_and_leaves_what_was_set_by_hand(
     ledger.close()
 
 
+def test_the_watch_makes_the_certificate_with_the_rights_that_it_has(
+    installed: Installed, broker: Broker, tmp_path: Path
+) -> None:
+    """As after `kubectl apply -k`: the webhook's Secret and both webhook configurations, by the watch's own account."""
+    kubeconfigs = installed.accounts.kubeconfigs(installed.cluster.kubeconfig, tmp_path)
+    own = {"HAWSE_CERTIFICATES": "own"}
+    control = ControlPlane(tmp_path, redis_url=broker.unix_url, kubeconfigs=kubeconfigs, environment=own)
+    admin = installed.as_("admin")
+    registration = "/apis/admissionregistration.k8s.io/v1"
+
+    def certificate() -> str:
+        secret = admin.get("/api/v1/namespaces/hawse-system/secrets/hawse-webhook-tls").body
+        return str(secret.get("data", {}).get("tls.crt", ""))
+
+    def has_authority(kind: str) -> bool:
+        webhooks = admin.get(f"{registration}/{kind}webhookconfigurations/hawse").body["webhooks"]
+        return all(webhook["clientConfig"].get("caBundle") for webhook in webhooks)
+
+    try:
+        control.start("watch")
+        until(lambda: certificate() and has_authority("mutating") and has_authority("validating"))
+        assert control.dead() == []
+        # What is applied again, as an upgrade does, takes none of it away.
+        made = certificate()
+        installed.applied("-k", str(DEPLOY / "overlays" / "runner"))
+        assert certificate() == made
+        assert has_authority("mutating")
+        assert has_authority("validating")
+    finally:
+        control.stop()
+
+
 @pytest.mark.parametrize(
     ("user", "command"),
     [
