@@ -46,6 +46,13 @@ ADMINISTRATION = [
 ]
 
 
+def bound_to_node(rule: str) -> str:
+    """The rule of a user for NODE's runner alone, made from that for all runners as docs/install.md says."""
+    queue = f"~hawse-broker:node.{NODE} ~hawse-broker:node.{NODE}.unacked* ~hawse-broker:node.{NODE}[^-.a-z0-9]*"
+    rule = rule.replace("user hawse-runner", f"user hawse-runner-{NODE}").replace("~hawse-broker:node.*", queue)
+    return rule.replace("node:*", f"node:{NODE}").replace("node.*", f"node.{NODE}")
+
+
 class GuardedBroker(Broker):
     """A broker with the users that `redis-secrets.sh` makes, and an admin for the test."""
 
@@ -54,12 +61,15 @@ class GuardedBroker(Broker):
         made = subprocess.run(["sh", SECRETS], capture_output=True, text=True, check=True).stdout
         secrets = {item["metadata"]["name"]: item["stringData"] for item in yaml.safe_load_all(made) if item}
         self._users = directory / "users.acl"
-        self._users.write_text(secrets["hawse-redis-acl"]["users.acl"] + "user admin on nopass ~* &* +@all\n")
+        rules = secrets["hawse-redis-acl"]["users.acl"].splitlines()
+        rules += [bound_to_node(rule) for rule in rules if rule.startswith("user hawse-runner ")]
+        self._users.write_text("\n".join([*rules, "user admin on nopass ~* &* +@all\n"]))
         self._users.chmod(0o600)
         self._passwords = {
             role: secrets[f"hawse-redis-{role}"]["url"].split("@")[0].rpartition(":")[2]
             for role in ("workers", "webhook", "runner")
         }
+        self._passwords[f"runner-{NODE}"] = self._passwords["runner"]
 
     def url(self, role: str) -> str:
         """For a process with the rights of `role`."""
@@ -146,7 +156,7 @@ def runner(guarded_broker: GuardedBroker, tmp_path: Path) -> Iterator[subprocess
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs root and unshare")
     environment = {
         "PATH": os.environ["PATH"],
-        "HAWSE_REDIS_URL": guarded_broker.url("runner"),
+        "HAWSE_REDIS_URL": guarded_broker.url(f"runner-{NODE}"),  # what it may do, the user of all runners may
         "HAWSE_NODE_NAME": NODE,
         "HAWSE_NODE_IP": "192.168.1.17",
         "HAWSE_HEALTH_PORT": "0",
@@ -285,6 +295,14 @@ def test_the_watch_makes_the_certificate_with_the_rights_that_it_has(
         ("hawse-runner", "RPOP hawse-broker:control"),
         ("hawse-runner", "HGET hawse-broker:unacked x"),
         ("hawse-runner", "PUBLISH hawse-broker:/0.celery.pidbox x"),
+        # What other nodes' runners have, for a user that is bound to its node.
+        (f"hawse-runner-{NODE}", "SET hawse:node:node2 x"),
+        (f"hawse-runner-{NODE}", f"SET hawse:node:{NODE}0 x"),
+        (f"hawse-runner-{NODE}", "RPOP hawse-broker:node.node2"),
+        (f"hawse-runner-{NODE}", f"RPOP hawse-broker:node.{NODE}0"),
+        (f"hawse-runner-{NODE}", f"LPUSH hawse-broker:node.{NODE}-b x"),
+        (f"hawse-runner-{NODE}", "HGETALL hawse-broker:node.node2.unacked"),
+        (f"hawse-runner-{NODE}", "HSET hawse:table 1 x"),
         # What the server is ruled by, and what tells of others.
         *((user, command) for user in ("hawse-runner", "hawse-webhook") for command in ADMINISTRATION),
         ("hawse-workers", "FLUSHALL"),
