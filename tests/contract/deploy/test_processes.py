@@ -220,7 +220,12 @@ def test_draining_takes_back_what_was_given_and_leaves_what_was_set_by_hand(
     kube.patch("HostSubnet", "node2", {"egressIPs": [addresses[0], by_hand]})
 
     folder = Path(kubectl() or "").parent
-    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "KUBECONFIG": str(installed.cluster.kubeconfig)}
+    home = str(installed.directory)  # kubectl keeps a cache there
+    environment = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "KUBECONFIG": str(installed.cluster.kubeconfig),
+        "HOME": home,
+    }
     done = subprocess.run(["sh", DEPLOY / "drain.sh"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
