@@ -85,6 +85,13 @@ def not_found(resource: Resource, name: str) -> ApiError:
     )
 
 
+class PageNotFound(ApiError):
+    """No group of the server's own has this path: a real server then answers with bare text, not with a Status."""
+
+    def __init__(self) -> None:
+        super().__init__(HTTPStatus.NOT_FOUND, "NotFound", "404 page not found")
+
+
 def no_such_path() -> ApiError:
     return ApiError(HTTPStatus.NOT_FOUND, "NotFound", "the server could not find the requested resource")
 

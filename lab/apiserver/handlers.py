@@ -13,7 +13,7 @@ from aiohttp import web
 from lab.apiserver import discovery, errors, openapi, protobuf, reviews
 from lab.apiserver.admission import Call
 from lab.apiserver.auth import Tokens, User
-from lab.apiserver.errors import ApiError
+from lab.apiserver.errors import ApiError, PageNotFound
 from lab.apiserver.objects import Json, name_of
 from lab.apiserver.patches import (
     APPLY_PATCH,
@@ -25,7 +25,7 @@ from lab.apiserver.patches import (
     strategic_patch,
 )
 from lab.apiserver.representation import negotiate, respond
-from lab.apiserver.resources import NAMESPACES, Registry, Resource
+from lab.apiserver.resources import NAMESPACES, OWN_GROUPS, Registry, Resource
 from lab.apiserver.store import Store
 from lab.apiserver.watch import Selection, read_list, watch
 from lab.apiserver.writes import Writes
@@ -107,7 +107,7 @@ class Api:
                 return discovery.group(self._registry, group)
             case ["apis", group, version]:
                 return discovery.resources(self._registry, group, version)
-        raise errors.no_such_path()
+        raise PageNotFound
 
     def _openapi(self, request: web.Request, parts: list[str]) -> web.Response:
         if parts == ["v2"]:
@@ -140,7 +140,7 @@ class Api:
             namespace, parts = parts[1], parts[2:]
         resource = self._registry.find(group, version, parts[0])
         if resource is None or len(parts) > 3 or (namespace and not resource.namespaced):
-            raise errors.no_such_path()
+            raise errors.no_such_path() if group in OWN_GROUPS else PageNotFound
         name, subresource = (*parts[1:], "", "")[:2]
         if subresource and subresource not in resource.subresources:
             raise errors.no_such_path()
@@ -295,6 +295,8 @@ def _parsed(raw: bytes, content_type: str) -> object:
 async def _errors_as_status(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
+    except PageNotFound as error:
+        return web.Response(text=f"{error.message}\n", status=error.code)
     except ApiError as error:
         return respond(error.status(), error.code)
     except web.HTTPException as error:

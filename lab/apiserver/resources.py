@@ -151,6 +151,10 @@ BUILT_IN: tuple[Resource, ...] = (
 )  # fmt: skip
 
 
+OWN_GROUPS = frozenset(resource.group for resource in BUILT_IN)
+"""The groups that are there without any CRD."""
+
+
 def version_order(version: str) -> tuple[int, int, int, str]:
     """A sort key that puts v2 before v1 before v1beta2 before v1alpha1 before anything else, newest first."""
     match = _VERSION.match(version)

@@ -78,6 +78,8 @@ def read_list(store: Store, selection: Selection, form: Representation) -> Json:
     if selection.selective:
         objects = [obj for obj in objects if selection.matches(obj)]
     meta: Json = {"resourceVersion": str(revision)}
+    if selection.resource.custom:
+        meta["continue"] = ""  # a real server leaves it out of lists of built-in kinds alone
     if selection.limit and len(objects) > selection.limit:
         remaining = len(objects) - selection.limit
         objects = objects[: selection.limit]

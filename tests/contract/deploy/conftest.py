@@ -12,32 +12,45 @@ from typing import Any
 import pytest
 import yaml
 
+from lab.accounts import Accounts
 from lab.apiserver.client import Answer, Client
 from lab.real_cluster import RealCluster, kubectl
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
-ACCOUNTS = ("workers", "beat", "watch", "webhook", "node-runner")
+WITHOUT_RIGHTS = {name: f"system:serviceaccount:hawse-system:hawse-{name}" for name in ("webhook", "node-runner")}
 TENANT = "tenant"
 TENANT_NAMESPACE = "tenants-own"
 
 
 @dataclass
 class Installed:
-    """A cluster, and who is who on it: `hawse-...` service accounts by their short names, `tenant` and `admin`."""
+    """A cluster, and who is who on it."""
 
     cluster: RealCluster
-    cache: Path
+    accounts: Accounts
+    directory: Path
 
     def as_(self, who: str) -> Client:
-        """A client with the rights of `who`."""
-        token = self.cluster.token if who == "admin" else f"{who}-token"
+        """A client with the rights of `who`: admin, tenant, or a process (worker, ..., node-runner)."""
+        if who == "admin":
+            token = self.cluster.token
+        elif (user := WITHOUT_RIGHTS.get(who, who)) in self.accounts.tokens:
+            token = self.accounts.tokens[user]
+        else:
+            kubeconfig = self.accounts.kubeconfigs(self.cluster.kubeconfig, self.directory)[who]
+            token = yaml.safe_load(kubeconfig.read_text())["users"][0]["user"]["token"]
         return Client(self.cluster.url, self.cluster.ca_path, token)
 
     def kubectl(self, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
         """An admin's kubectl."""
         found = kubectl()
         assert found is not None
-        command = [found, f"--kubeconfig={self.cluster.kubeconfig}", f"--cache-dir={self.cache}", *arguments]
+        command = [
+            found,
+            f"--kubeconfig={self.cluster.kubeconfig}",
+            f"--cache-dir={self.directory / 'cache'}",
+            *arguments,
+        ]
         return subprocess.run(command, input=text, capture_output=True, text=True, timeout=100, check=False)
 
     def applied(self, *arguments: str, text: str | None = None) -> str:
@@ -54,14 +67,10 @@ def start(real_binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
     def begin() -> Installed:
         directory = tmp_path_factory.mktemp("installed")
-        lines = ['admin-token,admin,admin,"system:masters"', f"{TENANT}-token,{TENANT},{TENANT},"]
-        for name in ACCOUNTS:
-            user = f"system:serviceaccount:hawse-system:hawse-{name}"
-            lines.append(f'{name}-token,{user},{name},"system:serviceaccounts,system:serviceaccounts:hawse-system"')
-        (directory / "tokens.csv").write_text("\n".join(lines) + "\n")
-        cluster = RealCluster(directory).start()
+        accounts = Accounts(directory / "cluster", [TENANT, *WITHOUT_RIGHTS.values()])
+        cluster = RealCluster(directory / "cluster").start()
         clusters.append(cluster)
-        return Installed(cluster, directory / "cache")
+        return Installed(cluster, accounts, directory)
 
     yield begin
     for cluster in clusters:

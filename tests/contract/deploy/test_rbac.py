@@ -83,7 +83,7 @@ def listing(*paths: str) -> list[Do]:
 EVERYTHING = [NAMESPACES, "/api/v1/nodes", HOSTS, NETS, POOLS, ADDRESSES]
 
 MUST: dict[str, list[Do]] = {
-    "workers": [
+    "worker": [
         *listing(*EVERYTHING, f"{NAMESPACES}/default", f"{NETS}/{MADE}", f"{ADDRESSES}/{ADDRESS}"),
         Do("PATCH", f"{NAMESPACES}/{MADE}", {"metadata": {"annotations": {"egress.hawse.dev/addresses": "10.0.0.1"}}}),
         Do("PATCH", f"{HOSTS}/{MADE}", {"egressIPs": ["10.0.0.1"]}),
@@ -147,7 +147,7 @@ NEVER = [
     Do("DELETE", f"{WEBHOOKS}/validatingadmissionpolicies/hawse-own-objects"),
 ]
 MUST_NOT: dict[str, list[Do]] = {
-    "workers": [
+    "worker": [
         *NEVER,
         *listing(LEASES, f"{SECRETS}/hawse-webhook-tls", f"{NAMESPACES}/default/events"),
         *(watch(path) for path in EVERYTHING),
@@ -202,7 +202,7 @@ def objects(installed: Installed) -> Installed:
     for path, manifest in by_hand:
         answer = admin.post(path, manifest)
         assert answer.code in (201, 409), answer.body
-    answer = installed.as_("workers").post(ADDRESSES, claim(ADDRESS))  # admission asks nobody about the workers' own
+    answer = installed.as_("worker").post(ADDRESSES, claim(ADDRESS))  # admission asks nobody about the workers' own
     assert answer.code in (201, 409), answer.body
     return installed
 
@@ -266,7 +266,7 @@ def test_only_the_processes_own_objects_can_be_made(objects: Installed, who: str
 )
 def test_the_workers_change_nothing_of_a_namespace_but_their_annotations(objects: Installed, metadata: Json) -> None:
     def refusal() -> Answer | None:
-        answer = Do("PATCH", f"{NAMESPACES}/{MADE}", {"metadata": metadata}).by(objects.as_("workers"))
+        answer = Do("PATCH", f"{NAMESPACES}/{MADE}", {"metadata": metadata}).by(objects.as_("worker"))
         return answer if answer.code == 422 else None
 
     assert "ValidatingAdmissionPolicy 'hawse-annotations-alone'" in until(refusal).body["message"]

@@ -1,4 +1,4 @@
-"""The users of deploy/components/redis-acl on a real Valkey: each process does its work, and no user can do more."""
+"""All processes on a real API server and a real Valkey, each as its own user in both; and that no user can do more."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ import yaml
 from egress.adapters.ledger import Ledger
 from egress.operations import TransientError
 from egress.table import Steering
-from lab.accounts import Accounts
-from lab.apiserver.process import EmbeddedCluster
-from lab.control_plane import ControlPlane, install
+from lab.control_plane import ControlPlane
 from lab.kube import Kube
 from lab.net.broker import Broker
+from lab.real_cluster import kubectl
+from tests.contract.deploy.conftest import DEPLOY, Installed, until, until_established
 
-SECRETS = Path(__file__).parents[3] / "deploy" / "components" / "redis-acl" / "redis-secrets.sh"
+SECRETS = DEPLOY / "components" / "redis-acl" / "redis-secrets.sh"
 NODE = "node1"
 NETID = 4711
+NETWORK = {"apiVersion": "network.openshift.io/v1"}
 NO_PERMISSION = r"(?i)permission|NOPERM"
 ADMINISTRATION = [
     "KEYS *",
@@ -45,6 +46,13 @@ ADMINISTRATION = [
 ]
 
 
+def bound_to_node(rule: str) -> str:
+    """The rule of a user for NODE's runner alone, made from that for all runners as docs/install.md says."""
+    queue = f"~hawse-broker:node.{NODE} ~hawse-broker:node.{NODE}.unacked* ~hawse-broker:node.{NODE}[^-.a-z0-9]*"
+    rule = rule.replace("user hawse-runner", f"user hawse-runner-{NODE}").replace("~hawse-broker:node.*", queue)
+    return rule.replace("node:*", f"node:{NODE}").replace("node.*", f"node.{NODE}")
+
+
 class GuardedBroker(Broker):
     """A broker with the users that `redis-secrets.sh` makes, and an admin for the test."""
 
@@ -53,12 +61,15 @@ class GuardedBroker(Broker):
         made = subprocess.run(["sh", SECRETS], capture_output=True, text=True, check=True).stdout
         secrets = {item["metadata"]["name"]: item["stringData"] for item in yaml.safe_load_all(made) if item}
         self._users = directory / "users.acl"
-        self._users.write_text(secrets["hawse-redis-acl"]["users.acl"] + "user admin on nopass ~* &* +@all\n")
+        rules = secrets["hawse-redis-acl"]["users.acl"].splitlines()
+        rules += [bound_to_node(rule) for rule in rules if rule.startswith("user hawse-runner ")]
+        self._users.write_text("\n".join([*rules, "user admin on nopass ~* &* +@all\n"]))
         self._users.chmod(0o600)
         self._passwords = {
             role: secrets[f"hawse-redis-{role}"]["url"].split("@")[0].rpartition(":")[2]
             for role in ("workers", "webhook", "runner")
         }
+        self._passwords[f"runner-{NODE}"] = self._passwords["runner"]
 
     def url(self, role: str) -> str:
         """For a process with the rights of `role`."""
@@ -91,43 +102,51 @@ def guarded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded
 
 
 @pytest.fixture(scope="module")
-def kube(tmp_path_factory: pytest.TempPathFactory, guarded_broker: GuardedBroker) -> Iterator[Kube]:
-    """All of the control plane, each process as its own user."""
+def installed_kube(
+    tmp_path_factory: pytest.TempPathFactory, guarded_broker: GuardedBroker, start: Callable[[], Installed]
+) -> Iterator[tuple[Installed, Kube]]:
+    """All of the control plane on a real API server, each process as its own user there and in Redis."""
+    installed = start()
+    installed.applied("-k", str(DEPLOY / "overlays" / "runner"))
+    until_established(installed)
     directory = tmp_path_factory.mktemp("processes")
-    cluster = EmbeddedCluster(directory / "cluster")
-    accounts = Accounts(directory / "cluster")
-    with cluster:
-        kube = Kube(cluster.url, cluster.ca_path, cluster.token)
-        install(kube)
-        settings = {
-            "HAWSE_SWEEP_INTERVAL": "0.5",
-            "HAWSE_RECONCILE_INTERVAL": "1",
-            "HAWSE_REPORT_WAIT": "0.5",
-            "HAWSE_RESERVATION_LIFETIME": "1",
-        }
-        control = ControlPlane(
-            directory / "control",
-            redis_url=guarded_broker.url("workers"),
-            kubeconfigs=accounts.kubeconfigs(cluster.kubeconfig, directory),
-            environment=settings,
-        )
-        try:
-            control.start("worker", "beat", "watch")
-            control.environment["HAWSE_REDIS_URL"] = guarded_broker.url("webhook")
-            control.start("webhook")
-            control.register_webhooks(kube)
-            yield kube
-            assert control.dead() == []
-        finally:
-            control.stop()
+    cluster = installed.cluster
+    kube = Kube(cluster.url, cluster.ca_path, cluster.token)
+    settings = {
+        "HAWSE_SWEEP_INTERVAL": "0.5",
+        "HAWSE_RECONCILE_INTERVAL": "1",
+        "HAWSE_REPORT_WAIT": "0.5",
+        "HAWSE_RESERVATION_LIFETIME": "1",
+    }
+    control = ControlPlane(
+        directory / "control",
+        redis_url=guarded_broker.url("workers"),
+        kubeconfigs=installed.accounts.kubeconfigs(cluster.kubeconfig, directory),
+        environment=settings,
+    )
+    try:
+        control.start("worker", "beat", "watch")
+        control.environment["HAWSE_REDIS_URL"] = guarded_broker.url("webhook")
+        control.start("webhook")
+        for kind in ("mutatingwebhookconfiguration", "validatingwebhookconfiguration"):
+            assert installed.kubectl("delete", kind, "hawse").returncode == 0  # for one that finds the webhook here
+        control.register_webhooks(kube)
+        spec = {"cidrs": ["192.168.1.96/27"], "namespaceSelector": {}, "quarantine": "1s"}
+        pool = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressPool", "metadata": {"name": "prod"}}
+        kube.create(pool | {"spec": spec})
+        ledger = Ledger(guarded_broker.url("workers"))
+        until(lambda: ledger.is_ready() and ledger.offer().pools)
+        ledger.close()
+        yield installed, kube
+        assert control.dead() == []
+    finally:
+        control.stop()
 
 
-def until(check: Callable[[], Any], seconds: float = 20) -> Any:  # noqa: ANN401 - whatever `check` gives
-    deadline = time.monotonic() + seconds
-    while not (value := check()):
-        assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
-        time.sleep(0.05)
-    return value
+@pytest.fixture
+def kube(installed_kube: tuple[Installed, Kube]) -> Kube:
+    """An admin's."""
+    return installed_kube[1]
 
 
 @pytest.fixture
@@ -137,7 +156,7 @@ def runner(guarded_broker: GuardedBroker, tmp_path: Path) -> Iterator[subprocess
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs root and unshare")
     environment = {
         "PATH": os.environ["PATH"],
-        "HAWSE_REDIS_URL": guarded_broker.url("runner"),
+        "HAWSE_REDIS_URL": guarded_broker.url(f"runner-{NODE}"),  # what it may do, the user of all runners may
         "HAWSE_NODE_NAME": NODE,
         "HAWSE_NODE_IP": "192.168.1.17",
         "HAWSE_HEALTH_PORT": "0",
@@ -156,26 +175,8 @@ def test_all_processes_do_their_work_with_the_rights_of_their_users(
     kube: Kube, guarded_broker: GuardedBroker, runner: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     ledger = Ledger(guarded_broker.url("workers"))
-    kube.create(
-        {
-            "apiVersion": "network.openshift.io/v1",
-            "kind": "HostSubnet",
-            "metadata": {"name": NODE},
-            "host": NODE,
-            "hostIP": "192.168.1.17",
-            "subnet": "10.128.0.0/23",
-        }
-    )
-    pool = {"cidrs": ["192.168.1.96/27"], "namespaceSelector": {}, "quarantine": "1s"}
-    kube.create(
-        {
-            "apiVersion": "egress.hawse.dev/v1alpha1",
-            "kind": "EgressPool",
-            "metadata": {"name": "prod"},
-            "spec": pool,
-        }
-    )
-    until(lambda: ledger.is_ready() and ledger.offer().pools)
+    host = {"host": NODE, "hostIP": "192.168.1.17", "subnet": "10.128.0.0/23"}
+    kube.create(NETWORK | {"kind": "HostSubnet", "metadata": {"name": NODE}, **host})
     made = kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})
     assert made["metadata"]["annotations"]["egress.hawse.dev/addresses"] == "192.168.1.97"
     rows = until(lambda: ledger.read_table().rows)
@@ -198,6 +199,88 @@ def test_all_processes_do_their_work_with_the_rights_of_their_users(
     ledger.close()
 
 
+def test_draining_takes_back_what_was_given_and_leaves_what_was_set_by_hand(
+    installed_kube: tuple[Installed, Kube], guarded_broker: GuardedBroker
+) -> None:
+    """deploy/drain.sh, as docs/uninstall.md has it; that a NetID without a row is left alone is the nodes' tests'."""
+    installed, kube = installed_kube
+    by_hand = "192.168.1.200"
+    host = {"host": "node2", "hostIP": "192.168.1.18", "subnet": "10.128.2.0/23"}
+    net = {"netname": "by-hand", "netid": NETID, "egressIPs": [by_hand]}
+    kube.create(NETWORK | {"kind": "HostSubnet", "metadata": {"name": "node2"}, **host})
+    kube.create(NETWORK | {"kind": "NetNamespace", "metadata": {"name": "by-hand"}, **net})
+    given = [
+        kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})["metadata"]["annotations"]
+        for name in ("one", "two")
+    ]
+    addresses = [annotations["egress.hawse.dev/addresses"] for annotations in given]
+    ledger = Ledger(guarded_broker.url("workers"))
+    until(lambda: {row.namespace for row in ledger.read_table().rows.values()} == {"by-hand", "one", "two"})
+    # Only now: before there is a claim, an address on a HostSubnet counts as set by hand.
+    kube.patch("HostSubnet", "node2", {"egressIPs": [addresses[0], by_hand]})
+
+    folder = Path(kubectl() or "").parent
+    home = str(installed.directory)  # kubectl keeps a cache there
+    environment = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "KUBECONFIG": str(installed.cluster.kubeconfig),
+        "HOME": home,
+    }
+    done = subprocess.run(["sh", DEPLOY / "drain.sh"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    until(lambda: {row.namespace for row in ledger.read_table().rows.values()} == {"by-hand"})
+    assert kube.list("EgressAddress") == []
+    assert {item["metadata"]["name"]: item["egressIPs"] for item in kube.list("NetNamespace")} == {
+        "by-hand": [by_hand],
+        "one": [],
+        "two": [],
+    }
+    subnets = {item["metadata"]["name"]: item.get("egressIPs") for item in kube.list("HostSubnet")}
+    assert subnets["node2"] == [by_hand], done.stdout
+    for name in ("one", "two"):
+        namespace = kube.get("Namespace", name)
+        assert namespace is not None
+        assert "egress.hawse.dev/addresses" not in namespace["metadata"].get("annotations", {})
+    # And so it stays: nothing gives the addresses out again, in a few reconciles.
+    published = ledger.read_table().change
+    time.sleep(3)
+    assert (ledger.read_table().change, kube.list("EgressAddress")) == (published, [])
+    ledger.close()
+
+
+def test_the_watch_makes_the_certificate_with_the_rights_that_it_has(
+    installed: Installed, broker: Broker, tmp_path: Path
+) -> None:
+    """As after `kubectl apply -k`: the webhook's Secret and both webhook configurations, by the watch's own account."""
+    kubeconfigs = installed.accounts.kubeconfigs(installed.cluster.kubeconfig, tmp_path)
+    own = {"HAWSE_CERTIFICATES": "own"}
+    control = ControlPlane(tmp_path, redis_url=broker.unix_url, kubeconfigs=kubeconfigs, environment=own)
+    admin = installed.as_("admin")
+    registration = "/apis/admissionregistration.k8s.io/v1"
+
+    def certificate() -> str:
+        secret = admin.get("/api/v1/namespaces/hawse-system/secrets/hawse-webhook-tls").body
+        return str(secret.get("data", {}).get("tls.crt", ""))
+
+    def has_authority(kind: str) -> bool:
+        webhooks = admin.get(f"{registration}/{kind}webhookconfigurations/hawse").body["webhooks"]
+        return all(webhook["clientConfig"].get("caBundle") for webhook in webhooks)
+
+    try:
+        control.start("watch")
+        until(lambda: certificate() and has_authority("mutating") and has_authority("validating"))
+        assert control.dead() == []
+        # What is applied again, as an upgrade does, takes none of it away.
+        made = certificate()
+        installed.applied("-k", str(DEPLOY / "overlays" / "runner"))
+        assert certificate() == made
+        assert has_authority("mutating")
+        assert has_authority("validating")
+    finally:
+        control.stop()
+
+
 @pytest.mark.parametrize(
     ("user", "command"),
     [
@@ -217,6 +300,14 @@ def test_all_processes_do_their_work_with_the_rights_of_their_users(
         ("hawse-runner", "RPOP hawse-broker:control"),
         ("hawse-runner", "HGET hawse-broker:unacked x"),
         ("hawse-runner", "PUBLISH hawse-broker:/0.celery.pidbox x"),
+        # What other nodes' runners have, for a user that is bound to its node.
+        (f"hawse-runner-{NODE}", "SET hawse:node:node2 x"),
+        (f"hawse-runner-{NODE}", f"SET hawse:node:{NODE}0 x"),
+        (f"hawse-runner-{NODE}", "RPOP hawse-broker:node.node2"),
+        (f"hawse-runner-{NODE}", f"RPOP hawse-broker:node.{NODE}0"),
+        (f"hawse-runner-{NODE}", f"LPUSH hawse-broker:node.{NODE}-b x"),
+        (f"hawse-runner-{NODE}", "HGETALL hawse-broker:node.node2.unacked"),
+        (f"hawse-runner-{NODE}", "HSET hawse:table 1 x"),
         # What the server is ruled by, and what tells of others.
         *((user, command) for user in ("hawse-runner", "hawse-webhook") for command in ADMINISTRATION),
         ("hawse-workers", "FLUSHALL"),

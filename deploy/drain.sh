@@ -1,0 +1,32 @@
+#!/bin/sh
+# Takes back every address that Hawse gave, before it is uninstalled: afterwards all traffic leaves with the nodes' IPs, as
+# before Hawse. The control plane and the node runners must be running: they bring it to the nodes. What an admin set by
+# hand stays. docs/uninstall.md has the rest. Safe to run again.
+set -eu
+list='{range .items[*]}{.metadata.name}{range .egressIPs[*]} {@}{end}{"\n"}{end}'
+
+# Nobody is given an address any more: neither in admission nor by the workers, who need a pool for it.
+kubectl delete mutatingwebhookconfiguration,validatingwebhookconfiguration hawse --ignore-not-found
+given=$(kubectl get egressaddresses -o 'jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}')
+kubectl delete egresspools --all
+kubectl annotate namespaces --all egress.hawse.dev/addresses- >/dev/null
+sleep 5 # until the workers have seen that the pools are gone
+
+# The claims first: one that stands keeps its namespace's traffic from leaving with a node's IP.
+until [ -z "$(kubectl get egressaddresses -o name)" ]; do
+  kubectl delete egressaddresses --all
+  sleep 2
+done
+
+# Takes what was given out of the `egressIPs` of all objects of a kind.
+clear() {
+  kubectl get "$1" -o "jsonpath=$list" | while read -r name addresses; do
+    kept=
+    for address in $addresses; do
+      printf '%s\n' "$given" | grep -qxF "$address" || kept="$kept,\"$address\""
+    done
+    kubectl patch "$1" "$name" --type=merge -p "{\"egressIPs\": [${kept#,}]}" </dev/null
+  done
+}
+clear netnamespaces # from here on the namespaces' traffic leaves with the nodes' IPs
+clear hostsubnets   # and the nodes let the addresses go
