@@ -13,7 +13,7 @@ from egress.program import COOKIE, GROUP, Flow, Group
 from lab.fakes.node import fake_node
 from node_runner.drivers.errors import BridgeMissing, OpenVSwitchRefused, OpenVSwitchUnavailable, PortMissing
 from node_runner.drivers.flows import Bridge
-from node_runner.drivers.ports import Flows
+from node_runner.drivers.ports import Flows, Path
 
 from .conftest import foreign_flow, run
 
@@ -168,3 +168,16 @@ def test_a_monitor_that_reached_its_limit_is_no_error(monkeypatch: pytest.Monkey
         "node_runner.drivers.flows._MONITOR", ("ovs-ofctl", "-O", "OpenFlow13", "--timeout=1", "monitor")
     )
     Bridge().watch(lambda: None, threading.Event())
+
+
+def test_counts_are_those_of_our_own_flows(flows: Flows) -> None:
+    out = Flow(100, 100, "ip,reg0=0x2", COOKIE | 2, "set_field:0xc0a80166->pkt_mark,goto_table:101")
+    steer = "move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:192.168.1.18->tun_dst,output:1"
+    flows.apply(FlowChange(add=(drop(1), out, Flow(100, 100, "ip,reg0=0x1094c2", COOKIE | 0x1094C2, steer))))
+    counts = flows.counts()
+    assert {netid: count.path for netid, count in counts.items()} == {
+        1: Path.DROPPED,
+        2: Path.OUT,
+        0x1094C2: Path.STEERED,
+    }
+    assert all((count.packets, count.bytes) == (0, 0) and 0 <= count.age < 60 for count in counts.values())
