@@ -11,7 +11,7 @@ from egress.messages import NAMESPACE_TASK, PLACE_TASK
 from egress.operations import TransientError
 from egress.planning import plan, with_claims
 from egress.table import NodeReport, Steering, acknowledged, carried_over, fences, lagging, table_of, unbound
-from workers import status
+from workers import census, status
 from workers.context import Context
 from workers.status import Seen
 
@@ -58,6 +58,7 @@ def run(context: Context) -> int:
     _go_on(context, promised, reports)
     unplaced = context.ledger.unplaced()
     status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced))
+    census.take(context, claims, len(outcome.conflicts))
     if unplaced and context.ledger.is_news("reports", _looks_of(reports)):
         context.ask(PLACE_TASK)
     return len(changes)
