@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
 
@@ -29,6 +29,8 @@ def parse_address(text: str) -> Address:
         raise AddressError(f"{text!r} is not an IP address") from None
     if isinstance(address, IPv6Address) and address.scope_id is not None:
         raise AddressError(f"{text!r} carries a zone; an egress address has none")
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        raise AddressError(f"{text!r} is an IPv4 address in IPv6's form; write {address.ipv4_mapped}")
     if address.is_multicast or address.is_unspecified or address.is_loopback:
         raise AddressError(f"{text!r} is not a unicast address that a node could hold")
     if isinstance(address, IPv4Address) and address == IPv4Address("255.255.255.255"):
@@ -87,35 +89,62 @@ class Range:
         return str(first) if first == last else f"{first}-{last}"
 
 
+def parse_network(text: str, *, host_bits: bool = False) -> IPv4Network | IPv6Network:
+    """The network that the CIDR `text` denotes; AddressError unless it is one. Host bits only with `host_bits`."""
+    try:
+        network = ipaddress.ip_network(text, strict=not host_bits)
+    except ValueError as error:
+        raise AddressError(f"{text!r} is not a CIDR such as 192.168.1.0/24: {error}") from None
+    if text.partition("/")[2] != str(network.prefixlen):  # a bare address, a netmask, leading zeros
+        raise AddressError(f"{text!r} is not a CIDR such as 192.168.1.0/24")
+    return network
+
+
+def parse_block(text: str) -> Range:
+    """All addresses that a CIDR, an `A-B` range or a single address names, a CIDR's network and broadcast included.
+
+    AddressError if that is none of them, or if a node could not hold one of its addresses.
+    """
+    first_text, dash, last_text = text.partition("-")
+    if dash:
+        first, last = parse_address(first_text.rstrip(" ")), parse_address(last_text.lstrip(" "))
+        if first.version != last.version:
+            raise AddressError(f"{text!r} mixes IPv4 and IPv6")
+        if int(first) > int(last):
+            raise AddressError(f"{text!r} ends before it begins")
+        block = Range(first.version, int(first), int(last))
+    elif "/" in text:
+        block = _block(parse_network(text))
+    else:
+        address = parse_address(text)
+        block = Range(address.version, int(address), int(address))
+    for never in _NEVER:
+        if block.overlaps(never):
+            raise AddressError(f"{text!r} holds {never}, which no node could hold")
+    return block
+
+
 def parse_range(text: str) -> Range:
     """The assignable addresses of a CIDR, an `A-B` range or a single address.
 
     A CIDR's network and broadcast address (IPv4, up to /30) and subnet-router anycast address (IPv6, up to /126) are
     left out; a range means every address it names.
     """
-    first_text, dash, last_text = text.partition("-")
-    if dash:
-        first, last = parse_address(first_text.strip()), parse_address(last_text.strip())
-        if first.version != last.version:
-            raise AddressError(f"{text!r} mixes IPv4 and IPv6")
-        if int(first) > int(last):
-            raise AddressError(f"{text!r} ends before it begins")
-        return Range(first.version, int(first), int(last))
-    if "/" not in text:
-        address = parse_address(text)
-        return Range(address.version, int(address), int(address))
-    try:
-        network = ipaddress.ip_network(text)
-    except ValueError as error:
-        raise AddressError(f"{text!r} is not a CIDR: {error}") from None
-    low, high = int(network.network_address), int(network.broadcast_address)
-    if network.num_addresses > 2:
-        low += 1
-        if network.version == 4:
-            high -= 1
-    parse_address(str(make_address(low, network.version)))
-    parse_address(str(make_address(high, network.version)))
-    return Range(network.version, low, high)
+    block = parse_block(text)
+    if "/" not in text or block.size <= 2:
+        return block
+    return Range(block.version, block.first + 1, block.last - 1 if block.version == 4 else block.last)
+
+
+def _block(network: IPv4Network | IPv6Network) -> Range:
+    return Range(network.version, int(network.network_address), int(network.broadcast_address))
+
+
+_NEVER = tuple(
+    _block(ipaddress.ip_network(text))
+    for text in ("0.0.0.0/32", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32", "::/127", "ff00::/8")
+)
+"""What `parse_address` refuses: unspecified, loopback, multicast, broadcast."""
 
 
 def subtract(ranges: Iterable[Range], holes: Iterable[Range]) -> tuple[Range, ...]:

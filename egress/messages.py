@@ -73,6 +73,22 @@ def celery_config(redis_url: str) -> dict[str, Any]:
     }
 
 
+def node_config(redis_url: str, node: str) -> dict[str, Any]:
+    """Celery's configuration of the runner of `node`, so that it needs no rights in Redis but to its own queue.
+
+    What it has taken and not acknowledged yet is kept apart from what the others have, and nobody controls it remotely,
+    which would need channels that all processes share.
+    """
+    config = celery_config(redis_url)
+    queue = node_queue(node)
+    apart = {f"{key}_key": f"{queue}.{key}" for key in ("unacked", "unacked_index", "unacked_mutex")}
+    return {
+        **config,
+        "broker_transport_options": {**config["broker_transport_options"], **apart},
+        "worker_enable_remote_control": False,
+    }
+
+
 def sending_config(redis_url: str) -> dict[str, Any]:
     """Celery's configuration where tasks are only sent.
 

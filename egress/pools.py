@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_network
 
-from egress.addresses import Address, AddressError, Range, parse_address, parse_range, subtract
+from egress.addresses import Address, AddressError, Range, parse_address, parse_block, parse_range, subtract
 from egress.objects import ADDRESSES_ANNOTATION, OPT_OUT, POOL_ANNOTATION, REQUEST_ANNOTATION, EgressPool
 
 SYSTEM_PREFIXES = ("kube-", "openshift-")
@@ -106,7 +105,7 @@ def ranges(pool: EgressPool, node_ips: Iterable[Address] = ()) -> tuple[Range, .
     AddressError if a CIDR or an exclusion is malformed.
     """
     own = [Range(address.version, int(address), int(address)) for address in node_ips]
-    return subtract(map(parse_range, pool.cidrs), [*map(_hole, pool.excluded), *own])
+    return subtract(map(parse_range, pool.cidrs), [*map(parse_block, pool.excluded), *own])
 
 
 def check_covered(pool: EgressPool, address: Address, node_ips: Collection[Address] = ()) -> None:
@@ -115,7 +114,7 @@ def check_covered(pool: EgressPool, address: Address, node_ips: Collection[Addre
         raise PoolError(f"address {address} is a node's own IP")
     if any(address in piece for piece in ranges(pool)):
         return
-    if any(address in _hole(text) for text in pool.excluded):
+    if any(address in parse_block(text) for text in pool.excluded):
         raise PoolError(f"address {address} is excluded from pool {pool.name}")
     raise PoolError(f"address {address} is outside pool {pool.name} ({', '.join(pool.cidrs)})")
 
@@ -123,12 +122,3 @@ def check_covered(pool: EgressPool, address: Address, node_ips: Collection[Addre
 def _covers_all(pool: EgressPool, addresses: Iterable[Address]) -> bool:
     pieces = ranges(pool)
     return all(any(address in piece for piece in pieces) for address in addresses)
-
-
-def _hole(text: str) -> Range:
-    """An exclusion means every address of its CIDR, the first and last too."""
-    if "/" not in text or "-" in text:
-        return parse_range(text)
-    parse_range(text)  # for its errors
-    network = ip_network(text)
-    return Range(network.version, int(network.network_address), int(network.broadcast_address))

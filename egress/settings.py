@@ -46,6 +46,8 @@ class Settings:
     tls_cert: str = ""
     tls_key: str = ""
     webhook_threads: int = 16
+    drain_time: float = 10.0
+    """How long the webhook goes on serving after SIGTERM, so that everybody has heard that it ends."""
     trusted_users: str = "system:serviceaccount:hawse-system:hawse-workers"
     """User names, separated by commas, that may write the addresses annotation: Hawse's own workers."""
 
@@ -134,9 +136,9 @@ def _check(settings: Settings) -> None:
     for name in _POSITIVE:
         if not 0 < getattr(settings, name) < float("inf"):
             raise SettingsError(f"{PREFIX}{name.upper()} must be more than 0")
-    for name in ("listen_port", "health_port"):
-        if not 0 <= getattr(settings, name) <= 65535:
-            raise SettingsError(f"{PREFIX}{name.upper()} must be a port, 0 to 65535")
+    for name, (least, most, meaning) in _WITHIN.items():
+        if not least <= getattr(settings, name) <= most:
+            raise SettingsError(f"{PREFIX}{name.upper()} must be {meaning}")
     # A renewal reads and then writes, each within one retry: the last one must be over before another may begin.
     if settings.lease_renew_deadline + 2 * settings.lease_retry >= settings.lease_duration:
         raise SettingsError(
@@ -166,3 +168,9 @@ _POSITIVE = (
     "redis_timeout", "lease_duration", "lease_renew_deadline", "lease_retry", "certificate_wait",
     "reconcile_interval", "sweep_interval", "check_interval", "refused_retry",
 )  # fmt: skip
+_WITHIN = {
+    "listen_port": (0, 65535, "a port, 0 to 65535"),
+    "health_port": (0, 65535, "a port, 0 to 65535"),
+    "drain_time": (0.0, 3600.0, "0 to 3600"),
+}
+"""The bounds of each setting that has two, and how to say them."""

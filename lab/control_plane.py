@@ -7,17 +7,19 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import trustme
 import yaml
 
+from lab.accounts import user_of
 from lab.kube import Json, Kube, KubeError
 from lab.net import guarded
 
 COMPONENTS = ("webhook", "worker", "beat", "watch")
 ROOT = Path(__file__).resolve().parents[1]
-WORKERS_USER = "system:serviceaccount:hawse-system:hawse-workers"
+WEBHOOKS = ROOT / "deploy" / "base" / "webhooks.yaml"
 _SCRIPTS = Path(sys.executable).parent
 
 
@@ -28,15 +30,22 @@ class ControlPlaneError(RuntimeError):
 class ControlPlane:
     """The processes, their certificate and their logs, below `directory`.
 
-    `environment` is added to every component's. Each process dies with this one.
+    `kubeconfigs` are those of the components that speak to the API server, which is all but the webhook; `environment`
+    is added to every component's. Each process dies with this one.
     """
 
     def __init__(
-        self, directory: Path, *, redis_url: str, kubeconfig: Path, environment: dict[str, str] | None = None
+        self,
+        directory: Path,
+        *,
+        redis_url: str,
+        kubeconfigs: Mapping[str, Path],
+        environment: dict[str, str] | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self._processes: dict[str, guarded.Guarded] = {}
+        self._kubeconfigs = kubeconfigs
         self.port = _free_port()
         self._authority = trustme.CA(organization_name="Hawse lab webhook")
         leaf = self._authority.issue_cert("127.0.0.1", "localhost")
@@ -47,12 +56,11 @@ class ControlPlane:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HAWSE_")}
         self.environment = inherited | {
             "HAWSE_REDIS_URL": redis_url,
-            "HAWSE_KUBECONFIG": str(kubeconfig),
             "HAWSE_LISTEN_HOST": "127.0.0.1",
             "HAWSE_LISTEN_PORT": str(self.port),
             "HAWSE_TLS_CERT": str(cert),
             "HAWSE_TLS_KEY": str(key),
-            "HAWSE_TRUSTED_USERS": WORKERS_USER,
+            "HAWSE_TRUSTED_USERS": user_of("worker"),
             "HAWSE_CERTIFICATES": "external",  # the ones above
             "HAWSE_LEASE_DURATION": "6",  # a killed beat or watch is missed for no longer
             "HAWSE_LEASE_RENEW_DEADLINE": "4",
@@ -69,7 +77,10 @@ class ControlPlane:
         """Starts `components`, or all of them; the webhook answers when this returns."""
         for component in components or COMPONENTS:
             command = [str(_SCRIPTS / f"hawse-{component}")]
-            self._processes[component] = guarded.start(command, self.log(component), env=self.environment)
+            environment = dict(self.environment)
+            if component in self._kubeconfigs:
+                environment["HAWSE_KUBECONFIG"] = str(self._kubeconfigs[component])
+            self._processes[component] = guarded.start(command, self.log(component), env=environment)
         if "webhook" in (components or COMPONENTS):
             self._wait_for_webhook()
 
@@ -87,36 +98,20 @@ class ControlPlane:
             process.kill()
         self._processes.clear()
 
-    def webhook_configuration(self) -> Json:
-        """The MutatingWebhookConfiguration that makes an API server on this host call the webhook."""
+    def webhook_configurations(self) -> list[Json]:
+        """What deploy/base/webhooks.yaml registers, for an API server on this host: an address of ours in place of
+        the service, and our authority."""
         authority = base64.b64encode(self._authority.cert_pem.bytes()).decode()
-        return {
-            "apiVersion": "admissionregistration.k8s.io/v1",
-            "kind": "MutatingWebhookConfiguration",
-            "metadata": {"name": "hawse"},
-            "webhooks": [
-                {
-                    "name": "namespaces.egress.hawse.dev",
-                    "admissionReviewVersions": ["v1"],
-                    "sideEffects": "NoneOnDryRun",
-                    "timeoutSeconds": 5,
-                    "failurePolicy": "Ignore",
-                    "clientConfig": {
-                        "url": f"https://127.0.0.1:{self.port}/admit/namespaces",
-                        "caBundle": authority,
-                    },
-                    "rules": [
-                        {
-                            "operations": ["CREATE", "UPDATE"],
-                            "apiGroups": [""],
-                            "apiVersions": ["v1"],
-                            "resources": ["namespaces"],
-                            "scope": "Cluster",
-                        }
-                    ],
-                }
-            ],
-        }
+        configurations: list[Json] = list(yaml.safe_load_all(WEBHOOKS.read_text()))
+        for webhook in (webhook for configuration in configurations for webhook in configuration["webhooks"]):
+            path = webhook["clientConfig"]["service"]["path"]
+            webhook["clientConfig"] = {"url": f"https://127.0.0.1:{self.port}{path}", "caBundle": authority}
+        return configurations
+
+    def register_webhooks(self, kube: Kube) -> None:
+        """Makes the API server ask the webhook from now on."""
+        for configuration in self.webhook_configurations():
+            kube.create(configuration)
 
     def _wait_for_webhook(self) -> None:
         deadline = time.monotonic() + 20
@@ -133,10 +128,11 @@ class ControlPlane:
 
 
 def install(kube: Kube) -> None:
-    """Creates Hawse's namespace and the CRDs, OpenShift's two included, and waits until the API server serves them."""
-    if kube.get("Namespace", "hawse-system") is None:
-        kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hawse-system"}})
-    kube.apply_files((ROOT / "deploy" / "crds").glob("*.yaml"))
+    """Creates Hawse's namespace, its roles and the CRDs, OpenShift's two included, and waits until they are served."""
+    deploy = ROOT / "deploy"
+    kube.apply_files([deploy / "base" / "namespace.yaml", deploy / "base" / "rbac.yaml"])
+    kube.apply_files((deploy / "crds").glob("egress*.yaml"))
+    kube.apply_files((deploy / "components" / "network-objects").glob("*s.yaml"))
     deadline = time.monotonic() + 15
     for kind in ("HostSubnet", "NetNamespace", "EgressPool", "EgressAddress"):
         while True:
@@ -147,15 +143,6 @@ def install(kube: Kube) -> None:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
-
-
-def workers_kubeconfig(admin: Path, target: Path, token: str) -> Path:
-    """A kubeconfig like `admin`'s with another user's token."""
-    config = yaml.safe_load(admin.read_text())
-    config["users"][0]["user"] = {"token": token}
-    target.touch(mode=0o600)
-    target.write_text(yaml.safe_dump(config))
-    return target
 
 
 def _free_port() -> int:

@@ -14,17 +14,29 @@ import yaml
 Json = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
 
+_RBAC = "/apis/rbac.authorization.k8s.io/v1"
 PATHS = {
     "Namespace": "/api/v1/namespaces",
     "Node": "/api/v1/nodes",
-    "Event": "/api/v1/namespaces/default/events",
+    "Event": "/api/v1/namespaces/{namespace}/events",
+    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
+    "Role": f"{_RBAC}/namespaces/{{namespace}}/roles",
+    "RoleBinding": f"{_RBAC}/namespaces/{{namespace}}/rolebindings",
+    "ClusterRole": f"{_RBAC}/clusterroles",
+    "ClusterRoleBinding": f"{_RBAC}/clusterrolebindings",
     "HostSubnet": "/apis/network.openshift.io/v1/hostsubnets",
     "NetNamespace": "/apis/network.openshift.io/v1/netnamespaces",
     "EgressPool": "/apis/egress.hawse.dev/v1alpha1/egresspools",
     "EgressAddress": "/apis/egress.hawse.dev/v1alpha1/egressaddresses",
     "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
     "MutatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
+    "ValidatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
 }
+
+
+def _path(kind: str, namespace: str | None = None) -> str:
+    """The path of a kind's collection; of a namespaced kind, in `default` unless told."""
+    return PATHS[kind].format(namespace=namespace or "default")
 
 
 class KubeError(Exception):
@@ -33,6 +45,14 @@ class KubeError(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+
+
+def _message(body: bytes) -> str:
+    """What a failure says: a Status, or the bare text that a real server gives for a path which it does not serve."""
+    try:
+        return str(msgspec.json.decode(body, type=Json).get("message", ""))
+    except msgspec.DecodeError:  # a ValidationError is one too
+        return body.decode(errors="replace").strip()
 
 
 class Kube:
@@ -51,19 +71,18 @@ class Kube:
         data = msgspec.json.encode(body) if body is not None else None
         response = self._pool.request(method, self._url + path, body=data, headers=headers)
         self.warnings += response.headers.getlist("Warning")
-        answer = msgspec.json.decode(response.data, type=Json)
         if response.status >= 300:
-            raise KubeError(response.status, answer.get("message", ""))
-        return answer
+            raise KubeError(response.status, _message(response.data))
+        return msgspec.json.decode(response.data, type=Json)
 
     def create(self, manifest: Json, *, query: str = "") -> Json:
         """Creates an object of a kind in PATHS."""
-        return self.call("POST", PATHS[manifest["kind"]] + query, manifest)
+        return self.call("POST", _path(manifest["kind"], manifest["metadata"].get("namespace")) + query, manifest)
 
     def get(self, kind: str, name: str) -> Json | None:
         """The object, or None."""
         try:
-            return self.call("GET", f"{PATHS[kind]}/{name}")
+            return self.call("GET", f"{_path(kind)}/{name}")
         except KubeError as error:
             if error.code == 404:
                 return None
@@ -71,18 +90,18 @@ class Kube:
 
     def list(self, kind: str) -> list[Json]:
         """All objects of a kind."""
-        items: list[Json] = self.call("GET", PATHS[kind])["items"]
+        items: list[Json] = self.call("GET", _path(kind))["items"]
         return items
 
     def patch(self, kind: str, name: str, patch: Json, *, subresource: str = "") -> Json:
         """A merge patch."""
-        path = f"{PATHS[kind]}/{name}" + (f"/{subresource}" if subresource else "")
+        path = f"{_path(kind)}/{name}" + (f"/{subresource}" if subresource else "")
         return self.call("PATCH", path, patch, MERGE_PATCH)
 
     def delete(self, kind: str, name: str) -> None:
         """Deletes an object; its absence is no error."""
         try:
-            self.call("DELETE", f"{PATHS[kind]}/{name}")
+            self.call("DELETE", f"{_path(kind)}/{name}")
         except KubeError as error:
             if error.code != 404:
                 raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,8 +11,10 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from egress.adapters.ledger import Ledger
+from lab.accounts import Accounts
 from lab.apiserver.process import EmbeddedCluster
-from lab.control_plane import WORKERS_USER, ControlPlane, install, workers_kubeconfig
+from lab.cluster import Cluster
+from lab.control_plane import ControlPlane, install
 from lab.kube import Json, Kube
 from lab.net.broker import Broker
 from lab.net.channel import RemoteProcess
@@ -27,7 +28,8 @@ RUNNER = Path(sys.executable).parent / "hawse-node-runner"
 class Stack:
     """Everything, below `directory`. Nothing of it outlives this process.
 
-    `egress_nodes` carry the label that lets them host addresses. `settings` goes to every process of Hawse.
+    `egress_nodes` carry the label that lets them host addresses. `settings` goes to every process of Hawse. `cluster`
+    makes the API server on a directory.
     """
 
     def __init__(
@@ -37,11 +39,12 @@ class Stack:
         nodes: tuple[NodeSpec, ...] = DEFAULT_NODES,
         egress_nodes: Sequence[str] = ("node2",),
         settings: dict[str, str] | None = None,
+        cluster: Callable[[Path], Cluster] = EmbeddedCluster,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.directory = directory
         self.network = NetworkLab(directory / "network", nodes)
-        self.cluster = EmbeddedCluster(directory / "cluster")
+        self.cluster = cluster(directory / "cluster")
         self.broker: Broker
         self.control: ControlPlane
         self.kube: Kube
@@ -71,29 +74,22 @@ class Stack:
         self.broker = Broker(self.directory / "broker", self.network.holder)
         self.broker.start()
         self._say("cluster: an API server")
-        workers_token = secrets.token_urlsafe(24)
-        admin_token = secrets.token_urlsafe(24)
-        tokens = self.directory / "cluster" / "tokens.csv"
-        tokens.touch(mode=0o600)
-        tokens.write_text(
-            f'{admin_token},admin,admin,"system:masters"\n{workers_token},{WORKERS_USER},hawse-workers,\n'
-        )
+        accounts = Accounts(self.directory / "cluster")
         self.cluster.start()
-        self.kube = Kube(self.cluster.url, self.cluster.ca_path, admin_token)
+        self.kube = Kube(self.cluster.url, self.cluster.ca_path, self.cluster.token)
         install(self.kube)
         for spec in self.network.nodes.values():
             self.kube.create(self._node(spec))
             self.kube.create(self._host_subnet(spec))
         self._say("control plane: webhook, worker, beat and watch")
-        kubeconfig = workers_kubeconfig(self.cluster.kubeconfig, self.directory / "workers.kubeconfig", workers_token)
         self.control = ControlPlane(
             self.directory / "control",
             redis_url=self.broker.unix_url,
-            kubeconfig=kubeconfig,
+            kubeconfigs=accounts.kubeconfigs(self.cluster.kubeconfig, self.directory),
             environment=self._settings,
         )
         self.control.start()
-        self.kube.create(self.control.webhook_configuration())
+        self.control.register_webhooks(self.kube)
         self._say("node runners: one on each node")
         for name in self.network.nodes:
             self.start_runner(name)

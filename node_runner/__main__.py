@@ -18,7 +18,7 @@ from egress import logs, settings
 from egress.adapters.ledger import Ledger
 from egress.addresses import AddressError, parse_address
 from egress.health import Health, HealthError
-from egress.messages import NUDGE_TASK, PUBLISH_TASK, celery_config, node_queue, queue_of, sending_config
+from egress.messages import NUDGE_TASK, PUBLISH_TASK, node_config, node_queue, queue_of, sending_config
 from egress.operations import TransientError
 from egress.processes import begin_again_unless, end_at_sigterm
 from node_runner.drivers import open_node
@@ -57,7 +57,7 @@ def main() -> None:
     timing = ProbeTiming(current.probe_count, current.probe_interval, current.probe_wait)
     ledger = Ledger(current.redis_url, timeout=2.0)
     app = Celery("hawse-node-runner")
-    app.conf.update(celery_config(current.redis_url))
+    app.conf.update(node_config(current.redis_url, current.node_name))
     sending = Celery("hawse-sender", set_as_current=False)
     sending.conf.update(sending_config(current.redis_url))
 

@@ -1,1 +1,1 @@
-"""The HTTP side of Hawse: admission of namespaces, and health. Flask lives here and nowhere else."""
+"""The HTTP side of Hawse: admission, validation, and their metrics. Flask lives here and nowhere else."""

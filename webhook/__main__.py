@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import threading
+import time
 from pathlib import Path
 
 import click
+import structlog
 from flask import Flask
-from granian import Granian
-from granian.constants import Interfaces
-from granian.log import LogLevels
 
 from egress import logs, settings
-from egress.processes import die_with_parent
-from webhook.app import create_app
+from egress.health import Health, HealthError
+from egress.settings import Settings
+from webhook.app import ENDING, create_app
+from webhook.probe import reachable
+from webhook.server import LOOK_SECONDS, Pair, Server, Term
 
-
-def build() -> Flask:
-    """The application as each server process makes it, from the environment."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid is not None:
-        die_with_parent(parent.pid)
-    current = settings.load()
-    logs.configure(current, "webhook")
-    return create_app(current)
+_log = structlog.get_logger()
 
 
 @click.command()
@@ -31,23 +27,58 @@ def main() -> None:
     """Serve the admission webhook. Everything is set by environment variables; docs/settings.md lists them."""
     try:
         current = settings.load()
+        current.layout()
     except settings.SettingsError as error:
         raise click.UsageError(str(error)) from None
     if not (current.tls_cert and current.tls_key):
         raise click.UsageError("the API server speaks only TLS to webhooks: set HAWSE_TLS_CERT and HAWSE_TLS_KEY")
-    Granian(
-        "webhook.__main__:build",
-        factory=True,
+    logs.configure(current, "webhook")
+    multiprocessing.set_start_method("fork")  # the serving processes share a socket with this one
+    pair = Pair(Path(current.tls_cert), Path(current.tls_key))
+    end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: end.set())
+    if pair.usable(end) is None:
+        return
+
+    def build(term: Term) -> Flask:
+        _serve_health(current, term)
+        return create_app(current, ending=term.ending, leaving=term.leaving)
+
+    Server(
+        build,
+        pair,
+        drain=current.drain_time,
         address=current.listen_host,
         port=current.listen_port,
-        interface=Interfaces.WSGI,
         blocking_threads=current.webhook_threads,
-        ssl_cert=Path(current.tls_cert),
-        ssl_key=Path(current.tls_key),
-        log_level=LogLevels.warning,
         backlog=1024,
-        workers_kill_timeout=10,
-    ).serve()
+    ).run()
+
+
+def _serve_health(current: Settings, term: Term) -> None:
+    """Serves health and metrics beside the application, in the process that counts.
+
+    When a new process takes over, the port is the old one's until that ends: it is asked for until it can be had.
+    """
+
+    def ready() -> str | None:
+        return ENDING if term.ending() else reachable(current.listen_host, current.listen_port)
+
+    def serve() -> None:
+        said = False
+        while True:
+            try:
+                Health(current.health_host, current.health_port, ready).start()
+            except HealthError as error:
+                if not said:
+                    _log.info("waiting for the health port", error=str(error))
+                said = True
+                time.sleep(LOOK_SECONDS)
+            else:
+                return
+
+    threading.Thread(target=serve, name="health-start", daemon=True).start()
 
 
 if __name__ == "__main__":

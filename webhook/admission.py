@@ -1,4 +1,4 @@
-"""The decision on one namespace: which addresses it gets while it is being created, and who may touch them later."""
+"""What a namespace gets while it is being created, and that nobody else writes it. The mutating webhook."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from egress.adapters.ledger import (
     request_holder,
 )
 from egress.addresses import Address, AddressError
-from egress.objects import ADDRESSES_ANNOTATION, REQUEST_ANNOTATION, OnExhausted
+from egress.objects import ADDRESSES_ANNOTATION, OPERATION_ANNOTATION, REQUEST_ANNOTATION, OnExhausted
 from egress.operations import TransientError
 from webhook import review
-from webhook.review import NamespaceObject, Request
+from webhook.review import Answer, NamespaceObject, Outcome, Request
 
 _log = structlog.get_logger()
 LATER = "Hawse cannot reach its ledger now: the namespace gets its egress address within seconds of its return"
@@ -28,6 +28,8 @@ FORGED = (
     f"annotation {ADDRESSES_ANNOTATION} is written by Hawse alone: remove it; to ask for an address use "
     f"{REQUEST_ANNOTATION}"
 )
+CHANGED = f"annotation {ADDRESSES_ANNOTATION} is written by Hawse alone: leave it as it was"
+UNKNOWN = f"Hawse cannot reach its ledger now: try again, or without the annotation {ADDRESSES_ANNOTATION}"
 
 
 class _RefusedError(Exception):
@@ -43,7 +45,8 @@ class _Given:
     """What a new namespace gets at once, and what its creator is warned of."""
 
     addresses: tuple[Address, ...] = ()
-    warning: str = ""
+    warnings: tuple[str, ...] = ()
+    outcome: Outcome = Outcome.ADMITTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class Admission:
     hint: Callable[[str], None]
     trusted_users: AbstractSet[str]
 
-    def answer(self, request: Request) -> bytes:
+    def answer(self, request: Request[NamespaceObject]) -> Answer:
         """The AdmissionReview that answers `request`."""
         if request.operation == "CREATE" and request.object is not None:
             return self._create(request, request.object)
@@ -66,12 +69,17 @@ class Admission:
             return self._update(request, request.object)
         return review.allow(request.uid)
 
-    def _create(self, request: Request, namespace: NamespaceObject) -> bytes:
+    def _create(self, request: Request[NamespaceObject], namespace: NamespaceObject) -> Answer:
         name = request.name or namespace.metadata.name
         known_as = name or f"{namespace.metadata.generate_name}?"  # the API server will put something there
         if pools.is_system(known_as):
             return review.allow(request.uid)
-        holder = name_holder(name) if name else request_holder(request.uid)
+        written = ADDRESSES_ANNOTATION in namespace.annotations
+        operation = namespace.annotations.get(OPERATION_ANNOTATION, "") if written else ""
+        operation = operation or request.uid
+        # Called again for one request, we find what we wrote, under another uid: the operation is what stays.
+        holder = name_holder(name) if name else request_holder(operation)
+        objection = FORGED
         try:
             given = self._reserve(request, namespace, known_as, holder)
         except _RefusedError as error:
@@ -80,18 +88,22 @@ class Admission:
             return review.deny(request.uid, str(error))
         except TransientError as error:
             _log.warning("admitted without an address", namespace=known_as, error=str(error))
-            given = _Given(warning=LATER)
+            given = _Given((), (LATER,), Outcome.WITHOUT_ADDRESS)
+            objection = UNKNOWN
         if given.addresses:
             addresses = ",".join(map(str, given.addresses))
-            _log.info("reserved", namespace=known_as, addresses=addresses, operation=request.uid)
+            _log.info("reserved", namespace=known_as, addresses=addresses, operation=operation)
             if name:
                 self.hint(name)
-            return review.allow(request.uid, patch=review.annotate(namespace, addresses))
-        if ADDRESSES_ANNOTATION in namespace.annotations:
-            return review.deny(request.uid, FORGED)
-        return review.allow(request.uid, warnings=[given.warning] if given.warning else [])
+            annotations = {ADDRESSES_ANNOTATION: addresses, OPERATION_ANNOTATION: operation}
+            return review.allow(request.uid, patch=review.annotate(namespace, annotations), outcome=Outcome.ASSIGNED)
+        if written:
+            return review.deny(request.uid, objection)
+        return review.allow(request.uid, warnings=given.warnings, outcome=given.outcome)
 
-    def _reserve(self, request: Request, namespace: NamespaceObject, known_as: str, holder: str) -> _Given:
+    def _reserve(
+        self, request: Request[NamespaceObject], namespace: NamespaceObject, known_as: str, holder: str
+    ) -> _Given:
         """What the namespace gets now. _RefusedError, PoolError or AddressError when it must not be created so."""
         written = namespace.annotations.get(ADDRESSES_ANNOTATION)
         # A webhook may be called again for one request, with the annotation that it wrote itself.
@@ -103,7 +115,7 @@ class Admission:
             return _Given()
         pool = choice.pool
         if request.dry_run:
-            return _Given(warning=f"dry run: pool {pool.name} would give the address")
+            return _Given(warnings=(f"dry run: pool {pool.name} would give the address",))
         outcome = self.ledger.reserve(holder, choice.count, pools.ranges(pool, offer.node_ips), choice.requested)
         if isinstance(outcome, Held):
             raise _RefusedError(f"address {outcome.address} is in use", code=409)
@@ -112,10 +124,10 @@ class Admission:
             message = pools.exhausted(pool, choice.count, outcome.used, outcome.total)
             if pool.on_exhausted is OnExhausted.DENY:
                 raise _RefusedError(message)
-            return _Given(warning=f"{message}; the namespace waits for one")
+            return _Given((), (f"{message}; the namespace waits for one",), Outcome.WITHOUT_ADDRESS)
         return _Given(outcome.addresses)
 
-    def _update(self, request: Request, namespace: NamespaceObject) -> bytes:
+    def _update(self, request: Request[NamespaceObject], namespace: NamespaceObject) -> Answer:
         before = request.old_object.annotations.get(ADDRESSES_ANNOTATION) if request.old_object else None
         after = namespace.annotations.get(ADDRESSES_ANNOTATION)
         if before == after or request.user_info.username in self.trusted_users:
@@ -123,9 +135,7 @@ class Admission:
         if after is None and before is not None:
             return review.allow(
                 request.uid,
-                patch=review.annotate(namespace, before),
+                patch=review.annotate(namespace, {ADDRESSES_ANNOTATION: before}),
                 warnings=[f"annotation {ADDRESSES_ANNOTATION} is written by Hawse alone: it stays as it was"],
             )
-        return review.deny(
-            request.uid, f"annotation {ADDRESSES_ANNOTATION} is written by Hawse alone: leave it as it was"
-        )
+        return review.deny(request.uid, CHANGED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import structlog
 from celery import Celery
@@ -15,28 +16,53 @@ from egress.operations import TransientError
 from egress.settings import Settings
 from webhook import review
 from webhook.admission import Admission
+from webhook.metrics import Observation
+from webhook.review import Outcome
+from webhook.validator import RESOURCES, Validator
 
+T = TypeVar("T")
 _log = structlog.get_logger()
 MAX_BODY = 8 * 1024 * 1024
 HINT_DELAY = 0.2
 """Seconds after which a hint is worked on: the API server stores the namespace only after our answer."""
 
 
-def create_app(settings: Settings) -> Flask:
-    """The application, with its own connection to Redis."""
+ENDING = "the webhook is about to end"
+
+
+def never() -> bool:
+    """For an application that nobody tells of its end."""
+    return False
+
+
+def create_app(settings: Settings, *, ending: Callable[[], bool] = never, leaving: Callable[[], bool] = never) -> Flask:
+    """The application, with its own connection to Redis.
+
+    `ending` says whether no more requests should be sent, `leaving` whether connections should not be kept.
+    """
     app = Flask("hawse")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     ledger = Ledger(settings.redis_url, timeout=settings.redis_timeout)
     trusted = frozenset(name.strip() for name in settings.trusted_users.split(",") if name.strip())
     admission = Admission(ledger, _hinter(settings), trusted)
+    validator = Validator(ledger, trusted, settings.layout().cluster_networks)
 
     @app.post("/admit/namespaces")
     def admit() -> Response:
-        try:
-            admission_request = review.parse(request.get_data())
-        except review.ReviewError as error:
-            return Response(f"{error}\n", status=400, mimetype="text/plain")
-        return Response(admission.answer(admission_request), mimetype="application/json")
+        return _answered("mutating", "namespaces", review.parse, admission.answer)
+
+    @app.post("/validate/namespaces")
+    def validate_namespace() -> Response:
+        return _answered("validating", "namespaces", review.parse, validator.namespace)
+
+    @app.post(f"/validate/<any({','.join(RESOURCES)}):resource>")
+    def validate(resource: str) -> Response:
+        return _answered(
+            "validating",
+            resource,
+            lambda body: review.parse_object(body, (RESOURCES[resource], resource)),
+            lambda parsed: validator.object(resource, parsed),
+        )
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -44,6 +70,8 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/readyz")
     def readyz() -> Response:
+        if ending():
+            return Response(f"{ENDING}\n", status=503, mimetype="text/plain")
         # Without Redis the webhook still answers (with a warning), so it stays ready; the text tells.
         try:
             ledger.ping()
@@ -51,7 +79,35 @@ def create_app(settings: Settings) -> Flask:
             return Response(f"ok, but namespaces are admitted without an address: {error}\n", mimetype="text/plain")
         return Response("ok\n", mimetype="text/plain")
 
+    @app.after_request
+    def part(response: Response) -> Response:
+        # For HTTP/1.1; HTTP/2, which API servers speak, has its own way to say so.
+        if leaving():
+            response.headers["Connection"] = "close"
+        return response
+
     return app
+
+
+def _answered(
+    webhook: str,
+    resource: str,
+    parse: Callable[[bytes], review.Request[T]],
+    answer: Callable[[review.Request[T]], review.Answer],
+) -> Response:
+    """Parses the body, answers, and counts. What cannot be parsed is a 400; a failure of ours is Flask's 500."""
+    observation = Observation(webhook, resource)
+    operation, outcome = "", Outcome.ERROR
+    try:
+        parsed = parse(request.get_data())
+        operation = parsed.operation
+        answered = answer(parsed)
+        outcome = answered.outcome
+        return Response(answered.body, mimetype="application/json")
+    except review.ReviewError as error:
+        return Response(f"{error}\n", status=400, mimetype="text/plain")
+    finally:
+        observation.answered(operation, outcome)
 
 
 def _hinter(settings: Settings) -> Callable[[str], None]:

@@ -25,10 +25,16 @@ STATES = ("reserved", "claimed", "quarantined")
 
 
 def take(context: Context, claims: Iterable[EgressAddress], conflicts: int) -> None:
-    """Counts, unless somebody has just done so. It is gone again when nobody counts for four reconciles."""
-    if context.ledger.first_to("census", EVERY_SECONDS):
-        census = count(claims, conflicts, context.ledger.usage(), context.ledger.offer())
-        context.ledger.keep_census(census, max(60.0, 4 * context.settings.reconcile_interval))
+    """Counts, unless somebody has just done so. It is gone again when nobody counts for four reconciles.
+
+    A ledger that cannot be counted, as while its index is rebuilt, is let be: a count is only news.
+    """
+    try:
+        if context.ledger.is_ready() and context.ledger.first_to("census", EVERY_SECONDS):
+            census = count(claims, conflicts, context.ledger.usage(), context.ledger.offer())
+            context.ledger.keep_census(census, max(60.0, 4 * context.settings.reconcile_interval))
+    except TransientError as error:
+        _log.info("no census", error=str(error))
 
 
 def count(

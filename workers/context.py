@@ -27,25 +27,26 @@ COMPLAINT_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Context:
-    """Shared by the tasks of one process. `send` puts a task into a queue: (task, arguments, queue)."""
+    """Shared by the tasks of one process. `send` queues a task: (task, arguments, queue, seconds to wait)."""
 
     settings: Settings
     ledger: Ledger
     cluster: Cluster
-    send: Callable[[str, list[Any], str], None]
+    send: Callable[[str, list[Any], str, float], None]
 
-    def ask(self, task: str, *arguments: str) -> None:
-        """Asks for a task of the control plane, unless the same one is waiting already: a burst becomes one run."""
-        self._ask(":".join((task, *arguments)), task, list(arguments), queue_of(task))
+    def ask(self, task: str, *arguments: str, delay: float = 0.0) -> None:
+        """Asks for a task of the control plane, unless the same one is waiting already: a burst becomes one run. It
+        runs `delay` seconds from now, at the earliest."""
+        self._ask(":".join((task, *arguments)), task, list(arguments), queue_of(task), delay)
 
     def nudge(self, node: str) -> None:
         """Tells a node's runner that the table has changed, unless it has a nudge waiting already."""
-        self._ask(f"{NUDGE_TASK}:{node_queue(node)}", NUDGE_TASK, [], node_queue(node))
+        self._ask(f"{NUDGE_TASK}:{node_queue(node)}", NUDGE_TASK, [], node_queue(node), 0.0)
 
-    def _ask(self, what: str, task: str, arguments: list[Any], queue: str) -> None:
+    def _ask(self, what: str, task: str, arguments: list[Any], queue: str, delay: float) -> None:
         if self.ledger.first_to(what, ASK_GUARD_SECONDS):
             try:
-                self.send(task, arguments, queue)
+                self.send(task, arguments, queue, delay)
             except TransientError:
                 self.ledger.done_with(what)  # nothing waits: the next ask must not believe so
                 raise

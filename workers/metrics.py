@@ -51,9 +51,9 @@ def begin_tasks() -> None:
 
 @dataclass
 class Attempt:
-    """One attempt under way; what nobody sets otherwise was given up."""
+    """One attempt under way; what nobody sets otherwise was given up, and None is not counted."""
 
-    outcome: Outcome = Outcome.GAVE_UP
+    outcome: Outcome | None = Outcome.GAVE_UP
 
 
 @contextmanager
@@ -63,5 +63,6 @@ def attempt(task: str) -> Iterator[Attempt]:
     try:
         yield measured
     finally:
-        task_duration.labels(_label(task)).observe(time.monotonic() - began)
-        task_attempts.labels(_label(task), _outcome_label(measured.outcome)).inc()
+        if measured.outcome is not None:
+            task_duration.labels(_label(task)).observe(time.monotonic() - began)
+            task_attempts.labels(_label(task), _outcome_label(measured.outcome)).inc()

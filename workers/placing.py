@@ -18,6 +18,8 @@ from egress.table import NodeReport
 from workers.context import Context, readable
 
 _log = structlog.get_logger()
+LOCK_SECONDS = 10.0
+"""How long a killed run keeps the next one waiting. Two at once do no harm: each patch carries the version it read."""
 
 
 def run(context: Context) -> Placement:
@@ -25,7 +27,7 @@ def run(context: Context) -> Placement:
 
     Raises TransientError when a HostSubnet changed meanwhile: what was not patched is placed by the next run.
     """
-    with context.ledger.exclusively("place"):
+    with context.ledger.exclusively("place", LOCK_SECONDS):
         claims = context.egress_addresses()
         subnets = context.host_subnets()
         surplus = _surplus(claims, subnets)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from egress.messages import NAMESPACE_TASK, PLACE_TASK
+from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
 from egress.operations import TransientError
 from egress.planning import plan, with_claims
 from egress.table import NodeReport, Steering, acknowledged, carried_over, fences, lagging, table_of, unbound
@@ -57,8 +57,9 @@ def run(context: Context) -> int:
             _log.warning("conflict", conflict=conflict)
     _go_on(context, promised, reports)
     unplaced = context.ledger.unplaced()
-    status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced))
     census.take(context, claims, len(outcome.conflicts))
+    if not status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced)):
+        context.ask(PUBLISH_TASK)
     if unplaced and context.ledger.is_news("reports", _looks_of(reports)):
         context.ask(PLACE_TASK)
     return len(changes)

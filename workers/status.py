@@ -18,6 +18,8 @@ from egress.planning import Plan
 from egress.table import Claim, NodeReport
 from workers.context import Context
 
+UPDATE_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -53,14 +55,21 @@ def _listing(items: Iterable[HostSubnet | NetNamespace]) -> frozenset[tuple[str,
     return frozenset(found)
 
 
-def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> None:
-    """Writes the status of every EgressAddress that differs from what is so. A conflict is left to the next run."""
+def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> bool:
+    """Writes the status of every EgressAddress that differs from what is so. A conflict is left to the next run.
+
+    False when time ran out before all were written: the nodes' table is not to wait for it, so the rest is for the
+    next run.
+    """
+    until = time.monotonic() + UPDATE_SECONDS
     for claim in claims:
         if claim.phase is Phase.QUARANTINED:
             continue
         wanted = assess(claim, seen, manifests.rfc3339(time.time()))
         if wanted == claim:
             continue
+        if time.monotonic() > until:
+            return False
         name = object_name(parse_address(claim.address))
         patch = {
             "metadata": {"resourceVersion": claim.resource_version},
@@ -84,6 +93,7 @@ def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> Non
             reason = "EgressAddressReady" if wanted.phase is Phase.READY else "EgressAddressFailed"
             text = message or f"traffic leaves with {claim.address} by {wanted.node}"
             context.tell(claim.namespace, claim.namespace_uid, reason, text, warning=wanted.phase is Phase.FAILED)
+    return True
 
 
 def assess(claim: EgressAddress, seen: Seen, now: str) -> EgressAddress:

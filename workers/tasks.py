@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -14,7 +15,7 @@ from kombu.exceptions import OperationalError
 
 from egress import settings as settings_module
 from egress.adapters.cluster import Cluster
-from egress.adapters.ledger import Ledger
+from egress.adapters.ledger import BusyError, Ledger
 from egress.messages import (
     CONTROL_QUEUE,
     NAMESPACE_TASK,
@@ -33,6 +34,8 @@ from workers.context import Context
 
 _log = structlog.get_logger()
 _jitter = random.SystemRandom()
+REST_RATIO, REST_AT_MOST = 3.0, 2.0
+BUSY_SECONDS = 0.1
 
 
 def create_celery() -> Celery:
@@ -68,15 +71,15 @@ def _keep_logging(**_: object) -> None:
     """Celery sets logging up by itself unless somebody listens here; `egress.logs` has done it."""
 
 
-def sender(redis_url: str) -> Callable[[str, list[Any], str], None]:
+def sender(redis_url: str) -> Callable[[str, list[Any], str, float], None]:
     """A function that puts a task into a queue. TransientError if the broker is away."""
     app = Celery("hawse-sender", set_as_current=False)
     app.conf.update(sending_config(redis_url))
 
-    def send(task: str, arguments: list[Any], queue: str) -> None:
+    def send(task: str, arguments: list[Any], queue: str, delay: float = 0.0) -> None:
         expires = NUDGE_EXPIRES if task == NUDGE_TASK else None
         try:
-            app.send_task(task, args=arguments, queue=queue, expires=expires, retry=False)
+            app.send_task(task, args=arguments, queue=queue, countdown=delay or None, expires=expires, retry=False)
         except (OperationalError, OSError) as error:
             raise TransientError(f"the broker is away: {error}") from error
 
@@ -94,12 +97,17 @@ def _namespace(context: Context, name: str) -> None:
     namespaces.converge(context, name)
 
 
-def _place(context: Context) -> None:
-    placing.run(context)
+def _rested(what: str, run: Callable[[Context], object]) -> Callable[[Context], None]:
+    """`run`, then a rest in proportion to what it took: in a burst one run then does the work of many, and most of the
+    time is for the single namespaces. A change that comes alone is worked on at once."""
 
+    def rested(context: Context) -> None:
+        context.ledger.check_rested(what)
+        began = time.monotonic()
+        run(context)
+        context.ledger.rest(what, min(REST_RATIO * (time.monotonic() - began), REST_AT_MOST))
 
-def _publish(context: Context) -> None:
-    publishing.run(context)
+    return rested
 
 
 def _reconcile(context: Context) -> None:
@@ -112,8 +120,8 @@ def _sweep(context: Context) -> None:
 
 _TASKS: dict[str, Callable[..., None]] = {
     NAMESPACE_TASK: _namespace,
-    PLACE_TASK: _place,
-    PUBLISH_TASK: _publish,
+    PLACE_TASK: _rested(PLACE_TASK, placing.run),
+    PUBLISH_TASK: _rested(PUBLISH_TASK, publishing.run),
     RECONCILE_TASK: _reconcile,
     SWEEP_TASK: _sweep,
 }
@@ -133,9 +141,12 @@ def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
                 context.ledger.done_with(":".join((name, *arguments)))
                 run(context, *arguments)
                 measured.outcome = Outcome.DONE
+            except BusyError:
+                measured.outcome = None  # it was not tried
+                context.ask(name, *arguments, delay=BUSY_SECONDS)
             except (TransientError, PermanentError) as error:
-                measured.outcome = outcome_of(error, attempt)
-                if measured.outcome is not Outcome.RETRY:
+                outcome = measured.outcome = outcome_of(error, attempt)
+                if outcome is not Outcome.RETRY:
                     _log.error("gave up", error=str(error), attempt=attempt)
                     return
                 wait = backoff(attempt, _jitter)

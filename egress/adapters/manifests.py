@@ -7,7 +7,7 @@ and allocation name a wrong one, and everything else of the object still counts.
 
 from __future__ import annotations
 
-import ipaddress
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -15,7 +15,15 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from egress.addresses import AddressError, from_object_name, object_name, parse_address, parse_range
+from egress.addresses import (
+    AddressError,
+    from_object_name,
+    object_name,
+    parse_address,
+    parse_block,
+    parse_network,
+    parse_range,
+)
 from egress.objects import (
     Condition,
     EgressAddress,
@@ -136,7 +144,7 @@ class _Selector(_Wire):
 class _PoolSpec(_Wire):
     cidrs: Texts
     excluded: Texts | None = None
-    addresses_per_namespace: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    addresses_per_namespace: Annotated[int, msgspec.Meta(ge=1, le=8)] | None = None
     namespace_selector: _Selector | None = None
     node_selector: _Selector | None = None
     topology_key: str | None = None
@@ -249,6 +257,7 @@ def egress_pool(manifest: object, *, strict: bool = False) -> EgressPool:
         if not spec.cidrs:
             raise check.error("$.spec.cidrs", "is empty; give it at least one CIDR, range or address")
         check.texts("$.spec.cidrs", spec.cidrs, parse_range)
+        check.no_overlap("$.spec.cidrs", spec.cidrs)
         check.texts("$.spec.excluded", excluded, parse_range)
         check.selector("$.spec.namespaceSelector", spec.namespace_selector)
         check.selector("$.spec.nodeSelector", spec.node_selector)
@@ -401,6 +410,13 @@ class _Checks:
         for index, text in enumerate(texts):
             self.text(f"{path}[{index}]", text, parse)
 
+    def no_overlap(self, path: str, texts: Iterable[str]) -> None:
+        blocks = [(index, text, parse_block(text)) for index, text in enumerate(texts)]
+        for (_, earlier, one), (index, later, other) in itertools.combinations(blocks, 2):
+            if one.overlaps(other):
+                problem = f"{later!r} overlaps {earlier!r}; each address may be in one of them alone"
+                raise self.error(f"{path}[{index}]", problem)
+
     def duration(self, path: str, text: str) -> float:
         if text == "0":
             return 0.0
@@ -418,12 +434,7 @@ class _Checks:
 
 def _parse_network(text: str) -> None:
     """AddressError unless `text` is a CIDR; host bits are tolerated, as OpenShift does."""
-    if "/" not in text:
-        raise AddressError(f"{text!r} is not a CIDR such as 192.168.1.0/24")
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError as error:
-        raise AddressError(f"{text!r} is not a CIDR such as 192.168.1.0/24: {error}") from None
+    parse_network(text, host_bits=True)
 
 
 def _selector(wire: _Selector | None) -> Selector | None:

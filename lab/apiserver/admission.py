@@ -1,8 +1,9 @@
 """Admission webhooks: which of them a request concerns, the calls over TLS, and what comes of their answers.
 
 The mutating ones run one after the other in the order of their configurations' names, each seeing what the one before
-it made; then the validating ones run at once. Requests do not wait for each other. Not acted upon: reinvocationPolicy
-(each webhook is called once) and matchPolicy (a rule names the very version that is requested).
+it made; then the validating ones run at once. Requests do not wait for each other. A mutating webhook whose
+reinvocationPolicy is IfNeeded is called once more if a later one has changed the object. Not acted upon: matchPolicy (a
+rule names the very version that is requested) and matchConditions (there is no CEL here: all of them count as met).
 """
 
 import asyncio
@@ -82,12 +83,24 @@ class Admission:
 
     async def mutate(self, call: Call, operation: Operation, new: Json | None, old: Json | None) -> Json | None:
         """The object after all mutating webhooks. Raises `ApiError` where one denies, or fails and must not."""
+        again: list[tuple[Json, Json | None]] = []
         for webhook in self._matching(MUTATING, call, operation, new, old):
             if not _selects(webhook, new, old) or not self._selects_namespace(webhook, call, new, old):
                 continue
-            response = await self._ask(webhook, call, operation, new, old)
-            if response.get("patch") and new is not None:
-                new = _patched(webhook, new, response)
+            new = await self._mutated(webhook, call, operation, new, old)
+            if webhook.get("reinvocationPolicy") == "IfNeeded":
+                again.append((webhook, new))
+        for webhook, left in again:
+            if new != left:
+                new = await self._mutated(webhook, call, operation, new, old)
+        return new
+
+    async def _mutated(
+        self, webhook: Json, call: Call, operation: Operation, new: Json | None, old: Json | None
+    ) -> Json | None:
+        response = await self._ask(webhook, call, operation, new, old)
+        if response.get("patch") and new is not None:
+            return _patched(webhook, new, response)
         return new
 
     async def validate(self, call: Call, operation: Operation, new: Json | None, old: Json | None) -> None:

@@ -76,6 +76,12 @@ def establish(crd: Json) -> None:
         finalizers.append(CLEANUP_FINALIZER)
 
 
+def mark_terminating(crd: Json) -> None:
+    """Say, in place, in the status of a CRD that its objects are being deleted."""
+    told = "CustomResource deletion is in progress"
+    crd["status"]["conditions"].append(_condition("Terminating", "InstanceDeletionInProgress", told, timestamp()))
+
+
 def _condition(kind: str, reason: str, message: str, now: str) -> Json:
     return {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now}
 

@@ -104,9 +104,6 @@ def _check_webhooks(obj: Json) -> Iterator[Cause]:
         if not isinstance(timeout, int) or not 1 <= timeout <= 30:
             why = "the timeout value must be between 1 and 30 seconds"
             yield Cause.invalid(f"{field}.timeoutSeconds", timeout, why)
-        if webhook.get("matchConditions"):
-            why = "the embedded cluster does not evaluate CEL: use rules and selectors"
-            yield Cause.forbidden(f"{field}.matchConditions", why)
         yield from _check_client(webhook.get("clientConfig") or {}, f"{field}.clientConfig")
 
 

@@ -36,12 +36,7 @@ def decode(resource: Resource, body: object, namespace: str) -> tuple[Json, list
     if not isinstance(body, dict):
         raise errors.bad_request(f"the object provided is unrecognized: expected a {resource.kind} as a JSON object")
     obj = clone(body)
-    obj.setdefault("apiVersion", resource.api_version)
-    obj.setdefault("kind", resource.kind)
-    if (obj["apiVersion"], obj["kind"]) != (resource.api_version, resource.kind):
-        given = f"{obj['kind']}.{obj['apiVersion']}"
-        wanted = f"{resource.kind}.{resource.api_version}"
-        raise errors.bad_request(f"{given} is not the kind served here: expected {wanted}")
+    _check_kind(resource, obj)
     meta = obj["metadata"] = _metadata(resource, obj)
     if resource.namespaced:
         if meta.setdefault("namespace", namespace) != namespace:
@@ -57,6 +52,27 @@ def decode(resource: Resource, body: object, namespace: str) -> tuple[Json, list
         schema.apply_defaults(obj, resource.schema)
     kinds.fill_in(resource, obj)
     return obj, removed
+
+
+def _check_kind(resource: Resource, obj: Json) -> None:
+    """Raise where an object is not of the resource's kind; a built-in kind may be left out, a custom one not."""
+    if resource.custom:
+        if not obj.get("kind"):
+            told = "the object provided is unrecognized"
+            raise errors.bad_request(f"{told} (must be of type {resource.kind}): Object 'Kind' is missing")
+        if obj.get("apiVersion", "") != resource.api_version:
+            told = f"the API version in the data ({obj.get('apiVersion', '')})"
+            raise errors.bad_request(f"{told} does not match the expected API version ({resource.api_version})")
+        if obj["kind"] != resource.kind:
+            cause = Cause.invalid("kind", obj["kind"], f"must be {resource.kind}")
+            raise errors.invalid(resource, name_of(obj), [cause])
+        return
+    obj.setdefault("apiVersion", resource.api_version)
+    obj.setdefault("kind", resource.kind)
+    if (obj["apiVersion"], obj["kind"]) != (resource.api_version, resource.kind):
+        version = str(obj["apiVersion"]).rpartition("/")[2]
+        told = f'{obj["kind"]} in version "{version}" cannot be handled as a {resource.kind}'
+        raise errors.bad_request(f"{told}: expected {resource.kind} in {resource.api_version}")
 
 
 def _metadata(resource: Resource, obj: Json) -> Json:
@@ -203,6 +219,9 @@ def terminating(resource: Resource, obj: Json) -> Json:
     result = clone(obj)
     meta = result["metadata"]
     meta["deletionTimestamp"] = timestamp()
+    if resource.storage == CRDS:
+        crds.mark_terminating(result)
+        return result
     meta["deletionGracePeriodSeconds"] = 0
     if "generation" in meta:
         meta["generation"] += 1

@@ -93,6 +93,11 @@ def _with(resource: Resource, **changes: object) -> Resource:
     return Resource(**(values | changes))
 
 
+def _rbac(kind: str, plural: str, *, namespaced: bool = True) -> Resource:
+    group = "rbac.authorization.k8s.io"
+    return Resource(group, "v1", kind, plural, kind.lower(), f"{group}/{plural}", f"{group}/v1", namespaced)
+
+
 def _webhooks(kind: str, storage: str) -> Resource:
     group, plural = storage.split("/")
     return Resource(
@@ -131,6 +136,10 @@ BUILT_IN: tuple[Resource, ...] = (
         "coordination.k8s.io", "v1", "Lease", "leases", "lease", "coordination.k8s.io/leases",
         "coordination.k8s.io/v1", True, unconditional_update=False,
     ),
+    _rbac("Role", "roles"),
+    _rbac("RoleBinding", "rolebindings"),
+    _rbac("ClusterRole", "clusterroles", namespaced=False),
+    _rbac("ClusterRoleBinding", "clusterrolebindings", namespaced=False),
     _webhooks("MutatingWebhookConfiguration", MUTATING),
     _webhooks("ValidatingWebhookConfiguration", VALIDATING),
     Resource(

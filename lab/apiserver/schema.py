@@ -7,6 +7,7 @@ properties, uniqueItems, list-type set and map keys, allOf/anyOf/oneOf/not, int-
 
 import datetime
 import ipaddress
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ def prune(value: object, schema: Json, *, root: bool = True, path: str = "") -> 
 
 
 def apply_defaults(value: object, schema: Json) -> None:
-    """Add, in place, the schema's defaults for what is missing, and for a null that may not be null."""
+    """Add, in place, the schema's defaults for what is missing; a null that may not be null counts as missing."""
     if isinstance(value, list):
         for item in value:
             apply_defaults(item, schema.get("items") or {})
@@ -54,15 +55,21 @@ def apply_defaults(value: object, schema: Json) -> None:
         return
     properties: Json = schema.get("properties") or {}
     for key, below in properties.items():
-        absent = key not in value or (value[key] is None and not below.get("nullable"))
-        if absent and "default" in below:
+        if "default" in below and (key not in value or _is_stray_null(value[key], below)):
             value[key] = clone(below["default"])
-        if key in value:
-            apply_defaults(value[key], below)
     additional = schema.get("additionalProperties")
-    if isinstance(additional, dict):
-        for key in value.keys() - properties.keys():
-            apply_defaults(value[key], additional)
+    for key in tuple(value):
+        below = properties.get(key, additional)
+        if not isinstance(below, dict):
+            continue
+        if _is_stray_null(value[key], below):
+            del value[key]
+        else:
+            apply_defaults(value[key], below)
+
+
+def _is_stray_null(value: object, schema: Json) -> bool:
+    return value is None and not schema.get("nullable")
 
 
 def validate(value: object, schema: Json, path: str = "") -> list[Cause]:
@@ -70,7 +77,7 @@ def validate(value: object, schema: Json, path: str = "") -> list[Cause]:
     if value is None:
         if schema.get("nullable") or not schema:
             return []
-        return [] if not schema.get("type") else [_wrong_type(path, value, str(schema["type"]), "null")]
+        return [] if not schema.get("type") else [_wrong_type(path, str(schema["type"]), "null")]
     causes = _type(value, schema, path)
     if causes:
         return causes
@@ -100,23 +107,22 @@ def _type_of(value: object) -> str:
     return "null"
 
 
-def _wrong_type(path: str, value: object, wanted: str, found: str) -> Cause:
+def _wrong_type(path: str, wanted: str, found: str) -> Cause:
+    """``found`` is what there is instead: the name of a type, or a string that does not have the wanted format."""
     why = f'{path} in body must be of type {wanted}: "{found}"'
-    return Cause(
-        "FieldValueTypeInvalid", _name(path), Cause.invalid("", found if value is None else value, why).message
-    )
+    return Cause("FieldValueTypeInvalid", _name(path), Cause.invalid("", found, why).message)
 
 
 def _type(value: object, schema: Json, path: str) -> list[Cause]:
     found = _type_of(value)
     if schema.get("x-kubernetes-int-or-string"):
-        return [] if found in ("integer", "string") else [_wrong_type(path, value, "integer,string", found)]
+        return [] if found in ("integer", "string") else [_wrong_type(path, "integer,string", found)]
     wanted = schema.get("type")
     if not wanted or found == wanted or (wanted == "number" and found == "integer"):
         return []
     if wanted == "integer" and isinstance(value, float) and value.is_integer():
         return []
-    return [_wrong_type(path, value, str(wanted), found)]
+    return [_wrong_type(path, str(wanted), found)]
 
 
 def _enum(value: object, schema: Json, path: str) -> Iterator[Cause]:
@@ -132,6 +138,13 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _string(value: str, schema: Json, path: str) -> Iterator[Cause]:
+    yield from itertools.islice(_string_bounds(value, schema, path), 1)  # a real server names the first alone
+    check = _FORMATS.get(schema.get("format", ""))
+    if check and not check(value):
+        yield _wrong_type(path, schema["format"], value)
+
+
+def _string_bounds(value: str, schema: Json, path: str) -> Iterator[Cause]:
     if "maxLength" in schema and len(value) > schema["maxLength"]:
         limit = schema["maxLength"]
         yield Cause("FieldValueTooLong", _name(path), f"Too long: may not be more than {limit} bytes")
@@ -139,9 +152,6 @@ def _string(value: str, schema: Json, path: str) -> Iterator[Cause]:
         yield Cause.invalid(_name(path), value, f"{path} in body should be at least {schema['minLength']} chars long")
     if "pattern" in schema and not _compiled(schema["pattern"]).search(value):
         yield Cause.invalid(_name(path), value, f"{path} in body should match '{schema['pattern']}'")
-    check = _FORMATS.get(schema.get("format", ""))
-    if check and not check(value):
-        yield Cause.invalid(_name(path), value, f'{path} in body must be of type {schema["format"]}: "{value}"')
 
 
 def _parses(parse: Callable[[str], object], value: str) -> bool:
@@ -187,8 +197,7 @@ def _object(value: Json, schema: Json, path: str) -> Iterator[Cause]:
         if key not in value:
             yield Cause.required(f"{path}.{key}" if path else key)
     if "maxProperties" in schema and len(value) > schema["maxProperties"]:
-        limit = schema["maxProperties"]
-        yield Cause("FieldValueTooMany", _name(path), f"Too many: {len(value)}: must have at most {limit} items")
+        yield _too_many(path, len(value), schema["maxProperties"])
     if "minProperties" in schema and len(value) < schema["minProperties"]:
         limit = schema["minProperties"]
         yield Cause.invalid(_name(path), value, f"{path} in body should have at least {limit} properties")
@@ -200,10 +209,14 @@ def _object(value: Json, schema: Json, path: str) -> Iterator[Cause]:
             yield from validate(item, below, f"{path}.{key}" if path else key)
 
 
+def _too_many(path: str, count: int, limit: int) -> Cause:
+    items = "item" if limit == 1 else "items"
+    return Cause("FieldValueTooMany", _name(path), f"Too many: {count}: must have at most {limit} {items}")
+
+
 def _array(value: list[object], schema: Json, path: str) -> Iterator[Cause]:
     if "maxItems" in schema and len(value) > schema["maxItems"]:
-        limit = schema["maxItems"]
-        yield Cause("FieldValueTooMany", _name(path), f"Too many: {len(value)}: must have at most {limit} items")
+        yield _too_many(path, len(value), schema["maxItems"])
     if "minItems" in schema and len(value) < schema["minItems"]:
         yield Cause.invalid(_name(path), len(value), f"{path} in body should have at least {schema['minItems']} items")
     items = schema.get("items")

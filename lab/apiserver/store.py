@@ -47,7 +47,10 @@ Key = tuple[str, str]
 
 
 class Store:
-    """Objects by storage name, then by namespace and name. ``history`` bounds the changes kept per storage name."""
+    """Objects by storage name, then by namespace and name.
+
+    ``history`` bounds the changes that are kept per storage name for watches; none outlives the process.
+    """
 
     def __init__(self, journal: Journal, history: int) -> None:
         self._journal = journal
@@ -62,6 +65,10 @@ class Store:
         self.closed = False
         for record in journal.replay():
             self._remember(record)
+        # A real server's watch cache begins with what it finds at its start: watches from before it get 410.
+        self._since = self.revision
+        self._events.clear()
+        self._forgotten.clear()
 
     def get(self, storage: str, namespace: str, name: str) -> Json | None:
         return self._objects.get(storage, {}).get((namespace, name))

@@ -133,7 +133,8 @@ class Writes:
             if crd is None:
                 raise errors.no_such_path()
             if is_terminating(crd):
-                raise errors.method_not_allowed()
+                why = "create not allowed while custom resource definition is terminating"
+                raise errors.forbidden(resource, name_of(obj), why)
 
     def _free_name(self, call: Call, obj: Json) -> str:
         while True:

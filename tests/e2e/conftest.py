@@ -1,19 +1,29 @@
-"""All of Hawse on a lab of its own, shared by the tests of this folder. Each test uses namespaces of its own."""
+"""All of Hawse on a lab of its own, shared by the tests of this folder. Each test uses namespaces of its own.
+
+The suite runs twice: on the embedded cluster, then on the real API server. A module that concerns a node alone, which
+never speaks to an API server, says so and runs once::
+
+    pytestmark = pytest.mark.parametrize("stack", ["embedded"], indirect=True)
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
 from egress.adapters.ledger import Ledger
+from lab.apiserver.process import EmbeddedCluster
+from lab.cluster import Cluster
 from lab.kube import Json
 from lab.net import preflight
 from lab.net.topology import Pod
+from lab.real_cluster import RealCluster
 from lab.stack import Stack, wait_for
 
 PATIENCE = 60.0
@@ -28,14 +38,18 @@ def machine() -> None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("; ".join(problems))
 
 
-@pytest.fixture(scope="session")
-def stack(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+@pytest.fixture(scope="session", params=["embedded", "real"])
+def stack(request: pytest.FixtureRequest, machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    cluster: Callable[[Path], Cluster] = EmbeddedCluster
+    if request.param == "real":
+        request.getfixturevalue("real_binaries")
+        cluster = RealCluster
     settings = {
         "HAWSE_RECONCILE_INTERVAL": "3",
         "HAWSE_SWEEP_INTERVAL": "1",
         "HAWSE_REFUSED_RETRY": "2",
     }
-    with Stack(tmp_path_factory.mktemp("stack"), settings=settings) as running:
+    with Stack(tmp_path_factory.mktemp("stack"), settings=settings, cluster=cluster) as running:
         running.create_pool("pool", "192.168.1.102-192.168.1.160", namespaceSelector={"matchLabels": {"egress": "yes"}})
         yield running
 

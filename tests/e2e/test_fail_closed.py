@@ -12,7 +12,11 @@ import pytest
 from lab.net.capture import Packet
 from lab.stack import Stack, wait_for
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.timeout(300),
+    pytest.mark.parametrize("stack", ["embedded"], indirect=True),  # what a node does, whatever the API server
+]
 
 PYTHON = Path(sys.executable)
 KILLER = Path(__file__).with_name("killing_runner.py")

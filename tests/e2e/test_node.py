@@ -9,7 +9,11 @@ import pytest
 
 from lab.stack import RUNNER, Stack, wait_for
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.timeout(300),
+    pytest.mark.parametrize("stack", ["embedded"], indirect=True),  # what a node does, whatever the API server
+]
 
 
 def fingerprint(stack: Stack, node: str) -> str:

@@ -31,21 +31,36 @@ class Census:
 _CENSUS = msgspec.json.Decoder(Census)
 
 
+class BusyError(TransientError):
+    """Somebody else is at it, or has just been: it is done, or to be asked for again in a moment."""
+
+
 class Coordination(Connection):
     """What the workers' processes agree on between themselves. None of it matters to correctness, only to effort."""
 
     @contextmanager
     def exclusively(self, name: str, timeout: float = 30.0) -> Iterator[None]:
-        """Holds the lock `name`, or raises TransientError after waiting a little for it."""
+        """Holds the lock `name`, or raises BusyError at once if somebody has it. It is lost after `timeout` seconds."""
         with away():
-            lock = self._redis.lock(f"hawse:lock:{name}", timeout=timeout, blocking_timeout=2.0)
+            lock = self._redis.lock(f"hawse:lock:{name}", timeout=timeout, blocking=False)
             if not lock.acquire():
-                raise TransientError(f"somebody else is at {name}")
+                raise BusyError(f"somebody else is at {name}")
         try:
             yield
         finally:
             with suppress(LockError, RedisError):  # it ran out or Redis is away: either way it is no longer ours
                 lock.release()
+
+    def rest(self, what: str, seconds: float) -> None:
+        """Lets nobody be at `what` for `seconds`."""
+        with away():
+            self._redis.set(f"hawse:rest:{what}", "1", px=max(1, int(seconds * 1000)))
+
+    def check_rested(self, what: str) -> None:
+        """BusyError while `what` rests."""
+        with away():
+            if self._redis.exists(f"hawse:rest:{what}"):
+                raise BusyError(f"{what} rests")
 
     def first_to(self, what: str, seconds: float) -> bool:
         """True for the first who asks for `what` until `done_with` or `seconds` later: several asks become one."""

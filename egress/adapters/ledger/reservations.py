@@ -138,11 +138,18 @@ class Reservations(Connection):
 
     def holders(self, addresses: Sequence[Address]) -> dict[Address, str]:
         """Who has each of `addresses`, without those that nobody has. NotReadyError while the index is not built."""
+        return {address: holder for address, (_, holder) in self.entries(addresses).items()}
+
+    def entries(self, addresses: Sequence[Address]) -> dict[Address, tuple[str, str]]:
+        """The state (reserved, claimed or quarantined) and holder of each of `addresses` that somebody has.
+
+        NotReadyError while the index is not built.
+        """
         with away():
             values = self._holders(args=[key_of(address) for address in addresses])
         if values is None:
             raise NotReadyError("the index is being rebuilt")
-        return {address: _entry(value)[1] for address, value in zip(addresses, values, strict=True) if value}
+        return {address: _entry(value) for address, value in zip(addresses, values, strict=True) if value}
 
     def claimed(self, holder: str, addresses: Iterable[Address]) -> None:
         """Follows objects that exist: `addresses` are `holder`'s, for as long as they do."""

@@ -1,10 +1,8 @@
 """A cluster to test, a small client for it, and a webhook server that it can call."""
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,33 +10,29 @@ from lab.apiserver.client import Client
 from lab.apiserver.objects import Json
 from lab.apiserver.process import EmbeddedCluster
 from lab.apiserver.webhook_stub import Webhook, serve
+from lab.cluster import Cluster
+from lab.real_cluster import RealCluster
 
-_REAL = "HAWSE_REAL_APISERVER"
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        yield cluster
+def cluster(any_cluster: Cluster) -> Client:
+    """The admin's client; everything that takes it runs on both clusters."""
+    return Client(any_cluster.url, any_cluster.ca_path, any_cluster.token)
 
 
-@pytest.fixture(scope="session", params=["embedded", *(["real"] if os.environ.get(_REAL) else [])])
-def cluster_files(request: pytest.FixtureRequest) -> Path:
-    """A folder with url, ca.crt and tokens.csv: the embedded cluster's, or the one HAWSE_REAL_APISERVER names."""
-    if request.param == "real":
-        return Path(os.environ[_REAL])
-    return request.getfixturevalue("embedded").kubeconfig.parent
-
-
-@pytest.fixture(scope="session")
-def cluster(cluster_files: Path) -> Client:
-    token = (cluster_files / "tokens.csv").read_text().split(",", 1)[0]
-    return Client((cluster_files / "url").read_text().strip(), cluster_files / "ca.crt", token)
+@pytest.fixture(params=["embedded", "real"])
+def cluster_class(request: pytest.FixtureRequest) -> type[EmbeddedCluster] | type[RealCluster]:
+    """For tests that start and stop a cluster of their own."""
+    if request.param == "embedded":
+        return EmbeddedCluster
+    request.getfixturevalue("real_binaries")
+    return RealCluster
 
 
 @pytest.fixture
-def client_of() -> Callable[[EmbeddedCluster], Client]:
+def client_of() -> Callable[[Cluster], Client]:
     return lambda cluster: Client(cluster.url, cluster.ca_path, cluster.token)
 
 

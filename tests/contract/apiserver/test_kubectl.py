@@ -1,13 +1,14 @@
 """An ordinary kubectl, without --validate=false."""
 
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lab import real_cluster
 from lab.apiserver.process import EmbeddedCluster
+from lab.cluster import Cluster
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -37,14 +38,19 @@ spec:
 PORT = "apiVersion: GROUP/v1\nkind: Port\nmetadata: {name: NAME}\nhost: node2\n"
 
 
-@pytest.fixture
-def kubectl(embedded: EmbeddedCluster, tmp_path: Path) -> Kubectl:
-    found = shutil.which("kubectl")
+@pytest.fixture(scope="module")
+def program() -> str:
+    found = real_cluster.kubectl()
     if found is None:
-        pytest.skip("kubectl is not installed")
+        pytest.skip("kubectl is not installed: `make kube-apiserver` brings one")
+    return found
+
+
+@pytest.fixture
+def kubectl(any_cluster: Cluster, program: str, tmp_path: Path) -> Kubectl:
 
     def run(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-        command = [found, f"--kubeconfig={embedded.kubeconfig}", f"--cache-dir={tmp_path}", *arguments]
+        command = [program, f"--kubeconfig={any_cluster.kubeconfig}", f"--cache-dir={tmp_path}", *arguments]
         return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
 
     return run
@@ -95,8 +101,8 @@ def test_a_server_dry_run_leaves_nothing(kubectl: Kubectl, name: str) -> None:
     assert kubectl("get", "ns", name).returncode == 1
 
 
-def test_get_watch_prints_changes_as_they_come(kubectl: Kubectl, embedded: EmbeddedCluster, name: str) -> None:
-    command = ["kubectl", f"--kubeconfig={embedded.kubeconfig}", "get", "ns", "-w", "--output-watch-events"]
+def test_get_watch_prints_changes_as_they_come(kubectl: Kubectl, program: str, any_cluster: Cluster, name: str) -> None:
+    command = [program, f"--kubeconfig={any_cluster.kubeconfig}", "get", "ns", "-w", "--output-watch-events"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
         try:
             lines = iter(watch.stdout.readline, "")
@@ -107,9 +113,13 @@ def test_get_watch_prints_changes_as_they_come(kubectl: Kubectl, embedded: Embed
             watch.kill()
 
 
-def test_server_side_apply_says_that_there_is_none(kubectl: Kubectl, name: str) -> None:
+def test_server_side_apply_is_there_or_says_that_it_is_not(kubectl: Kubectl, any_cluster: Cluster, name: str) -> None:
     text = f"apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n"
-    assert "no server-side apply" in kubectl("apply", "--server-side", "-f", "-", text=text).stderr
+    applied = kubectl("apply", "--server-side", "-f", "-", text=text)
+    if isinstance(any_cluster, EmbeddedCluster):
+        assert "no server-side apply" in applied.stderr
+    else:
+        assert applied.stdout == f"namespace/{name} serverside-applied\n"
 
 
 def test_who_am_i_and_what_may_i(kubectl: Kubectl) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from lab.apiserver.client import Client
 from lab.apiserver.process import EmbeddedCluster
+from lab.cluster import Cluster
+from lab.real_cluster import RealCluster
 
 
 def test_a_namespace_is_labelled_with_its_name_for_good(cluster: Client, name: str) -> None:
@@ -17,10 +19,13 @@ def test_a_namespace_is_labelled_with_its_name_for_good(cluster: Client, name: s
 
 
 def test_a_terminating_namespace_waits_for_both_kinds_of_finalizers(
-    tmp_path: Path, name: str, client_of: Callable[[EmbeddedCluster], Client]
+    cluster_class: type[EmbeddedCluster] | type[RealCluster],
+    tmp_path: Path,
+    name: str,
+    client_of: Callable[[Cluster], Client],
 ) -> None:
-    """Embedded alone: with its own controller a real cluster would not wait for us."""
-    with EmbeddedCluster(tmp_path, namespace_controller=False) as running:
+    """On a cluster of its own, whose controller does not come first."""
+    with cluster_class(tmp_path, namespace_controller=False) as running:
         cluster = client_of(running)
         path = f"/api/v1/namespaces/{name}"
         cluster.namespace(name, finalizers=["x.dev/a"])

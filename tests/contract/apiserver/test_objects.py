@@ -1,7 +1,5 @@
 """Create, read, update, patch and delete, and the locks and refusals around them."""
 
-from pathlib import Path
-
 import pytest
 
 from lab.apiserver.client import Client
@@ -175,7 +173,7 @@ def test_an_event_has_two_faces(cluster: Client, name: str) -> None:
     assert len(found) == 1
 
 
-def test_only_a_known_token_is_let_in(cluster: Client, cluster_files: Path) -> None:
+def test_only_a_known_token_is_let_in(cluster: Client) -> None:
     for token in (None, "wrong"):
         stranger = type(cluster)(cluster.url, cluster.ca, token)
         refused = stranger.get("/api/v1/namespaces")

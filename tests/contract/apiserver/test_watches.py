@@ -10,6 +10,7 @@ import pytest
 from lab.apiserver.client import Answer, Client
 from lab.apiserver.objects import Json
 from lab.apiserver.process import EmbeddedCluster
+from lab.cluster import Cluster
 
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 TABLE = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
@@ -135,9 +136,7 @@ def test_a_table_has_its_columns_in_the_first_event_alone(cluster: Client, name:
     assert not second["columnDefinitions"]
 
 
-def test_an_expired_watch_is_told_410(
-    tmp_path: Path, name: str, client_of: Callable[[EmbeddedCluster], Client]
-) -> None:
+def test_an_expired_watch_is_told_410(tmp_path: Path, name: str, client_of: Callable[[Cluster], Client]) -> None:
     """Embedded alone: a real server's history is not ours to shorten."""
     with EmbeddedCluster(tmp_path, history=5) as cluster:
         client = client_of(cluster)
@@ -153,7 +152,7 @@ def test_an_expired_watch_is_told_410(
             assert [watch.next()["type"] for _ in range(3)] == ["MODIFIED"] * 3
 
 
-def test_an_expired_page_is_told_410(tmp_path: Path, name: str, client_of: Callable[[EmbeddedCluster], Client]) -> None:
+def test_an_expired_page_is_told_410(tmp_path: Path, name: str, client_of: Callable[[Cluster], Client]) -> None:
     with EmbeddedCluster(tmp_path) as cluster:
         client = client_of(cluster)
         for number in range(3):

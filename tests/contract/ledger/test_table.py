@@ -1,11 +1,12 @@
 """The nodes' table and its change log, on a real server."""
 
+import time
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
-from egress.adapters.ledger import Ledger
+from egress.adapters.ledger import BusyError, Ledger
 from egress.operations import Outcome, Step, StepRecord, TransientError
 from egress.table import Claim, NodeReport, Steering, SteeringHop
 
@@ -143,3 +144,25 @@ def test_the_change_that_wrote_a_row_is_known_to_its_own_namespace_alone(ledger:
     assert ledger.last_changes({"five": 5, "other": 6, "seven": 7}) == ("e1", {"five": 1})
     ledger.publish({5: None}, expected=2)
     assert ledger.last_changes({"five": 5}) == ("e1", {})
+
+
+def test_one_at_a_time_and_whoever_comes_second_is_told_at_once(ledger: Ledger) -> None:
+    with ledger.exclusively("place"):
+        began = time.monotonic()
+        with pytest.raises(BusyError, match="somebody else is at place"), ledger.exclusively("place"):
+            pass
+        assert time.monotonic() - began < 1
+        with ledger.exclusively("publish"):
+            pass
+    with ledger.exclusively("place"):
+        pass
+
+
+def test_what_rests_lets_nobody_at_it_until_it_has(ledger: Ledger) -> None:
+    ledger.check_rested("publish")
+    ledger.rest("publish", 0.1)
+    with pytest.raises(BusyError, match="publish rests"):
+        ledger.check_rested("publish")
+    ledger.check_rested("place")
+    time.sleep(0.15)
+    ledger.check_rested("publish")

@@ -50,6 +50,13 @@ class Asked:
     """The object's annotations with the patch applied."""
 
     @property
+    def own(self) -> Json:
+        """The annotations without the operation, which is the request's uid."""
+        operation = self.annotations.get("egress.hawse.dev/operation")
+        assert operation == (self.review["response"]["uid"] if self.addresses else None)
+        return {name: value for name, value in self.annotations.items() if name != "egress.hawse.dev/operation"}
+
+    @property
     def addresses(self) -> str | None:
         return self.annotations.get("egress.hawse.dev/addresses")
 
@@ -102,7 +109,7 @@ def asked(client: FlaskClient, review: Json) -> Asked:
         assert response["allowed"]
         assert response["patchType"] == "JSONPatch"
         patch = json.loads(base64.b64decode(response["patch"]))
-        assert [operation["op"] for operation in patch] == ["add"]
+        assert {operation["op"] for operation in patch} == {"add"}
         patched = jsonpatch.apply_patch(patched, patch)
     annotations = (patched or {}).get("metadata", {}).get("annotations") or {}
     status = response.get("status", {})

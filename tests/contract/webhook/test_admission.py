@@ -36,7 +36,7 @@ def test_a_created_namespace_gets_exactly_its_annotation(
     create: Callable[..., Any], ledger: Ledger, annotations: Json | None
 ) -> None:
     answer = create(annotations=annotations)
-    assert answer.annotations == {**(annotations or {}), ADDRESSES: FIRST}
+    assert answer.own == {**(annotations or {}), ADDRESSES: FIRST}
     assert (answer.warnings, answer.message) == ([], "")
     assert holdings(ledger) == {FIRST: "reserved ns/egress-test"}
 
@@ -49,9 +49,42 @@ def test_a_repeated_call_gets_the_same_answer(create: Callable[..., Any], ledger
 
 def test_a_second_call_with_our_own_annotation_gets_the_same_answer(create: Callable[..., Any], ledger: Ledger) -> None:
     first = create(annotations={POOL: "pair"})
-    again = create(annotations=first.annotations)
+    again = create(annotations=first.annotations, uid="uid-of-the-second-call")  # a real API server's is new
     assert again.annotations == first.annotations
     assert len(ledger.usage()) == 2
+
+
+def test_a_second_call_without_a_name_yet_gets_the_same_answer(
+    ask: Callable[..., Any], review: Callable[[str], Json], ledger: Ledger
+) -> None:
+    body = review("create-namespace-generate-name")
+    first = ask(body)
+    body["request"]["uid"] = "uid-of-the-second-call"
+    body["request"]["object"]["metadata"]["annotations"] = first.annotations
+    assert ask(body).annotations == first.annotations
+    assert len(ledger.usage()) == 1
+
+
+@pytest.mark.parametrize("operation", [None, "", "guessed"])
+def test_nobody_takes_the_address_of_a_request_without_a_name(
+    ask: Callable[..., Any], review: Callable[[str], Json], operation: str | None
+) -> None:
+    body = review("create-namespace-generate-name")
+    address = ask(body).addresses
+    body["request"]["uid"] = "another-request"
+    annotations = {ADDRESSES: address} | ({"egress.hawse.dev/operation": operation} if operation is not None else {})
+    body["request"]["object"]["metadata"]["annotations"] = annotations
+    assert not ask(body).allowed
+
+
+def test_a_second_call_gets_another_pools_address_if_the_labels_changed(
+    create: Callable[..., Any], ledger: Ledger
+) -> None:
+    first = create("moved")
+    assert first.addresses == "10.9.0.1"
+    again = create("moved", first.annotations | {POOL: "prod"}, uid="uid-of-the-second-call")
+    assert again.addresses == FIRST
+    assert holdings(ledger) == dict.fromkeys(("10.9.0.1", FIRST), "reserved ns/moved")
 
 
 def test_a_dry_run_reserves_nothing(ask: Callable[..., Any], review: Callable[[str], Json], ledger: Ledger) -> None:

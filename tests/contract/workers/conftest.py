@@ -235,7 +235,8 @@ def world(cluster: EmbeddedCluster, ledger: Ledger, settings: dict[str, Any]) ->
     tasks: list[tuple[str, tuple[Any, ...]]] = []
     lock = threading.Lock()
 
-    def send(task: str, arguments: list[Any], queue: str) -> None:
+    def send(task: str, arguments: list[Any], queue: str, delay: float = 0.0) -> None:
+        del delay  # the test says when
         if not queue.startswith("node."):
             with lock:
                 tasks.append((task, tuple(arguments)))

@@ -4,6 +4,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from egress.messages import PUBLISH_TASK
 from lab.net.broker import Broker
 from workers.census import CensusCollector
 
@@ -48,6 +49,12 @@ def test_assignments_addresses_pools_and_conflicts(world: Any) -> None:
     assert 'hawse_pool_addresses{pool="prod",state="quarantined"} 1.0' in lines
     assert 'hawse_reservations{state="quarantined"} 1.0' in lines
     assert "hawse_conflicts 1.0" in lines
+
+
+def test_publishing_does_not_wait_for_a_census(world: Any) -> None:
+    world.run(PUBLISH_TASK)  # nobody has built the index yet
+    assert world.failures == []
+    assert shown(world) == []
 
 
 def test_without_redis_a_scrape_shows_the_rest(world: Any, broker: Broker) -> None:

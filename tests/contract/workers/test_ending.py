@@ -15,7 +15,7 @@ import urllib3
 from celery import Celery
 
 from egress.adapters.ledger import Ledger
-from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, PUBLISH_TASK, TABLE_QUEUE, sending_config
+from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, PUBLISH_TASK, SWEEP_TASK, TABLE_QUEUE, sending_config
 from lab.apiserver.process import EmbeddedCluster
 from lab.control_plane import install
 from lab.kube import Kube
@@ -108,7 +108,8 @@ def test_a_worker_is_ready_while_it_consumes_and_counts_what_it_does(
     until(lambda: nothing not in worker.get("/metrics")[1])
     text = worker.get("/metrics")[1]
     assert 'hawse_task_duration_seconds_count{task="publish"}' in text
-    assert 'hawse_assignments{phase="Ready"} 0.0' in text
+    sending.send_task(SWEEP_TASK, queue=CONTROL_QUEUE)  # builds the index
+    until(lambda: 'hawse_assignments{phase="Ready"} 0.0' in worker.get("/metrics")[1])
 
     broker.kill()
     until(lambda: worker.get("/readyz")[0] == 503)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from egress.adapters.ledger import Ledger
+from lab.accounts import Accounts
 from lab.apiserver.process import EmbeddedCluster
 from lab.apiserver.webhook_stub import serve
-from lab.control_plane import WORKERS_USER, ControlPlane, install, workers_kubeconfig
+from lab.control_plane import ControlPlane, install
 from lab.kube import Kube, KubeError
 from lab.net.broker import Broker
 
@@ -31,20 +32,21 @@ def kube_and_control(
 ) -> Iterator[tuple[Kube, ControlPlane, Ledger]]:
     directory = tmp_path_factory.mktemp("processes")
     cluster = EmbeddedCluster(directory / "cluster")
-    tokens = directory / "cluster" / "tokens.csv"
-    tokens.write_text(f'admin-token,admin,admin,"system:masters"\nworkers-token,{WORKERS_USER},workers,\n')
+    accounts = Accounts(directory / "cluster")
     ledger = Ledger(broker.unix_url)
     ledger._redis.flushall()
     with cluster:
-        kube = Kube(cluster.url, cluster.ca_path, "admin-token")
+        kube = Kube(cluster.url, cluster.ca_path, cluster.token)
         install(kube)
-        kubeconfig = workers_kubeconfig(cluster.kubeconfig, directory / "workers.kubeconfig", "workers-token")
         control = ControlPlane(
-            Path(directory / "control"), redis_url=broker.unix_url, kubeconfig=kubeconfig, environment=SETTINGS
+            Path(directory / "control"),
+            redis_url=broker.unix_url,
+            kubeconfigs=accounts.kubeconfigs(cluster.kubeconfig, directory),
+            environment=SETTINGS,
         )
         try:
             control.start()
-            kube.create(control.webhook_configuration())
+            control.register_webhooks(kube)
             pool = {"cidrs": ["192.168.0.0/22"], "namespaceSelector": {}, "quarantine": "10m"}
             kube.create(
                 {

@@ -68,6 +68,7 @@ colliding = st.builds(
         "::1",
         "ff02::1",
         "fe80::1%eth0",
+        "::ffff:192.168.1.2",
     ],
 )
 def test_what_is_no_usable_address_is_refused_and_quoted(text: str) -> None:
@@ -135,6 +136,11 @@ def test_parse_range(text: str, first: str, last: str) -> None:
         "127.0.0.0/8",
         "0.0.0.0/32",
         "ff02::/16",
+        "0.0.0.0/0",
+        "126.0.0.1-128.0.0.1",
+        "10.0.0.0/255.255.255.0",
+        "10.0.0.0/08",
+        " 10.0.0.1-10.0.0.2",
     ],
 )
 def test_what_is_no_range_of_usable_addresses_is_refused(text: str) -> None:

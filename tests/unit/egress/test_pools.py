@@ -118,9 +118,8 @@ def test_ranges_leave_out_exclusions_nodes_network_and_broadcast() -> None:
     assert addresses(pool, parse_address("10.0.0.6")) == ["10.0.0.1", "10.0.0.4", "10.0.0.5", "10.0.1.5"]
 
 
-@pytest.mark.parametrize("excluded", ["10.0.0.0/30", "10.0.0.0/255.255.255.252"])
-def test_an_excluded_cidr_means_all_of_it(excluded: str) -> None:
-    assert addresses(EgressPool("x", ("10.0.0.0-10.0.0.5",), excluded=(excluded,))) == ["10.0.0.4", "10.0.0.5"]
+def test_an_excluded_cidr_means_all_of_it() -> None:
+    assert addresses(EgressPool("x", ("10.0.0.0-10.0.0.5",), excluded=("10.0.0.0/30",))) == ["10.0.0.4", "10.0.0.5"]
 
 
 @pytest.mark.parametrize("excluded", ["10.0.0.1/32", "10.0.0.1", "10.0.0.0/31"])

@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress.objects import ADDRESSES_ANNOTATION
 from webhook import review
 
 RECORDED = Path(__file__).parents[2] / "fixtures" / "admission"
 NAMESPACES = sorted(path.name for path in RECORDED.glob("*-namespace*.json"))
 
 
-def decoded(answer: bytes) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(answer)
+def decoded(answer: review.Answer) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(answer.body)
     assert (body["apiVersion"], body["kind"]) == ("admission.k8s.io/v1", "AdmissionReview")
     response: dict[str, Any] = body["response"]
     return response
@@ -79,17 +78,22 @@ def test_a_field_of_any_shape_is_read_or_an_error_of_ours(field: str, value: obj
         assert str(error)  # noqa: PT017 - either outcome is right
 
 
-@given(st.none() | st.dictionaries(st.text(), st.text(), max_size=4), st.text(min_size=1, max_size=40))
-def test_the_patch_adds_the_annotation_and_nothing_else(annotations: dict[str, str] | None, addresses: str) -> None:
+@given(
+    st.none() | st.dictionaries(st.text(), st.text(), max_size=4),
+    st.dictionaries(st.text(), st.text(), min_size=1, max_size=3),
+)
+def test_the_patch_adds_the_annotations_and_nothing_else(
+    annotations: dict[str, str] | None, new: dict[str, str]
+) -> None:
     metadata = {"name": "app"} if annotations is None else {"name": "app", "annotations": annotations}
     body = json.loads((RECORDED / "create-namespace.json").read_text())
     body["request"]["object"] = {"metadata": metadata}
     namespace = review.parse(json.dumps(body).encode()).object
     assert namespace is not None
-    response = decoded(review.allow("u", patch=review.annotate(namespace, addresses)))
+    response = decoded(review.allow("u", patch=review.annotate(namespace, new)))
     assert (response["uid"], response["allowed"], response["patchType"]) == ("u", True, "JSONPatch")
     patched = jsonpatch.apply_patch({"metadata": metadata}, json.loads(base64.b64decode(response["patch"])))
-    assert patched["metadata"]["annotations"] == {**(annotations or {}), ADDRESSES_ANNOTATION: addresses}
+    assert patched["metadata"]["annotations"] == {**(annotations or {}), **new}
     assert patched["metadata"]["name"] == "app"
 
 

@@ -28,7 +28,7 @@ def test_a_journal_belongs_to_one_server(path: Path) -> None:
     Journal.open(path).close()
 
 
-def test_a_store_comes_back_with_its_objects_versions_and_history(path: Path) -> None:
+def test_a_store_comes_back_with_its_objects_and_versions_and_a_new_history(path: Path) -> None:
     store = Store(Journal.open(path), 10)
     first = store.replace(PLACE, None, _object("a"))
     store.replace(PLACE, first, _object("a", x="1"))
@@ -37,11 +37,11 @@ def test_a_store_comes_back_with_its_objects_versions_and_history(path: Path) ->
     store.close()
     again = Store(Journal.open(path), 10)
     assert (again.revision, again.all(PLACE)) == (4, store.all(PLACE))
-    assert [(str(e.type), e.revision) for e in again.changes(PLACE, 1)] == [
-        ("MODIFIED", 2),
-        ("ADDED", 3),
-        ("DELETED", 4),
-    ]
+    with pytest.raises(ApiError) as expired:
+        again.changes(PLACE, 3)
+    assert expired.value.code == 410
+    again.replace(PLACE, None, _object("c"))
+    assert [(str(event.type), event.revision) for event in again.changes(PLACE, 4)] == [("ADDED", 5)]
     again.close()
 
 

@@ -32,8 +32,8 @@ def test_what_is_valid(value: object, schema: Json) -> None:
 @pytest.mark.parametrize(
     ("value", "schema", "message"),
     [
-        (True, {"type": "integer"}, 'spec: Invalid value: true: spec in body must be of type integer: "boolean"'),
-        (1.5, {"type": "integer"}, 'spec: Invalid value: 1.5: spec in body must be of type integer: "number"'),
+        (True, {"type": "integer"}, 'spec: Invalid value: "boolean": spec in body must be of type integer: "boolean"'),
+        (1.5, {"type": "integer"}, 'spec: Invalid value: "number": spec in body must be of type integer: "number"'),
         (None, {"type": "string"}, 'spec: Invalid value: "null": spec in body must be of type string: "null"'),
         (1, {"type": "number", "minimum": 1, "exclusiveMinimum": True}, "should be greater than 1"),
         (7, {"type": "integer", "multipleOf": 2}, "should be a multiple of 2"),
@@ -90,3 +90,10 @@ def test_defaults_fill_what_is_missing_at_every_depth() -> None:
     partial = {"spec": {"n": None, "m": None, "k": 0}}
     apply_defaults(partial, schema)
     assert partial == {"spec": {"n": 3, "m": None, "k": 0}}
+
+
+def test_a_null_that_may_not_be_null_is_as_good_as_missing() -> None:
+    schema = {"properties": {"a": {"type": "string"}, "b": {"type": "string", "nullable": True}}}
+    obj: dict[str, object] = {"a": None, "b": None}
+    apply_defaults(obj, schema)
+    assert obj == {"b": None}
