@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import pytest
 
 from egress.adapters.ledger import Ledger
+from lab.accounts import Accounts
 from lab.apiserver.process import EmbeddedCluster
 from lab.apiserver.webhook_stub import Webhook, serve
 from lab.cluster import Cluster
-from lab.control_plane import WORKERS_USER, ControlPlane, install, workers_kubeconfig
+from lab.control_plane import ControlPlane, install
 from lab.kube import Kube, KubeError
 from lab.net.broker import Broker
 from lab.real_cluster import RealCluster
@@ -160,25 +161,23 @@ def world(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pyte
     if request.param == "real":
         request.getfixturevalue("real_binaries")
     directory: Path = tmp_path_factory.mktemp(request.param)
-    (directory / "cluster").mkdir()
-    (directory / "cluster" / "tokens.csv").write_text(
-        'admin-token,admin,admin,"system:masters"\n'
-        f'workers-token,{WORKERS_USER},workers,"system:masters"\n'
-        "tenant-token,tenant,tenant,\n"
-    )
+    accounts = Accounts(directory / "cluster", ["tenant"])
     cluster: Cluster = (RealCluster if request.param == "real" else EmbeddedCluster)(directory / "cluster")
     ledger = Ledger(broker.unix_url)
     ledger._redis.flushall()
     with cluster:
-        kube, tenant = (Kube(cluster.url, cluster.ca_path, f"{user}-token") for user in ("admin", "tenant"))
+        kube, tenant = (
+            Kube(cluster.url, cluster.ca_path, token) for token in (cluster.token, accounts.tokens["tenant"])
+        )
         install(kube)
-        kubeconfig = workers_kubeconfig(cluster.kubeconfig, directory / "workers.kubeconfig", "workers-token")
         control = ControlPlane(
-            directory / "control", redis_url=broker.unix_url, kubeconfig=kubeconfig, environment=SETTINGS
+            directory / "control",
+            redis_url=broker.unix_url,
+            kubeconfigs=accounts.kubeconfigs(cluster.kubeconfig, directory),
+            environment=SETTINGS,
         )
         world = World(request.param == "real", kube, tenant, control, ledger)
         try:
-            world.create("hawse-system")
             world.may_create_namespaces()
             control.start()
             control.register_webhooks(kube)
