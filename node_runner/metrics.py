@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -83,46 +83,46 @@ class Traffic:
 class Tally:
     """Sums that only grow, from the counts of flows that come, are replaced, and go.
 
-    What a flow counted between the last look and its end is lost: nobody is told, and a pass reads no counts.
+    A flow that replaces another goes on with its counts (Open vSwitch keeps them); one that is deleted and added again
+    begins at 0. What a flow counted between the last look and its end is lost: a pass reads no counts.
     """
 
-    started: float
     totals: dict[tuple[str, Path], Traffic] = field(default_factory=dict)
-    _last: dict[int, tuple[float, FlowCount]] = field(default_factory=dict)
+    _last: dict[int, FlowCount] | None = None
 
-    def add(self, now: float, counts: Mapping[int, FlowCount], names: Mapping[int, str]) -> None:
-        """One look: the flows by NetID, and the NetIDs' namespaces. `now` and `started` in seconds, monotonic."""
+    def add(self, counts: Mapping[int, FlowCount], names: Mapping[int, str]) -> None:
+        """One look: the flows by NetID, and the NetIDs' namespaces. The first look only says where counting begins:
+        what flows counted before that is an earlier process's."""
+        if self._last is None:
+            self._last = dict(counts)
+            return
+        last = {netid: before for netid, before in self._last.items() if netid in counts}
         for netid, count in counts.items():
             name = names.get(netid)
             if name is None:
-                continue  # a flow that is about to go
+                continue  # a flow that is about to go, or a table that was not read yet
             total = self.totals.setdefault((name, count.path), Traffic())
-            packets, octets = self._gained(now, netid, count)
-            total.packets += packets
-            total.bytes += octets
-            self._last[netid] = (now, count)
-        self._last = {netid: last for netid, last in self._last.items() if netid in counts}
+            before = last.get(netid)
+            if before is None or count.packets < before.packets:
+                before = replace(count, packets=0, bytes=0)
+            total.packets += count.packets - before.packets
+            total.bytes += count.bytes - before.bytes
+            last[netid] = count
+        self._last = last
         live = set(names.values())
         self.totals = {key: total for key, total in self.totals.items() if key[0] in live}
 
-    def _gained(self, now: float, netid: int, count: FlowCount) -> tuple[int, int]:
-        last = self._last.get(netid)
-        if last is None:
-            # A flow from before this process: what it counted then was counted by the process before.
-            return (0, 0) if count.age > now - self.started else (count.packets, count.bytes)
-        at, before = last
-        same = count.path is before.path and count.packets >= before.packets and count.age >= now - at - 1.0
-        return (count.packets - before.packets, count.bytes - before.bytes) if same else (count.packets, count.bytes)
-
 
 class TrafficCollector(Collector):
-    """Reads the flows' counts when it is scraped, and at no other time."""
+    """Reads the flows' counts when it is made and when it is scraped, and at no other time."""
 
     def __init__(self, counts: Callable[[], Mapping[int, FlowCount]], names: Callable[[], Mapping[int, str]]) -> None:
         self._counts = counts
         self._names = names
-        self._tally = Tally(time.monotonic())
+        self._tally = Tally()
         self._lock = threading.Lock()
+        with suppress(NodeError):  # then the first scrape says where counting begins
+            self._tally.add(counts(), names())
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """See Collector. Without Open vSwitch there are none, and the sums go on later."""
@@ -133,7 +133,7 @@ class TrafficCollector(Collector):
         octets = CounterMetricFamily("hawse_namespace_bytes", "Bytes of these packets.", labels=labels)
         with self._lock:
             try:
-                self._tally.add(time.monotonic(), self._counts(), self._names())
+                self._tally.add(self._counts(), self._names())
             except NodeError as error:
                 _log.warning("the flows' counts cannot be read", reason=error.reason, error=str(error))
                 return

@@ -73,7 +73,7 @@ class FakeFlows:
         """See ports.Flows. Nothing passes here."""
         self._check()
         ours = [flow for flow in self._flows.values() if flow.table == self._table and is_ours(flow.cookie)]
-        return {int(flow.match.rpartition("=")[2], 16): FlowCount(path_of(flow.actions), 0, 0, 0.0) for flow in ours}
+        return {int(flow.match.rpartition("=")[2], 16): FlowCount(path_of(flow.actions), 0, 0) for flow in ours}
 
     def apply(self, change: FlowChange) -> None:
         """See ports.Flows. As OVS does: a flow may not name a missing group, and a group takes its flows with it."""

@@ -41,7 +41,7 @@ _FLOW = re.compile(
 )
 """Exactly the form of our own flows; whatever else a bridge holds is parsed by the OVS library."""
 _COUNT = re.compile(
-    r" cookie=0x(?P<cookie>[0-9a-f]{1,16}), duration=(?P<age>[0-9.]+)s, .*?n_packets=(?P<packets>\d+), "
+    r" cookie=0x(?P<cookie>[0-9a-f]{1,16}), .*?n_packets=(?P<packets>\d+), "
     r"n_bytes=(?P<bytes>\d+), .*?priority=\d+,ip,reg0=0x(?P<netid>[0-9a-f]{1,8}) actions=(?P<actions>\S+)"
 )
 """One of our flows as it is printed with its counts."""
@@ -100,9 +100,7 @@ class Bridge:
         lines = self._ofctl("dump-flows", self._name, f"table={self._table}").splitlines()
         found = [match for line in lines if (match := _COUNT.fullmatch(line)) and is_ours(int(match["cookie"], 16))]
         return {
-            int(match["netid"], 16): FlowCount(
-                path_of(match["actions"]), int(match["packets"]), int(match["bytes"]), float(match["age"])
-            )
+            int(match["netid"], 16): FlowCount(path_of(match["actions"]), int(match["packets"]), int(match["bytes"]))
             for match in found
         }
 

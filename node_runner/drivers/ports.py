@@ -62,12 +62,11 @@ class Path(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FlowCount:
-    """What one flow has counted since it was added, `age` seconds ago."""
+    """What one flow has counted."""
 
     path: Path
     packets: int
     bytes: int
-    age: float
 
 
 @dataclass(frozen=True, slots=True)
