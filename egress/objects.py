@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,10 +14,18 @@ REQUEST_ANNOTATION = "egress.hawse.dev/request"
 ADDRESSES_ANNOTATION = "egress.hawse.dev/addresses"
 """On a namespace: the addresses it has, separated by commas. Written by Hawse alone."""
 OPERATION_ANNOTATION = "egress.hawse.dev/operation"
-"""On a namespace: the uid of the admission request that gave it its addresses, to be found again in every log."""
+"""On a namespace: the uid of the admission request that gave it its addresses, to be found again in every log. On an
+EgressAddress the same."""
 CREATED_ANNOTATION = "egress.hawse.dev/created"
 """On a NetNamespace: Hawse created it, and deletes it with its namespace."""
 OPT_OUT = "none"
+_OPERATION = re.compile(r"[0-9A-Za-z-]{1,64}")
+
+
+def operation_of(annotations: Mapping[str, str]) -> str:
+    """The admission that these annotations name; "" if none, or if it is not of the form that Hawse writes."""
+    text = annotations.get(OPERATION_ANNOTATION, "")
+    return text if _OPERATION.fullmatch(text) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +190,5 @@ class EgressAddress:
     resource_version: str = ""
     created: str = ""
     """When the object was made, RFC 3339."""
+    operation: str = ""
+    """The admission that it came from, see `operation_of`; "" if it came from none."""

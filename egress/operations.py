@@ -54,7 +54,8 @@ def backoff(attempt: int, jitter: random.Random) -> float:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One line of a namespace's history. `at` is in seconds since the epoch."""
+    """One line of a namespace's history. `at` is in seconds since the epoch; `operation` names the admission that began
+    it all."""
 
     namespace: str
     step: Step
@@ -65,3 +66,4 @@ class StepRecord:
     node: str = ""
     message: str = ""
     by: str = "hawse"
+    operation: str = ""

@@ -42,6 +42,16 @@ def stop_event() -> threading.Event:
     return stop
 
 
+def end_at_sigterm() -> None:
+    """Ends with 0 at SIGTERM until Celery's worker has handlers of its own: before that a container's first process
+    would ignore the signal, and any other be cut off in the middle of its work."""
+
+    def end(*_: object) -> NoReturn:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def begin_again(reason: str, pause: float | None = None) -> NoReturn:
     """Becomes a fresh process in the place of this one: same pid, same command, none of its threads.
 

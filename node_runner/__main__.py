@@ -12,15 +12,18 @@ from celery import Celery
 from celery.signals import setup_logging, worker_shutdown
 from celery.worker import state
 from kombu.exceptions import OperationalError
+from prometheus_client import REGISTRY
 
 from egress import logs, settings
 from egress.adapters.ledger import Ledger
 from egress.addresses import AddressError, parse_address
+from egress.health import Health, HealthError
 from egress.messages import NUDGE_TASK, PUBLISH_TASK, node_config, node_queue, queue_of, sending_config
 from egress.operations import TransientError
-from egress.processes import begin_again_unless
+from egress.processes import begin_again_unless, end_at_sigterm
 from node_runner.drivers import open_node
 from node_runner.drivers.ports import ProbeTiming
+from node_runner.metrics import Passes, TrafficCollector
 from node_runner.programmer import Programmer
 from node_runner.runner import Runner
 
@@ -58,6 +61,7 @@ def main() -> None:
     sending = Celery("hawse-sender", set_as_current=False)
     sending.conf.update(sending_config(current.redis_url))
 
+    passes = Passes()
     runner = Runner(
         current.node_name,
         current.node_ip,
@@ -66,6 +70,13 @@ def main() -> None:
         lambda: tell(sending, ledger),
         retry=current.refused_retry,
     )
+    runner.observe = passes.observe
+    REGISTRY.register(TrafficCollector(drivers.flows.counts, runner.namespaces))
+    try:
+        Health(current.health_host, current.health_port, passes.ready, alive=passes.alive).start()
+    except HealthError as error:
+        raise click.UsageError(str(error)) from None
+    end_at_sigterm()
     stop = threading.Event()
     loop = threading.Thread(target=_loop, args=(runner, stop, current.check_interval), name="loop")
     watchers = [
@@ -73,12 +84,11 @@ def main() -> None:
         threading.Thread(target=runner.watch, args=(drivers.flows, runner.wake, stop), name="flows", daemon=True),
     ]
     _consume(app, current.node_name, runner, ledger, stop)
-    loop.start()
-    for watcher in watchers:
-        watcher.start()
     queue = node_queue(current.node_name)
     arguments = ["worker", "-Q", queue, "--pool", "solo", "-n", f"runner@{current.node_name}"]
     try:
+        for thread in (loop, *watchers):
+            thread.start()
         app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     finally:
         stop.set()

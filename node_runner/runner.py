@@ -22,11 +22,13 @@ _log = structlog.get_logger()
 
 
 class Runner:
-    """One node's loop. `tell` asks the workers to look at this node's report; it may raise TransientError."""
+    """One node's loop. `tell` asks the workers to look at this node's report; it may raise TransientError. `observe` is
+    called after each pass, with the report and how many seconds the pass took."""
 
     def __init__(
         self, name: str, node_ip: str, programmer: Programmer, ledger: Ledger, tell: Callable[[], None], *, retry: float
     ) -> None:
+        self.observe: Callable[[NodeReport, float], None] = lambda *_: None
         self._name = name
         self._node_ip = node_ip
         self._programmer = programmer
@@ -46,6 +48,10 @@ class Runner:
         self._resting: dict[Address, tuple[float, Refusal]] = {}
         self._announcements: list[tuple[float, frozenset[Address]]] = []
         self._repairs = 0
+
+    def namespaces(self) -> dict[int, str]:
+        """The namespace of each NetID of the table. May be called from any thread."""
+        return {netid: row.namespace for netid, row in (self._table or {}).copy().items()}
 
     def wake(self) -> None:
         """Something may have changed: look now."""
@@ -96,8 +102,10 @@ class Runner:
             self._announced = frozenset()  # it may have taken addresses before it failed
             _log.error("the node cannot be programmed", reason=error.reason, error=str(error))
         self._announce()
-        self._report(current, link, claims, problem)
-        _log.debug("pass", change=self._change, seconds=round(time.monotonic() - began, 3))
+        report = self._report(current, link, claims, problem)
+        seconds = time.monotonic() - began
+        self.observe(report, seconds)
+        _log.debug("pass", change=self._change, seconds=round(seconds, 3))
 
     def _refresh(self) -> bool:
         """Reads what is new in the table; whether the ledger has one now."""
@@ -163,7 +171,7 @@ class Runner:
             self._announcements.append((now + ANNOUNCE_RETRY_SECONDS, due))
             _log.warning("not announced; to be tried again", reason=error.reason, error=str(error))
 
-    def _report(self, current: bool, link: LinkFacts | None, claims: tuple[Claim, ...], problem: str) -> None:
+    def _report(self, current: bool, link: LinkFacts | None, claims: tuple[Claim, ...], problem: str) -> NodeReport:
         """Says what the node holds. Without a table in the ledger the report names no epoch: nothing was applied."""
         report = NodeReport(
             self._name,
@@ -186,3 +194,4 @@ class Runner:
                 self._closed = self._closed and bool(problem)
         except TransientError as error:
             _log.warning("the report was not sent", error=str(error))
+        return report

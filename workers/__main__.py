@@ -10,14 +10,16 @@ from typing import NoReturn
 import click
 from celery import Celery
 from celery.worker import state
+from prometheus_client import REGISTRY
 
 from egress import logs, settings
 from egress.adapters.cluster import Cluster, ConfigError
 from egress.health import Health, HealthError, Verdict
 from egress.messages import CONTROL_QUEUE, TABLE_QUEUE
 from egress.operations import TransientError
-from egress.processes import begin_again, begin_again_unless, stop_event
+from egress.processes import begin_again, begin_again_unless, end_at_sigterm, stop_event
 from workers import consuming, metrics
+from workers.census import CensusCollector
 from workers.certificates import Policy
 from workers.context import Context
 from workers.keeper import Keeper, service_names
@@ -58,10 +60,12 @@ def worker(concurrency: int) -> None:
     app = create_celery()
     context = _context(app)
     metrics.begin_tasks()
+    REGISTRY.register(CensusCollector(context.ledger))
     consumption = consuming.Consumption(context.ledger)
     _serve(Health(current.health_host, current.health_port, consumption.ready, alive=consumption.alive))
     queues = f"{TABLE_QUEUE},{CONTROL_QUEUE}"
     arguments = ["worker", "-Q", queues, "--pool", "threads", "-c", str(concurrency), "-n", "worker@%h"]
+    end_at_sigterm()
     app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     # kombu 5.7 gives up when it loses the broker at the wrong moment.
     begin_again_unless(state.should_stop, state.should_terminate, reason="Celery's worker gave up")

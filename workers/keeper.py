@@ -66,7 +66,7 @@ class Keeper:
             except (TransientError, PermanentError) as error:
                 failures += 1
                 wait = backoff(min(failures, 6), _jitter)
-                _log.warning("certificates not kept", error=self._explained(error), wait=round(wait, 2))
+                _log.warning("certificates not kept", error=self.explained(error), wait=round(wait, 2))
             stop.wait(wait)
 
     def step(self) -> bool:
@@ -141,7 +141,8 @@ class Keeper:
         if view.authorities:
             metrics.certificate_expiry.labels("authority").set(view.authorities[-1].certificate.ends)
 
-    def _explained(self, error: Exception) -> str:
+    def explained(self, error: Exception) -> str:
+        """What to tell of an error: for a refusal, which rights are missing."""
         if isinstance(error, RefusedError):
             return (
                 f"bind the Role and the ClusterRole hawse-certificates to this user (Secrets {SERVING_SECRET} and "

@@ -21,6 +21,7 @@ from egress.objects import (
     NetNamespace,
     Origin,
     Phase,
+    operation_of,
 )
 from egress.operations import Outcome, PermanentError, Step, TransientError
 from egress.table import lagging
@@ -47,6 +48,8 @@ def converge(context: Context, name: str) -> None:
         _release(context, name, orphans, namespace)
     if namespace is None or namespace.deleting:
         return
+    if operation := operation_of(namespace.annotations):
+        structlog.contextvars.bind_contextvars(operation=operation)
     addresses = _assigned(context, namespace, claims)
     former = [claim.address for claim in orphans if parse_address(claim.address) not in addresses]
     if not addresses:
@@ -147,7 +150,12 @@ def _claim(context: Context, namespace: Namespace, address: Address) -> bool:
     That the name exists at most once is the API server's word: no two namespaces can hold one address.
     """
     claim = EgressAddress(
-        str(address), _pool_of(context, namespace, address), namespace.name, namespace.uid, _origin(namespace, address)
+        str(address),
+        _pool_of(context, namespace, address),
+        namespace.name,
+        namespace.uid,
+        _origin(namespace, address),
+        operation=operation_of(namespace.annotations),
     )
     manifest = manifests.egress_address_manifest(claim)
     manifest["metadata"]["labels"] = {NAMESPACE_LABEL: namespace.name}
@@ -318,7 +326,7 @@ def _release(context: Context, name: str, claims: list[EgressAddress], successor
         }
         context.cluster.patch(Kind.EGRESS_ADDRESS, object_name(address), patch, subresource="status")
         context.ledger.quarantined(name_holder(name), [address])
-        context.record(Step.RELEASE, name, address=claim.address)
+        context.record(Step.RELEASE, name, address=claim.address, operation=claim.operation)
     if successor is None:
         _delete_binding(context, name, [claim.address for claim in claims])
         context.ledger.return_netid(name)

@@ -122,9 +122,10 @@ def _patch(
         return
     patch = {"metadata": {"resourceVersion": subnet.resource_version}, "egressIPs": [*kept.egress_ips, *new]}
     context.cluster.patch(Kind.HOST_SUBNET, subnet.name, patch)
-    owners = {claim.address: claim.namespace for claim in claims}
+    placed = {claim.address: claim for claim in claims}
     for text in new:
-        context.record(Step.PLACE, owners[text], address=text, node=subnet.name)
+        claim = placed[text]
+        context.record(Step.PLACE, claim.namespace, address=text, node=subnet.name, operation=claim.operation)
 
 
 def _addresses(subnet: HostSubnet) -> list[Address]:

@@ -11,7 +11,7 @@ from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
 from egress.operations import TransientError
 from egress.planning import plan, with_claims
 from egress.table import NodeReport, Steering, acknowledged, carried_over, fences, lagging, table_of, unbound
-from workers import status
+from workers import census, status
 from workers.context import Context
 from workers.status import Seen
 
@@ -57,6 +57,7 @@ def run(context: Context) -> int:
             _log.warning("conflict", conflict=conflict)
     _go_on(context, promised, reports)
     unplaced = context.ledger.unplaced()
+    census.take(context, claims, len(outcome.conflicts))
     if not status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced)):
         context.ask(PUBLISH_TASK, delay=context.settings.status_interval / 2)
     if unplaced and context.ledger.is_news("reports", _looks_of(reports)):

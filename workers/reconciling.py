@@ -119,7 +119,13 @@ def _end_quarantines(context: Context) -> None:
         except ConflictError:
             continue  # its namespace came back just now
         context.ledger.quarantine_over(name_holder(claim.namespace), [address])
-        context.record(Step.QUARANTINE, claim.namespace, address=claim.address, message="free again")
+        context.record(
+            Step.QUARANTINE,
+            claim.namespace,
+            address=claim.address,
+            message="free again",
+            operation=claim.operation,
+        )
 
 
 def _holdings(

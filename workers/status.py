@@ -93,6 +93,7 @@ def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> boo
                 address=claim.address,
                 node=wanted.node,
                 message=message,
+                operation=claim.operation,
             )
             reason = "EgressAddressReady" if wanted.phase is Phase.READY else "EgressAddressFailed"
             text = message or f"traffic leaves with {claim.address} by {wanted.node}"

@@ -131,6 +131,7 @@ def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
     @app.task(name=name, bind=True, max_retries=None)
     def task(self: Task[..., None], *arguments: str) -> None:
         attempt = self.request.retries + 1
+        structlog.contextvars.unbind_contextvars("operation")  # of the task that this thread ran before
         with (
             structlog.contextvars.bound_contextvars(task=name, task_id=self.request.id, arguments=list(arguments)),
             metrics.attempt(name) as measured,

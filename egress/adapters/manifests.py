@@ -25,6 +25,7 @@ from egress.addresses import (
     parse_range,
 )
 from egress.objects import (
+    OPERATION_ANNOTATION,
     Condition,
     EgressAddress,
     EgressPool,
@@ -38,6 +39,7 @@ from egress.objects import (
     Phase,
     Requirement,
     Selector,
+    operation_of,
 )
 from egress.operations import PermanentError
 from egress.planning import MAX_NETID
@@ -305,6 +307,7 @@ def egress_address(manifest: object, *, strict: bool = False) -> EgressAddress:
         ),
         wire.metadata.resource_version,
         wire.metadata.creation_timestamp or "",
+        operation_of(wire.metadata.annotations or {}),
     )
 
 
@@ -320,9 +323,11 @@ def egress_address_manifest(value: EgressAddress) -> dict[str, Any]:
     With a resourceVersion it replaces exactly that version; without one it creates. AddressError if the value's
     address is none.
     """
-    metadata = {"name": object_name(parse_address(value.address))}
+    metadata: dict[str, Any] = {"name": object_name(parse_address(value.address))}
     if value.resource_version:
         metadata["resourceVersion"] = value.resource_version
+    if value.operation:
+        metadata["annotations"] = {OPERATION_ANNOTATION: value.operation}
     return {
         "apiVersion": API_VERSION,
         "kind": "EgressAddress",

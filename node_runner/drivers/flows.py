@@ -22,7 +22,7 @@ from node_runner.drivers.errors import (
     OpenVSwitchUnavailable,
     PortMissing,
 )
-from node_runner.drivers.ports import MAC, BridgeFacts, FlowsFound, checked_name
+from node_runner.drivers.ports import MAC, BridgeFacts, FlowCount, FlowsFound, Path, checked_name
 
 # OpenFlow 1.3 is what OpenShift's br0 allows; a bridge that allows all versions takes it too. Without the option
 # ovs-ofctl speaks 1.0, which br0 refuses and which prints the same actions in other words.
@@ -40,6 +40,11 @@ _FLOW = re.compile(
     r"priority=(?P<priority>\d{1,5}),(?P<match>ip,reg0=0x[0-9a-f]{1,8}) actions=(?P<actions>\S+)"
 )
 """Exactly the form of our own flows; whatever else a bridge holds is parsed by the OVS library."""
+_COUNT = re.compile(
+    r" cookie=0x(?P<cookie>[0-9a-f]{1,16}), .*?n_packets=(?P<packets>\d+), "
+    r"n_bytes=(?P<bytes>\d+), .*?priority=\d+,ip,reg0=0x(?P<netid>[0-9a-f]{1,8}) actions=(?P<actions>\S+)"
+)
+"""One of our flows as it is printed with its counts."""
 _GROUP = re.compile(r" group_id=(?P<id>\d{1,10}),type=")
 _BUCKET = re.compile(r"bucket=actions=(move:[^,]+,set_field:[^,]+->tun_dst,output:\d+)")
 
@@ -89,6 +94,15 @@ class Bridge:
         if everywhere or any("group:" in flow.actions for flow in flows):
             groups = _groups(self._ofctl("dump-groups", self._name))
         return FlowsFound(frozenset(flows), groups, frozenset(foreign))
+
+    def counts(self) -> dict[int, FlowCount]:
+        """See ports.Flows. One process."""
+        lines = self._ofctl("dump-flows", self._name, f"table={self._table}").splitlines()
+        found = [match for line in lines if (match := _COUNT.fullmatch(line)) and is_ours(int(match["cookie"], 16))]
+        return {
+            int(match["netid"], 16): FlowCount(path_of(match["actions"]), int(match["packets"]), int(match["bytes"]))
+            for match in found
+        }
 
     def apply(self, change: FlowChange) -> None:
         """See ports.Flows."""
@@ -142,6 +156,13 @@ class Bridge:
 
 def _ours(flow: Flow) -> str:
     return f"cookie={COOKIE:#x}/{COOKIE_MASK:#x},table={flow.table},priority={flow.priority},{flow.match}"
+
+
+def path_of(actions: str) -> Path:
+    """Where a flow of ours with these actions lets packets go."""
+    if actions == "drop":
+        return Path.DROPPED
+    return Path.OUT if "pkt_mark" in actions else Path.STEERED
 
 
 def _own_form(line: str) -> Flow | None:

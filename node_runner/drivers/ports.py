@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from enum import StrEnum
 from threading import Event
 from typing import Protocol
 
@@ -51,6 +52,23 @@ class FlowsFound:
     foreign: frozenset[tuple[int, int, str]] = frozenset()
 
 
+class Path(StrEnum):
+    """Where a flow of ours lets a namespace's packets go: out by this node, on to another, or nowhere."""
+
+    OUT = "out"
+    STEERED = "steered"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowCount:
+    """What one flow has counted."""
+
+    path: Path
+    packets: int
+    bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class LinkFacts:
     """The interface that carries the node's IP: its name, kernel index, MAC and that address's prefix length."""
@@ -91,6 +109,9 @@ class Flows(Watchable, Protocol):
 
     def read(self, *, everywhere: bool = False) -> FlowsFound:
         """What the bridge holds; with `everywhere` also our flows in other tables and groups that no flow uses."""
+
+    def counts(self) -> Mapping[int, FlowCount]:
+        """What our flows in the egress table have counted, by NetID."""
 
     def apply(self, change: FlowChange) -> None:
         """All of `change` or, with an error, nothing of it. A flow that is not ours is never removed."""

@@ -6,7 +6,7 @@ All of it but the history can be rebuilt from the cluster's objects and the node
 from __future__ import annotations
 
 from egress.adapters.ledger.connection import LedgerAwayError, NotReadyError
-from egress.adapters.ledger.coordination import BusyError, Coordination
+from egress.adapters.ledger.coordination import BusyError, Census, Coordination
 from egress.adapters.ledger.reservations import (
     REQUEST_PREFIX,
     Exhausted,
@@ -24,6 +24,7 @@ from egress.adapters.ledger.table import Table, TableRead
 __all__ = [
     "REQUEST_PREFIX",
     "BusyError",
+    "Census",
     "Exhausted",
     "Held",
     "Holding",

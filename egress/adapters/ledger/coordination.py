@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import msgspec
 from redis.exceptions import LockError, RedisError
@@ -14,6 +15,20 @@ from egress.operations import StepRecord, TransientError
 
 HISTORY_PER_NAMESPACE = 100
 _STEP = msgspec.json.Decoder(StepRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """How many there are: EgressAddresses by phase, addresses in use by state, each pool's addresses by state, and
+    contradictions between objects."""
+
+    assignments: Mapping[str, int]
+    reservations: Mapping[str, int]
+    pools: Mapping[str, Mapping[str, int]]
+    conflicts: int
+
+
+_CENSUS = msgspec.json.Decoder(Census)
 
 
 class BusyError(TransientError):
@@ -83,6 +98,17 @@ class Coordination(Connection):
         with away():
             entries = self._redis.hgetall("hawse:unplaced")
         return {from_key(key): text for key, text in entries.items()}
+
+    def keep_census(self, census: Census, seconds: float) -> None:
+        """Keeps `census` for `seconds`."""
+        with away():
+            self._redis.set("hawse:census", msgspec.json.encode(census), px=int(seconds * 1000))
+
+    def census(self) -> Census | None:
+        """The last census, or None if there was none lately."""
+        with away():
+            text = self._redis.get("hawse:census")
+        return _CENSUS.decode(text) if text else None
 
     def record(self, step: StepRecord) -> None:
         """Adds a step to its namespace's history, which keeps the last hundred."""

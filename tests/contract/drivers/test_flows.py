@@ -13,7 +13,7 @@ from egress.program import COOKIE, GROUP, Flow, Group
 from lab.fakes.node import fake_node
 from node_runner.drivers.errors import BridgeMissing, OpenVSwitchRefused, OpenVSwitchUnavailable, PortMissing
 from node_runner.drivers.flows import Bridge
-from node_runner.drivers.ports import Flows
+from node_runner.drivers.ports import Flows, Path
 
 from .conftest import foreign_flow, run
 
@@ -168,3 +168,38 @@ def test_a_monitor_that_reached_its_limit_is_no_error(monkeypatch: pytest.Monkey
         "node_runner.drivers.flows._MONITOR", ("ovs-ofctl", "-O", "OpenFlow13", "--timeout=1", "monitor")
     )
     Bridge().watch(lambda: None, threading.Event())
+
+
+def test_counts_are_those_of_our_own_flows(flows: Flows) -> None:
+    out = Flow(100, 100, "ip,reg0=0x2", COOKIE | 2, "set_field:0xc0a80166->pkt_mark,goto_table:101")
+    steer = "move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:192.168.1.18->tun_dst,output:1"
+    flows.apply(FlowChange(add=(drop(1), out, Flow(100, 100, "ip,reg0=0x1094c2", COOKIE | 0x1094C2, steer))))
+    counts = flows.counts()
+    assert {netid: count.path for netid, count in counts.items()} == {
+        1: Path.DROPPED,
+        2: Path.OUT,
+        0x1094C2: Path.STEERED,
+    }
+    assert all((count.packets, count.bytes) == (0, 0) for count in counts.values())
+
+
+@pytest.mark.usefixtures("open_vswitch")
+def test_packets_and_bytes_are_counted_by_namespace() -> None:
+    bridge = Bridge()
+    bridge.apply(FlowChange(add=(drop(1), drop(2))))
+    packet = "0200000000010200000000020800" + "45000014000000004001f96b0a800002c0a80105" + "00" * 26
+    send = f"in_port=controller,packet={packet},actions=load:0x1->NXM_NX_REG0[],resubmit(,100)"
+    for _ in range(3):
+        run("ovs-ofctl", "-O", "OpenFlow13", "packet-out", "br0", send)
+    deadline = time.monotonic() + 15  # Open vSwitch gathers counts about once a second
+    while bridge.counts()[1].packets < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    counts = bridge.counts()
+    assert (counts[1].packets, counts[1].bytes) == (3, 180)
+    assert (counts[2].packets, counts[2].bytes) == (0, 0)
+    bridge.apply(FlowChange(add=(Flow(100, 100, "ip,reg0=0x1", COOKIE | 1, "goto_table:101"),)))
+    assert bridge.counts()[1].packets == 3  # Open vSwitch goes on counting
+    bridge.apply(FlowChange(remove=(drop(1),)))
+    bridge.apply(FlowChange(add=(drop(1),)))
+    assert bridge.counts()[1].packets == 0

@@ -16,9 +16,11 @@ import pytest
 
 from egress.adapters.cluster import Cluster, ClusterAwayError
 from egress.operations import PermanentError, TransientError
+from lab import cluster as lab
 from lab.apiserver.process import EmbeddedCluster
 from lab.control_plane import install
 from lab.kube import Json, Kube, KubeError
+from lab.real_cluster import RealCluster
 from workers import pki
 from workers.certificates import DAY, Policy
 from workers.keeper import Keeper, service_names
@@ -40,11 +42,24 @@ class Clock:
         return time.time() + self.ahead
 
 
+@pytest.fixture(scope="module", params=["embedded", "real"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Cluster]:
+    """A cluster that tests may kill."""
+    directory = tmp_path_factory.mktemp("cluster")
+    if request.param == "real":
+        request.getfixturevalue("real_binaries")
+    with RealCluster(directory) if request.param == "real" else EmbeddedCluster(directory) as running:
+        yield running
+
+
 @pytest.fixture
-def kube(cluster: EmbeddedCluster) -> Kube:
+def kube(cluster: lab.Cluster) -> Iterator[Kube]:
     kube = Kube(cluster.url, cluster.ca_path, cluster.token)
     install(kube)
-    return kube
+    yield kube
+    kube.call("DELETE", SECRETS)
+    for kind in ("mutating", "validating"):
+        kube.call("DELETE", f"{GROUP}/{kind}webhookconfigurations")
 
 
 def register(kube: Kube, kind: str, url: str, webhooks: int = 1, policy: str = "Ignore") -> None:
@@ -104,7 +119,7 @@ def accepted(kube: Kube) -> bool:
     return all(any(served.signed_by(authority) for authority in bundle) for bundle in bundles)
 
 
-def test_from_nothing_and_again_changes_nothing(kube: Kube, cluster: EmbeddedCluster) -> None:
+def test_from_nothing_and_again_changes_nothing(kube: Kube, cluster: lab.Cluster) -> None:
     both(kube)
     keeper = Keeper(Cluster(str(cluster.kubeconfig)), "hawse-system", Policy(service_names("hawse-system")))
     assert settle(keeper) == 5
@@ -121,7 +136,7 @@ def test_from_nothing_and_again_changes_nothing(kube: Kube, cluster: EmbeddedClu
     assert settle(other) == 0
 
 
-def test_what_people_delete_or_overwrite_is_put_back(kube: Kube, cluster: EmbeddedCluster) -> None:
+def test_what_people_delete_or_overwrite_is_put_back(kube: Kube, cluster: lab.Cluster) -> None:
     both(kube)
     keeper = Keeper(Cluster(str(cluster.kubeconfig)), "hawse-system", POLICY)
     settle(keeper)
@@ -173,7 +188,7 @@ class Mortal(Cluster):
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_killed_at_every_write_of_a_rotation(kube: Kube, cluster: EmbeddedCluster, before: bool) -> None:
+def test_killed_at_every_write_of_a_rotation(kube: Kube, cluster: lab.Cluster, before: bool) -> None:
     both(kube)
     clock = Clock()
     settle(Keeper(Cluster(str(cluster.kubeconfig)), "hawse-system", POLICY, clock))
@@ -194,7 +209,7 @@ def test_killed_at_every_write_of_a_rotation(kube: Kube, cluster: EmbeddedCluste
     assert {text.count("BEGIN CERTIFICATE") for text in trusted(kube)} == {1}
 
 
-def test_several_keepers_at_once_agree(kube: Kube, cluster: EmbeddedCluster) -> None:
+def test_several_keepers_at_once_agree(kube: Kube, cluster: lab.Cluster) -> None:
     both(kube)
     errors: list[str] = []
 
@@ -219,14 +234,14 @@ def test_several_keepers_at_once_agree(kube: Kube, cluster: EmbeddedCluster) -> 
     assert settle(Keeper(Cluster(str(cluster.kubeconfig)), "hawse-system", POLICY)) == 0
 
 
-def test_without_rights_it_says_which(kube: Kube, cluster: EmbeddedCluster) -> None:
+def test_without_rights_it_says_which(kube: Kube, cluster: lab.Cluster) -> None:
     keeper = Keeper(Cluster(str(cluster.kubeconfig)), "there-is-no-such-namespace", POLICY)
     both(kube)
     with pytest.raises(PermanentError):
         settle(keeper)
 
 
-def test_an_api_server_that_is_away_is_waited_for(kube: Kube, cluster: EmbeddedCluster) -> None:
+def test_an_api_server_that_is_away_is_waited_for(kube: Kube, cluster: lab.Cluster) -> None:
     both(kube)
     keeper = Keeper(Cluster(str(cluster.kubeconfig)), "hawse-system", POLICY)
     cluster.kill()
@@ -294,7 +309,7 @@ class Webhook:
 
 
 @pytest.fixture
-def served(kube: Kube, cluster: EmbeddedCluster, tmp_path: Path) -> Iterator[tuple[Webhook, Keeper]]:
+def served(kube: Kube, cluster: lab.Cluster, tmp_path: Path) -> Iterator[tuple[Webhook, Keeper]]:
     keeper = Keeper(Cluster(str(cluster.kubeconfig)), "hawse-system", Policy(NAMES, 10.0, 18.0, wait=1.5))
     settle(keeper)
     webhook = Webhook(kube, tmp_path)
@@ -307,7 +322,7 @@ def served(kube: Kube, cluster: EmbeddedCluster, tmp_path: Path) -> Iterator[tup
 
 
 def test_no_request_fails_while_everything_is_rotated(
-    served: tuple[Webhook, Keeper], kube: Kube, cluster: EmbeddedCluster
+    served: tuple[Webhook, Keeper], kube: Kube, cluster: lab.Cluster
 ) -> None:
     """Certificates that live for seconds: under constant requests two authorities and several certificates go by."""
     webhook, keeper = served

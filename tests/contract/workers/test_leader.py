@@ -14,11 +14,13 @@ import pytest
 import urllib3
 import yaml
 
-from egress.adapters.cluster import Cluster
+from egress.adapters import cluster as adapter
 from lab.apiserver.process import EmbeddedCluster
+from lab.cluster import Cluster
 from lab.control_plane import install
 from lab.kube import Json, Kube
 from lab.net.broker import Broker
+from lab.real_cluster import RealCluster
 from workers.leader import Election, LeaseLostError, Timing
 
 QUICK = Timing(duration=3.0, renew_deadline=1.5, retry=0.3)
@@ -26,23 +28,34 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/hawse-system/leases"
 http = urllib3.PoolManager(retries=False, timeout=5.0)
 
 
+@pytest.fixture(scope="module", params=["embedded", "real"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster that tests may kill."""
+    directory = tmp_path_factory.mktemp("cluster")
+    if request.param == "real":
+        request.getfixturevalue("real_binaries")
+    with RealCluster(directory) if request.param == "real" else EmbeddedCluster(directory) as running:
+        yield running
+
+
 @pytest.fixture
-def kube(cluster: EmbeddedCluster) -> Kube:
+def kube(cluster: Cluster) -> Kube:
     kube = Kube(cluster.url, cluster.ca_path, cluster.token)
     install(kube)
+    kube.call("DELETE", LEASES)
     return kube
 
 
 def candidate(kubeconfig: Path, timing: Timing = QUICK) -> Election:
-    return Election(Cluster(str(kubeconfig), timeout=timing.retry), "hawse-system", "hawse-test", timing)
+    return Election(adapter.Cluster(str(kubeconfig), timeout=timing.retry), "hawse-system", "hawse-test", timing)
 
 
-def elsewhere(directory: Path, url: str) -> Cluster:
+def elsewhere(directory: Path, url: str) -> adapter.Cluster:
     """A client of whatever listens on `url`, or of nobody."""
     config: Any = {"clusters": [{"name": "c", "cluster": {"server": url}}], "current-context": "c"}
     path = directory / "elsewhere.kubeconfig"
     path.write_text(yaml.safe_dump(config | {"contexts": [{"name": "c", "context": {"cluster": "c"}}]}))
-    return Cluster(str(path), timeout=QUICK.retry)
+    return adapter.Cluster(str(path), timeout=QUICK.retry)
 
 
 def lease(kube: Kube, name: str = "hawse-test") -> Json:
@@ -50,7 +63,7 @@ def lease(kube: Kube, name: str = "hawse-test") -> Json:
     return spec
 
 
-def test_the_first_leads_and_a_release_hands_over_at_once(kube: Kube, cluster: EmbeddedCluster) -> None:
+def test_the_first_leads_and_a_release_hands_over_at_once(kube: Kube, cluster: Cluster) -> None:
     first, second = candidate(cluster.kubeconfig), candidate(cluster.kubeconfig, Timing(3600, 10, 0.3))
     assert first.verdict()
     assert first.acquire(threading.Event())
@@ -75,14 +88,14 @@ def test_the_first_leads_and_a_release_hands_over_at_once(kube: Kube, cluster: E
     assert lease(kube)["holderIdentity"] == second.identity
 
 
-def test_a_standby_ends_when_it_is_told(cluster: EmbeddedCluster, kube: Kube) -> None:
+def test_a_standby_ends_when_it_is_told(cluster: Cluster, kube: Kube) -> None:
     assert candidate(cluster.kubeconfig).acquire(threading.Event())
     stop = threading.Event()
     threading.Timer(0.5, stop.set).start()
     assert not candidate(cluster.kubeconfig, Timing(3600, 10, 0.1)).acquire(stop)
 
 
-def test_who_lost_the_lease_hears_it(cluster: EmbeddedCluster, kube: Kube) -> None:
+def test_who_lost_the_lease_hears_it(cluster: Cluster, kube: Kube) -> None:
     one = candidate(cluster.kubeconfig)
     one.acquire(threading.Event())
     kube.call("PATCH", f"{LEASES}/hawse-test", {"spec": {"holderIdentity": "thief"}}, "application/merge-patch+json")
@@ -91,7 +104,7 @@ def test_who_lost_the_lease_hears_it(cluster: EmbeddedCluster, kube: Kube) -> No
 
 
 def test_a_leader_that_cannot_renew_gives_up_before_another_may_begin(
-    cluster: EmbeddedCluster, kube: Kube, tmp_path: Path
+    cluster: Cluster, kube: Kube, tmp_path: Path
 ) -> None:
     one, other = candidate(cluster.kubeconfig), candidate(cluster.kubeconfig)
     one.acquire(threading.Event())
@@ -113,7 +126,7 @@ def test_a_leader_that_cannot_renew_gives_up_before_another_may_begin(
     assert order[1:] == ["other"]
 
 
-def test_an_api_server_that_hangs_is_no_different(cluster: EmbeddedCluster, kube: Kube, tmp_path: Path) -> None:
+def test_an_api_server_that_hangs_is_no_different(cluster: Cluster, kube: Kube, tmp_path: Path) -> None:
     one = candidate(cluster.kubeconfig)
     one.acquire(threading.Event())
     with socket.create_server(("127.0.0.1", 0)) as deaf:  # takes connections and says nothing
@@ -122,7 +135,7 @@ def test_an_api_server_that_hangs_is_no_different(cluster: EmbeddedCluster, kube
             one.hold(threading.Event())
 
 
-def test_a_lease_that_somebody_deleted_is_made_again(cluster: EmbeddedCluster, kube: Kube) -> None:
+def test_a_lease_that_somebody_deleted_is_made_again(cluster: Cluster, kube: Kube) -> None:
     one = candidate(cluster.kubeconfig)
     one.acquire(threading.Event())
     kube.call("DELETE", f"{LEASES}/hawse-test")
@@ -130,14 +143,14 @@ def test_a_lease_that_somebody_deleted_is_made_again(cluster: EmbeddedCluster, k
     assert lease(kube)["holderIdentity"] == one.identity
 
 
-@pytest.mark.parametrize("spec", [{}, {"leaseDurationSeconds": "x"}, {"holderIdentity": ""}])
-def test_a_lease_without_a_holder_is_free(cluster: EmbeddedCluster, kube: Kube, spec: Json) -> None:
+@pytest.mark.parametrize("spec", [{}, {"leaseDurationSeconds": 3}, {"holderIdentity": ""}])
+def test_a_lease_without_a_holder_is_free(cluster: Cluster, kube: Kube, spec: Json) -> None:
     kube.call("POST", LEASES, {"metadata": {"name": "hawse-test", "namespace": "hawse-system"}, "spec": spec})
     assert candidate(cluster.kubeconfig)._attempt()
 
 
 @pytest.fixture
-def refusing(tmp_path: Path) -> Iterator[Cluster]:
+def refusing(tmp_path: Path) -> Iterator[adapter.Cluster]:
     """A client of a server that refuses everything, as RBAC does."""
 
     class Refuses(BaseHTTPRequestHandler):
@@ -160,7 +173,7 @@ def refusing(tmp_path: Path) -> Iterator[Cluster]:
     server.server_close()
 
 
-def test_without_rights_it_says_which_role_is_missing(refusing: Cluster) -> None:
+def test_without_rights_it_says_which_role_is_missing(refusing: adapter.Cluster) -> None:
     one = Election(refusing, "hawse-system", "hawse-test", QUICK)
     stop = threading.Event()
     threading.Timer(1.0, stop.set).start()
@@ -216,7 +229,7 @@ class Watches:
 
 
 @pytest.fixture
-def watches(tmp_path: Path, broker: Broker, kube: Kube, cluster: EmbeddedCluster) -> Iterator[Watches]:
+def watches(tmp_path: Path, broker: Broker, kube: Kube, cluster: Cluster) -> Iterator[Watches]:
     environment = {
         "HAWSE_REDIS_URL": broker.unix_url,
         "HAWSE_KUBECONFIG": str(cluster.kubeconfig),
@@ -241,7 +254,7 @@ def until(check: Callable[[], Any], seconds: float = 40) -> Any:
 
 
 def test_two_watches_of_which_one_acts(
-    watches: Watches, kube: Kube, cluster: EmbeddedCluster, broker: Broker, ledger: Any
+    watches: Watches, kube: Kube, cluster: Cluster, broker: Broker, ledger: Any
 ) -> None:
     first = watches.start()
     until(lambda: watches.leading() == [first])
