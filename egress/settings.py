@@ -49,7 +49,7 @@ class Settings:
     drain_time: float = 10.0
     """How long the webhook goes on serving after SIGTERM, so that everybody has heard that it ends."""
     trusted_users: str = "system:serviceaccount:hawse-system:hawse-workers"
-    """User names, separated by commas, that may write the addresses annotation: Hawse's own workers."""
+    """User names, separated by commas, whose writes are never refused: Hawse's own workers."""
 
     namespace: str = ""
     """The namespace of Hawse's own objects; empty means that of the pod's service account, else hawse-system."""

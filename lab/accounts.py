@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -18,9 +19,13 @@ def user_of(component: str) -> str:
 
 
 class Accounts:
-    """The users of the cluster that will start on `directory`, whose tokens.csv this writes."""
+    """The users of the cluster that will start on `directory`, whose tokens.csv this writes.
 
-    def __init__(self, directory: Path) -> None:
+    `others` are users without any rights, each known by a token in `tokens`.
+    """
+
+    def __init__(self, directory: Path, others: Iterable[str] = ()) -> None:
+        self.tokens = {name: secrets.token_urlsafe(24) for name in others}
         self._tokens = {component: secrets.token_urlsafe(24) for component in ACCOUNTS}
         # What the API server itself says of a service account's token.
         groups = f"system:serviceaccounts,system:serviceaccounts:{NAMESPACE}"
@@ -29,6 +34,7 @@ class Accounts:
             f'{token},{user_of(component)},{ACCOUNTS[component]},"{groups}"'
             for component, token in self._tokens.items()
         ]
+        lines += [f"{token},{name},{name}," for name, token in self.tokens.items()]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = directory / "tokens.csv"
         file.touch(mode=0o600)

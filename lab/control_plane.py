@@ -49,18 +49,14 @@ class ControlPlane:
         self._kubeconfigs = kubeconfigs
         self.port = _free_port()
         self._authority = trustme.CA(organization_name="Hawse lab webhook")
-        leaf = self._authority.issue_cert("127.0.0.1", "localhost")
-        cert, key = directory / "webhook.crt", directory / "webhook.key"
-        cert.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
-        key.touch(mode=0o600)
-        key.write_bytes(leaf.private_key_pem.bytes())
+        self.issue_certificate()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HAWSE_")}
         self.environment = inherited | {
             "HAWSE_REDIS_URL": redis_url,
             "HAWSE_LISTEN_HOST": "127.0.0.1",
             "HAWSE_LISTEN_PORT": str(self.port),
-            "HAWSE_TLS_CERT": str(cert),
-            "HAWSE_TLS_KEY": str(key),
+            "HAWSE_TLS_CERT": str(directory / "webhook.crt"),
+            "HAWSE_TLS_KEY": str(directory / "webhook.key"),
             "HAWSE_TRUSTED_USERS": user_of("worker"),
             "HAWSE_CERTIFICATES": "external",  # the ones above
             "HAWSE_LEASE_DURATION": "6",  # a killed beat or watch is missed for no longer
@@ -69,6 +65,16 @@ class ControlPlane:
             "HAWSE_HEALTH_PORT": "0",  # all of them are on this host, and maybe other labs too
             **(environment or {}),
         }
+
+    def issue_certificate(self) -> None:
+        """A new certificate for the webhook, of the same authority."""
+        leaf = self._authority.issue_cert("127.0.0.1", "localhost")
+        chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
+        for name, content in (("webhook.key", leaf.private_key_pem.bytes()), ("webhook.crt", chain)):
+            new = self.directory / f"{name}.new"
+            new.touch(mode=0o600)
+            new.write_bytes(content)
+            new.replace(self.directory / name)
 
     def log(self, component: str) -> Path:
         """Where `component` writes its log."""

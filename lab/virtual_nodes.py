@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 from types import TracebackType
@@ -12,6 +13,7 @@ from celery import Celery
 
 from egress.adapters.ledger import Ledger
 from egress.messages import NUDGE_TASK, node_queue, sending_config
+from egress.operations import TransientError
 from egress.program import Layout
 from lab.fakes.node import FakeNode, fake_node
 from lab.kube import Json, Kube
@@ -20,8 +22,8 @@ from node_runner.drivers.ports import ProbeTiming
 from node_runner.programmer import Programmer
 from node_runner.runner import Runner
 
-_LOOK_SECONDS = 0.2
-"""A node looks so often, instead of being nudged through a queue of its own."""
+_LOOK_SECONDS, _CHECK_SECONDS = 0.1, 2.0
+"""A node looks so often for a nudge, instead of having a queue of its own, and so often without one."""
 EGRESS_LABEL = "egress.hawse.dev/egress-node"
 
 
@@ -83,7 +85,14 @@ class VirtualNodes:
         self.stop()
 
     def _run(self, name: str, runner: Runner, ledger: Ledger) -> None:
-        while not self._stop.is_set():
-            ledger.done_with(f"{NUDGE_TASK}:{node_queue(name)}")
-            runner.step()
-            self._stop.wait(_LOOK_SECONDS)
+        nudge, due = f"{NUDGE_TASK}:{node_queue(name)}", 0.0
+        while not self._stop.wait(_LOOK_SECONDS):
+            try:
+                nudged = not ledger.first_to(nudge, 0.001)
+                if nudged:
+                    ledger.done_with(nudge)
+            except TransientError:
+                continue
+            if nudged or time.monotonic() >= due:
+                runner.step()
+                due = time.monotonic() + _CHECK_SECONDS

@@ -49,6 +49,7 @@ def main() -> None:
         build,
         pair,
         drain=current.drain_time,
+        end=end,
         address=current.listen_host,
         port=current.listen_port,
         blocking_threads=current.webhook_threads,

@@ -29,7 +29,7 @@ FORGED = (
     f"{REQUEST_ANNOTATION}"
 )
 CHANGED = f"annotation {ADDRESSES_ANNOTATION} is written by Hawse alone: leave it as it was"
-UNKNOWN = f"Hawse cannot reach its ledger now: try again, or without the annotation {ADDRESSES_ANNOTATION}"
+TAKEN_AWAY = f"annotation {ADDRESSES_ANNOTATION} is written by Hawse alone, and is taken away for now"
 
 
 class _RefusedError(Exception):
@@ -79,7 +79,6 @@ class Admission:
         operation = operation or request.uid
         # Called again for one request, we find what we wrote, under another uid: the operation is what stays.
         holder = name_holder(name) if name else request_holder(operation)
-        objection = FORGED
         try:
             given = self._reserve(request, namespace, known_as, holder)
         except _RefusedError as error:
@@ -89,7 +88,6 @@ class Admission:
         except TransientError as error:
             _log.warning("admitted without an address", namespace=known_as, error=str(error))
             given = _Given((), (LATER,), Outcome.WITHOUT_ADDRESS)
-            objection = UNKNOWN
         if given.addresses:
             addresses = ",".join(map(str, given.addresses))
             _log.info("reserved", namespace=known_as, addresses=addresses, operation=operation)
@@ -97,19 +95,19 @@ class Admission:
                 self.hint(name)
             annotations = {ADDRESSES_ANNOTATION: addresses, OPERATION_ANNOTATION: operation}
             return review.allow(request.uid, patch=review.annotate(namespace, annotations), outcome=Outcome.ASSIGNED)
-        if written:
-            return review.deny(request.uid, objection)
-        return review.allow(request.uid, warnings=given.warnings, outcome=given.outcome)
+        patch = review.strip(namespace, (ADDRESSES_ANNOTATION, OPERATION_ANNOTATION)) if written else None
+        warnings = (*given.warnings, TAKEN_AWAY) if written else given.warnings
+        return review.allow(request.uid, patch=patch, warnings=warnings, outcome=given.outcome)
 
     def _reserve(
         self, request: Request[NamespaceObject], namespace: NamespaceObject, known_as: str, holder: str
     ) -> _Given:
         """What the namespace gets now. _RefusedError, PoolError or AddressError when it must not be created so."""
+        offer = self.ledger.offer()  # first: while the index is not built, nobody seems to hold anything
         written = namespace.annotations.get(ADDRESSES_ANNOTATION)
         # A webhook may be called again for one request, with the annotation that it wrote itself.
         if written is not None and not set(written.split(",")) <= set(map(str, self.ledger.held_by(holder))):
             raise _RefusedError(FORGED)
-        offer = self.ledger.offer()
         choice = pools.choose(known_as, namespace.labels, namespace.annotations, offer.pools, offer.node_ips)
         if choice is None:
             return _Given()

@@ -25,6 +25,8 @@ _log = structlog.get_logger()
 MAX_BODY = 8 * 1024 * 1024
 HINT_DELAY = 0.2
 """Seconds after which a hint is worked on: the API server stores the namespace only after our answer."""
+HINT_GUARD = 5.0
+"""Seconds for which nobody else asks for the same, unless it has been worked on by then."""
 
 
 ENDING = "the webhook is about to end"
@@ -44,7 +46,7 @@ def create_app(settings: Settings, *, ending: Callable[[], bool] = never, leavin
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     ledger = Ledger(settings.redis_url, timeout=settings.redis_timeout)
     trusted = frozenset(name.strip() for name in settings.trusted_users.split(",") if name.strip())
-    admission = Admission(ledger, _hinter(settings), trusted)
+    admission = Admission(ledger, _hinter(settings, ledger), trusted)
     validator = Validator(ledger, trusted, settings.layout().cluster_networks)
 
     @app.post("/admit/namespaces")
@@ -110,7 +112,7 @@ def _answered(
         observation.answered(operation, outcome)
 
 
-def _hinter(settings: Settings) -> Callable[[str], None]:
+def _hinter(settings: Settings, ledger: Ledger) -> Callable[[str], None]:
     celery = Celery("hawse-webhook")
     celery.conf.update(celery_config(settings.redis_url))
     celery.conf.broker_transport_options = celery.conf.broker_transport_options | {
@@ -119,10 +121,13 @@ def _hinter(settings: Settings) -> Callable[[str], None]:
     }
 
     def hint(name: str) -> None:
-        """Tells the workers of a namespace. The watch would find it as well, so a hint that fails is let go."""
+        """Tells the workers of a namespace, unless they have been told. The watch finds it as well, and then keeps
+        quiet; a hint that fails is let go."""
         try:
+            if not ledger.first_to(f"{NAMESPACE_TASK}:{name}", HINT_GUARD):
+                return
             celery.send_task(NAMESPACE_TASK, args=[name], queue=CONTROL_QUEUE, countdown=HINT_DELAY, retry=False)
-        except (OperationalError, OSError) as error:
+        except (OperationalError, OSError, TransientError) as error:
             _log.warning("hint not sent", namespace=name, error=str(error))
 
     return hint

@@ -21,6 +21,11 @@ _DURATION = Histogram(
 )
 
 
+OPERATIONS = ("CREATE", "UPDATE", "DELETE")
+for _outcome in Outcome:  # so that the series are there before the first request
+    _REQUESTS.labels("mutating", "namespaces", "CREATE", _outcome.value)
+
+
 class Observation:
     """One admission request, counted when it is answered. `webhook` is mutating or validating."""
 
@@ -29,6 +34,6 @@ class Observation:
         self._began = time.perf_counter()
 
     def answered(self, operation: str, outcome: Outcome) -> None:
-        """Counts it; `operation` is empty if the request could not be read."""
+        """Counts it. An `operation` that is none, as of a request that could not be read, is counted as empty."""
         _DURATION.labels(*self._labels).observe(time.perf_counter() - self._began)
-        _REQUESTS.labels(*self._labels, operation, outcome.value).inc()
+        _REQUESTS.labels(*self._labels, operation if operation in OPERATIONS else "", outcome.value).inc()

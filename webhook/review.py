@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
@@ -144,10 +144,16 @@ def annotate(namespace: NamespaceObject, annotations: Mapping[str, str]) -> Patc
     """The patch that writes `annotations`, and leaves the namespace's others as they are."""
     if namespace.metadata.annotations is None:
         return [{"op": "add", "path": "/metadata/annotations", "value": dict(annotations)}]
-    return [
-        {"op": "add", "path": f"/metadata/annotations/{name.replace('~', '~0').replace('/', '~1')}", "value": value}
-        for name, value in annotations.items()
-    ]
+    return [{"op": "add", "path": _pointer(name), "value": value} for name, value in annotations.items()]
+
+
+def strip(namespace: NamespaceObject, names: Iterable[str]) -> Patch:
+    """The patch that takes the annotations of these `names` away, as far as the namespace has them."""
+    return [{"op": "remove", "path": _pointer(name)} for name in names if name in namespace.annotations]
+
+
+def _pointer(annotation: str) -> str:
+    return f"/metadata/annotations/{annotation.replace('~', '~0').replace('/', '~1')}"
 
 
 def _encoded(response: dict[str, Any]) -> bytes:

@@ -99,7 +99,8 @@ class Server(MPServer):  # type: ignore[misc] # its annotations are not read, se
     """Serves the application that `build` makes, over HTTPS, in a process of its own.
 
     `build` is called in that process, with what it must know of its `Term`. SIGTERM begins the end: requests are served
-    for `drain` seconds more, while those who ask hear of it, then what is in flight is finished.
+    for `drain` seconds more, while those who ask hear of it, then what is in flight is finished. If `end` is set
+    before anything is served, it ends at once.
 
     granian reads a certificate once, so one that has changed is served by a new process. When it is there it tells the
     old one (SIGUSR1) to accept no more and to keep no connection; HAND_OVER_SECONDS after its birth the old one ends.
@@ -109,13 +110,19 @@ class Server(MPServer):  # type: ignore[misc] # its annotations are not read, se
     """
 
     def __init__(
-        self, build: Callable[[Term], WSGIApplication], pair: Pair, *, drain: float, **options: object
+        self,
+        build: Callable[[Term], WSGIApplication],
+        pair: Pair,
+        *,
+        drain: float,
+        end: threading.Event,
+        **options: object,
     ) -> None:
         self._build = build
         self._pair = pair
         self._drain = drain
         self._term = Term()
-        self._end = threading.Event()
+        self._end = end
         self._older: list[int] = []  # pids of the serving processes that are to be succeeded
         self._served = pair.contents()
         found = pair.resolved()
@@ -129,6 +136,7 @@ class Server(MPServer):  # type: ignore[misc] # its annotations are not read, se
             workers_kill_timeout=KILL_SECONDS,
             **options,
         )
+        self.on_startup(self._ended_already)
         self.on_reload(self._take_pair)
 
     def run(self) -> None:
@@ -161,6 +169,10 @@ class Server(MPServer):  # type: ignore[misc] # its annotations are not read, se
 
     def _drop_shared_socket(self) -> None:
         os.close(self._shd.get_fd())  # once the serving process has closed it too, whoever connects is refused
+
+    def _ended_already(self) -> None:
+        if self._end.is_set():  # by a signal that came before the handlers here
+            self.signal_handler_interrupt()
 
     def _look(self) -> None:
         """Asks for a new serving process when the files hold another certificate that can be served."""

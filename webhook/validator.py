@@ -47,10 +47,12 @@ class Validator:
         if request.operation != "CREATE":
             return review.deny(request.uid, CHANGED)
         annotations = request.object.annotations
+        holders = [name_holder(name)]
+        if OPERATION_ANNOTATION in annotations:  # it had no name yet when it was given its addresses
+            holders.append(request_holder(annotations[OPERATION_ANNOTATION]))
         try:
-            given = self.ledger.held_by(name_holder(name))
-            if OPERATION_ANNOTATION in annotations:  # it had no name yet when it was given its addresses
-                given += self.ledger.held_by(request_holder(annotations[OPERATION_ANNOTATION]))
+            self.ledger.offer()  # while the index is not built, nobody seems to hold anything
+            given = [address for holder in holders for address in self.ledger.held_by(holder)]
         except TransientError as error:
             _log.warning("not validated", resource="namespaces", name=name, error=str(error))
             return review.allow(request.uid, warnings=[UNCHECKED])

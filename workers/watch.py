@@ -13,6 +13,7 @@ from egress import pools
 from egress.adapters import manifests
 from egress.adapters.cluster import Change, GoneError, Kind
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
+from egress.objects import CREATED_ANNOTATION
 from egress.operations import PermanentError, TransientError, backoff
 from workers import metrics
 from workers.context import Context
@@ -32,6 +33,8 @@ def tasks_for(kind: Kind, change: Change) -> list[tuple[str, ...]]:
     match kind:
         case Kind.NAMESPACE:
             tasks = [(NAMESPACE_TASK, name)]
+        case Kind.NET_NAMESPACE if _is_hawses_own(change):
+            tasks = [(PUBLISH_TASK,)]
         case Kind.NET_NAMESPACE:
             tasks = [(PUBLISH_TASK,), (NAMESPACE_TASK, name)]
         case Kind.HOST_SUBNET:
@@ -43,6 +46,14 @@ def tasks_for(kind: Kind, change: Change) -> list[tuple[str, ...]]:
         case Kind.NODE:
             tasks = [(PLACE_TASK,)]
     return [task for task in tasks if task[0] != NAMESPACE_TASK or not pools.is_system(task[1])]
+
+
+def _is_hawses_own(change: Change) -> bool:
+    """Whether this is most likely Hawse's own write: in a burst half of all changes are."""
+    annotations = change.manifest["metadata"].get("annotations") or {}
+    return (
+        not change.deleted and annotations.get(CREATED_ANNOTATION) == "true" and bool(change.manifest.get("egressIPs"))
+    )
 
 
 WATCHED = (Kind.EGRESS_POOL, Kind.HOST_SUBNET, Kind.NET_NAMESPACE, Kind.NAMESPACE, Kind.EGRESS_ADDRESS, Kind.NODE)

@@ -19,8 +19,9 @@ import yaml
 from egress.adapters.ledger import Ledger
 from egress.operations import TransientError
 from egress.table import Steering
+from lab.accounts import Accounts
 from lab.apiserver.process import EmbeddedCluster
-from lab.control_plane import WORKERS_USER, ControlPlane, install, workers_kubeconfig
+from lab.control_plane import ControlPlane, install
 from lab.kube import Kube
 from lab.net.broker import Broker
 
@@ -94,12 +95,10 @@ def kube(tmp_path_factory: pytest.TempPathFactory, guarded_broker: GuardedBroker
     """All of the control plane, each process as its own user."""
     directory = tmp_path_factory.mktemp("processes")
     cluster = EmbeddedCluster(directory / "cluster")
-    tokens = f'admin-token,admin,admin,"system:masters"\nworkers-token,{WORKERS_USER},workers,\n'
-    (directory / "cluster" / "tokens.csv").write_text(tokens)
+    accounts = Accounts(directory / "cluster")
     with cluster:
-        kube = Kube(cluster.url, cluster.ca_path, "admin-token")
+        kube = Kube(cluster.url, cluster.ca_path, cluster.token)
         install(kube)
-        kubeconfig = workers_kubeconfig(cluster.kubeconfig, directory / "workers.kubeconfig", "workers-token")
         settings = {
             "HAWSE_SWEEP_INTERVAL": "0.5",
             "HAWSE_RECONCILE_INTERVAL": "1",
@@ -109,7 +108,7 @@ def kube(tmp_path_factory: pytest.TempPathFactory, guarded_broker: GuardedBroker
         control = ControlPlane(
             directory / "control",
             redis_url=guarded_broker.url("workers"),
-            kubeconfig=kubeconfig,
+            kubeconfigs=accounts.kubeconfigs(cluster.kubeconfig, directory),
             environment=settings,
         )
         try:
@@ -213,7 +212,7 @@ def test_all_processes_do_their_work_with_the_rights_of_their_users(
         ("hawse-runner", "HGETALL hawse:addresses"),
         ("hawse-runner", "GET hawse:node:node2"),
         ("hawse-runner", "LPUSH hawse:history:shop x"),
-        ("hawse-runner", "DEL hawse:pending:hawse.v1.reconcile:control"),
+        ("hawse-runner", "DEL hawse:pending:hawse.v1.reconcile"),
         ("hawse-runner", "SET hawse:lock:publish x"),
         ("hawse-runner", "RPOP hawse-broker:control"),
         ("hawse-runner", "HGET hawse-broker:unacked x"),

@@ -1,5 +1,7 @@
 """Admission, request by request, on a real ledger (DESIGN.md §5)."""
 
+import base64
+import json
 import os
 import signal
 import time
@@ -215,7 +217,9 @@ def test_an_opted_out_namespace_cannot_keep_the_annotation_of_its_former_self(
 ) -> None:
     first = create()
     ledger.quarantined(name_holder("egress-test"), [parse_address(first.addresses)])
-    assert not create(annotations={POOL: "none", ADDRESSES: first.addresses}).allowed
+    answer = create(annotations={POOL: "none", ADDRESSES: first.addresses})
+    assert answer.annotations == {POOL: "none"}
+    assert answer.warnings == [f"annotation {ADDRESSES} is written by Hawse alone, and is taken away for now"]
 
 
 @pytest.mark.parametrize("name", ["default", "kube-system", "openshift-sdn", "openshift", "hawse-system"])
@@ -297,6 +301,14 @@ def test_redis_flushed_admits_with_a_warning(create: Callable[..., Any], ledger:
     assert (answer.addresses, answer.warnings) == (None, [LATER])
 
 
+def test_redis_flushed_between_two_calls_takes_away_what_it_gave(create: Callable[..., Any], ledger: Ledger) -> None:
+    first = create(annotations={"a": "b"})
+    ledger._redis.flushall()
+    again = create(annotations=first.annotations)
+    assert again.annotations == {"a": "b"}
+    assert again.warnings[0] == LATER
+
+
 @pytest.fixture
 def own_broker(tmp_path: Path) -> Iterator[Broker]:
     with Broker(tmp_path / "broker", port=0) as broker:
@@ -336,7 +348,10 @@ def test_redis_away_admits_with_a_warning_in_time(
         assert time.monotonic() - began < 1.3
         assert response["allowed"]
         assert response["warnings"] == [LATER]
-        assert not own_create({ADDRESSES: "192.168.1.9"})["allowed"]
+        patch = own_create({ADDRESSES: "192.168.1.9", "a": "b"})["patch"]  # whoever has written it
+        assert json.loads(base64.b64decode(patch)) == [
+            {"op": "remove", "path": "/metadata/annotations/egress.hawse.dev~1addresses"}
+        ]
     finally:
         if pid is not None:
             os.kill(pid, signal.SIGCONT)
@@ -404,8 +419,6 @@ def test_annotations_of_the_wrong_shape_are_bad_requests(
 
 
 def test_half_a_surrogate_is_a_bad_request_or_a_name(client: FlaskClient, review: Callable[[str], Json]) -> None:
-    import json
-
     body = json.dumps(review("create-namespace")).replace('"egress-test"', '"\\ud800"')
     assert client.post("/admit/namespaces", data=body).status_code in (200, 400)
 

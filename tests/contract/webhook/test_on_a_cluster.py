@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from egress.adapters.ledger import Ledger
+from lab.accounts import Accounts
 from lab.apiserver.process import EmbeddedCluster
 from lab.apiserver.webhook_stub import Webhook, serve
 from lab.cluster import Cluster
-from lab.control_plane import WORKERS_USER, ControlPlane, install, workers_kubeconfig
+from lab.control_plane import ControlPlane, install
 from lab.kube import Kube, KubeError
 from lab.net.broker import Broker
 from lab.real_cluster import RealCluster
+from webhook.server import HAND_OVER_SECONDS
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -45,6 +50,7 @@ class World:
     """A cluster with Hawse on it, seen by its admin, and by a tenant who may create namespaces and edit its own."""
 
     real: bool
+    cluster: Cluster
     kube: Kube
     tenant: Kube
     control: ControlPlane
@@ -81,6 +87,9 @@ class World:
         reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role}
         subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "tenant"}
         self.kube.call("POST", path, {"metadata": {"name": name}, "roleRef": reference, "subjects": [subject]})
+
+    def another_admin(self) -> Kube:
+        return Kube(self.cluster.url, self.cluster.ca_path, self.cluster.token)
 
     def annotations(self, name: str) -> Json:
         found = self.kube.get("Namespace", name)
@@ -160,29 +169,27 @@ def world(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pyte
     if request.param == "real":
         request.getfixturevalue("real_binaries")
     directory: Path = tmp_path_factory.mktemp(request.param)
-    (directory / "cluster").mkdir()
-    (directory / "cluster" / "tokens.csv").write_text(
-        'admin-token,admin,admin,"system:masters"\n'
-        f'workers-token,{WORKERS_USER},workers,"system:masters"\n'
-        "tenant-token,tenant,tenant,\n"
-    )
+    accounts = Accounts(directory / "cluster", ["tenant"])
     cluster: Cluster = (RealCluster if request.param == "real" else EmbeddedCluster)(directory / "cluster")
     ledger = Ledger(broker.unix_url)
     ledger._redis.flushall()
     with cluster:
-        kube, tenant = (Kube(cluster.url, cluster.ca_path, f"{user}-token") for user in ("admin", "tenant"))
-        install(kube)
-        kubeconfig = workers_kubeconfig(cluster.kubeconfig, directory / "workers.kubeconfig", "workers-token")
-        control = ControlPlane(
-            directory / "control", redis_url=broker.unix_url, kubeconfig=kubeconfig, environment=SETTINGS
+        kube, tenant = (
+            Kube(cluster.url, cluster.ca_path, token) for token in (cluster.token, accounts.tokens["tenant"])
         )
-        world = World(request.param == "real", kube, tenant, control, ledger)
+        install(kube)
+        control = ControlPlane(
+            directory / "control",
+            redis_url=broker.unix_url,
+            kubeconfigs=accounts.kubeconfigs(cluster.kubeconfig, directory),
+            environment=SETTINGS,
+        )
+        world = World(request.param == "real", cluster, kube, tenant, control, ledger)
         try:
-            world.create("hawse-system")
             world.may_create_namespaces()
             control.start()
             control.register_webhooks(kube)
-            pools = {"gold": ("192.168.4.0/24", {"matchLabels": {"tier": "gold"}}), "prod": ("192.168.0.0/24", {})}
+            pools = {"gold": ("192.168.4.0/22", {"matchLabels": {"tier": "gold"}}), "prod": ("192.168.0.0/24", {})}
             for name, (cidr, selector) in pools.items():
                 head = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressPool", "metadata": {"name": name}}
                 kube.create(head | {"spec": {"cidrs": [cidr], "namespaceSelector": selector}})
@@ -247,7 +254,7 @@ def test_a_label_that_a_later_webhook_sets_chooses_the_pool(world: World, name: 
         other.answer = lambda _: other.json_patch({"op": "add", "path": "/metadata/labels/tier", "value": "gold"})
         made = world.create(name, policy="yes")
     address = made["metadata"]["annotations"][ADDRESSES]
-    assert address.startswith("192.168.4.")
+    assert ip_address(address) in ip_network("192.168.4.0/22")
     world.claimed(made["metadata"]["name"], address)
     until(lambda: "reserved" not in world.states())  # what the first call had given
 
@@ -370,9 +377,12 @@ def test_an_admin_is_told_whose_an_address_is(world: World) -> None:
 
 
 def test_without_the_webhook_an_admin_can_still_mend_and_the_workers_still_claim(world: World) -> None:
-    node = f"node-{next(_numbers)}"
+    number = next(_numbers)
+    node = f"node-{number}"
     subnet = {"apiVersion": "network.openshift.io/v1", "kind": "HostSubnet", "metadata": {"name": node}}
-    world.kube.create(subnet | {"host": node, "hostIP": f"172.16.0.{next(_numbers)}", "subnet": "10.128.0.0/23"})
+    world.kube.create(
+        subnet | {"host": node, "hostIP": f"172.16.{2 + number // 250}.{1 + number % 250}", "subnet": "10.128.0.0/23"}
+    )
     world.control.kill("webhook")
     try:
         world.kube.patch("HostSubnet", node, {"egressIPs": ["172.16.1.1"]})
@@ -390,3 +400,30 @@ def test_without_the_webhook_an_admin_can_still_mend_and_the_workers_still_claim
             world.claimed(name, address)
     finally:
         world.control.start("webhook")
+
+
+def test_a_change_of_the_certificate_costs_no_namespace_its_address(world: World) -> None:
+    """HTTP/2 on the real API server, HTTP/1.1 on the embedded one."""
+    taken_over = "a new process takes over"
+    before = world.control.log("webhook").read_text().count(taken_over)
+    ended = threading.Event()
+
+    def create() -> list[str]:
+        kube, given = world.another_admin(), []
+        while not ended.is_set():
+            made = world.create(by=kube, tier="gold")  # what it gives back at once is enough here
+            given.append(made["metadata"].get("annotations", {}).get(ADDRESSES, "none"))
+            kube.delete("Namespace", made["metadata"]["name"])
+        return given
+
+    with ThreadPoolExecutor(6) as threads:
+        running = [threads.submit(create) for _ in range(6)]
+        try:
+            world.control.issue_certificate()
+            until(lambda: world.control.log("webhook").read_text().count(taken_over) > before)
+            time.sleep(2 * HAND_OVER_SECONDS)  # the old process is gone
+        finally:
+            ended.set()
+    given = [address for future in running for address in future.result()]
+    assert given
+    assert "none" not in given

@@ -1,5 +1,6 @@
 """Which change gives work to whom."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,6 +40,15 @@ def test_a_claim_that_went_asks_for_its_namespace_and_others_for_nothing() -> No
 def test_system_namespaces_ask_for_nothing_of_their_own(name: str) -> None:
     assert tasks_for(Kind.NAMESPACE, change(name)) == []
     assert tasks_for(Kind.NET_NAMESPACE, change(name)) == [(PUBLISH_TASK,)]
+
+
+def test_a_binding_of_hawses_own_is_only_published() -> None:
+    own = {"annotations": {"egress.hawse.dev/created": "true"}, "name": "app", "resourceVersion": "1"}
+    made = Change({"metadata": own, "egressIPs": ["192.168.1.102"]}, deleted=False)
+    assert tasks_for(Kind.NET_NAMESPACE, made) == [(PUBLISH_TASK,)]
+    emptied = Change({"metadata": own, "egressIPs": []}, deleted=False)
+    for other in (emptied, replace(made, deleted=True)):
+        assert tasks_for(Kind.NET_NAMESPACE, other) == [(PUBLISH_TASK,), (NAMESPACE_TASK, "app")]
 
 
 def test_every_kind_that_work_hangs_on_is_watched() -> None:
