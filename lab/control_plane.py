@@ -13,6 +13,7 @@ from pathlib import Path
 import trustme
 import yaml
 
+from lab import marker
 from lab.accounts import user_of
 from lab.kube import Json, Kube, KubeError
 from lab.net import guarded
@@ -115,9 +116,15 @@ class ControlPlane:
         return configurations
 
     def register_webhooks(self, kube: Kube) -> None:
-        """Makes the API server ask the webhook from now on."""
+        """Makes the API server ask the webhook; it does when this returns."""
         for configuration in self.webhook_configurations():
-            kube.create(configuration)
+            label = configuration["kind"]
+            kube.create(configuration | {"webhooks": [*configuration["webhooks"], marker.webhook(label)]})
+            deadline = time.monotonic() + 15
+            while not _refused(kube, marker.config_map(label)):
+                if time.monotonic() > deadline:
+                    raise ControlPlaneError(f"the API server does not heed the {label}")
+                time.sleep(0.05)
 
     def _wait_for_webhook(self) -> None:
         deadline = time.monotonic() + 20
@@ -131,6 +138,14 @@ class ControlPlane:
             time.sleep(0.05)
         end = self.log("webhook").read_text(errors="replace").strip()[-500:]
         raise ControlPlaneError(f"the webhook did not start: read {self.log('webhook')}: {end}")
+
+
+def _refused(kube: Kube, manifest: Json) -> bool:
+    try:
+        kube.create(manifest, query="?dryRun=All")
+    except KubeError as error:
+        return error.code == 500
+    return False
 
 
 def install(kube: Kube) -> None:

@@ -18,6 +18,7 @@ _RBAC = "/apis/rbac.authorization.k8s.io/v1"
 PATHS = {
     "Namespace": "/api/v1/namespaces",
     "Node": "/api/v1/nodes",
+    "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps",
     "Event": "/api/v1/namespaces/{namespace}/events",
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
     "Role": f"{_RBAC}/namespaces/{{namespace}}/roles",

@@ -7,7 +7,7 @@ import pytest
 from egress.adapters.ledger import Ledger
 from lab.stack import Stack, wait_for
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
 def test_from_creation_to_the_wire_and_back(team, stack: Stack, ledger: Ledger) -> None:  # noqa: ANN001

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lab import marker
 from lab.apiserver.client import Client
 from lab.apiserver.objects import Json
 from lab.apiserver.process import EmbeddedCluster
@@ -100,8 +101,10 @@ def webhook() -> Iterator[Webhook]:
 
 
 @pytest.fixture
-def register(cluster: Client, webhook: Webhook, name: str) -> Iterator[Callable[..., None]]:
-    """Configure the webhook for objects that carry the label test=NAME, so that tests do not meet."""
+def register(
+    cluster: Client, webhook: Webhook, name: str, eventually: Callable[..., None]
+) -> Iterator[Callable[..., None]]:
+    """Configure the webhook for objects that carry the label test=NAME, so that tests do not meet; and wait for it."""
     made: list[str] = []
 
     def configure(kind: str = "mutating", operations: tuple[str, ...] = ("*",), **changes: object) -> None:
@@ -124,9 +127,11 @@ def register(cluster: Client, webhook: Webhook, name: str) -> Iterator[Callable[
             **changes,
         }
         own = f"{name}-{len(made)}"
-        answer = cluster.post(path, {"metadata": {"name": own}, "webhooks": [hook]})
+        answer = cluster.post(path, {"metadata": {"name": own}, "webhooks": [hook, marker.webhook(own)]})
         assert answer.code == 201, answer.body
         made.append(f"{path}/{own}")
+        probe = marker.config_map(own)
+        eventually(lambda: cluster.post("/api/v1/namespaces/default/configmaps", probe, dryRun="All").code == 500)
 
     yield configure
     for path in made:
