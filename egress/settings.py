@@ -70,7 +70,7 @@ class Settings:
     """Whether Hawse makes the NetNamespace of a namespace that has none. Off where OpenShift SDN makes them."""
     fence_wait: float = 10.0
     """How long a new NetNamespace waits at most for the nodes to drop its NetID first."""
-    status_interval: float = 2.0
+    status_interval: float = 5.0
     """How often the status of an address on its way is written at most. Ready and Failed are written at once."""
     report_wait: float = 10.0
     """How long a rebuilt table waits for the nodes to say what they hold before it counts them as holding nothing."""

@@ -25,7 +25,7 @@ from egress.objects import (
 )
 from egress.operations import Outcome, PermanentError, Step, TransientError
 from egress.table import lagging
-from workers.context import NAMESPACE_LABEL, Context
+from workers.context import NAMESPACE_LABEL, Context, readable
 
 _log = structlog.get_logger()
 DEFAULT_QUARANTINE = 600.0
@@ -40,7 +40,7 @@ def converge(context: Context, name: str) -> None:
         return
     manifest = context.cluster.get(Kind.NAMESPACE, name)
     namespace = manifests.namespace(manifest) if manifest is not None else None
-    claims = context.egress_addresses(name)
+    claims = _claims(context, name, namespace)
     # Only what belonged to a namespace that is gone. One that is still on its way out keeps its address: its pods
     # run, and must never be seen with a node's IP. A claim without a uid, made by hand, is whoever has the name's.
     orphans = [claim for claim in claims if namespace is None or claim.namespace_uid not in ("", namespace.uid)]
@@ -65,6 +65,22 @@ def converge(context: Context, name: str) -> None:
     context.ask(PLACE_TASK)
     if _bind(context, namespace, addresses, former, returning=bool(mine)):
         context.ask(PUBLISH_TASK)
+
+
+def _claims(context: Context, name: str, namespace: Namespace | None) -> list[EgressAddress]:
+    """The namespace's EgressAddresses, those of an earlier one of its name included.
+
+    By their names, where the ledger knows which they are: for a list the API server looks at all that there are. What
+    it does not know yet, an admin's own, the reconcile tells it.
+    """
+    if namespace is None or not context.ledger.is_ready():
+        return context.egress_addresses(name)
+    known = {*context.ledger.held_by(name_holder(name)), *_annotated(namespace)}
+    found = [context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address)) for address in sorted(known, key=int)]
+    claims = readable(
+        lambda manifest: manifests.egress_address(manifest, strict=True), [item for item in found if item is not None]
+    )
+    return [claim for claim in claims if claim.namespace == name]
 
 
 def _stands(claim: EgressAddress, namespace: Namespace) -> bool:
@@ -261,7 +277,11 @@ def _create_net_namespace(context: Context, namespace: Namespace, addresses: lis
 
 
 def _take_netid(context: Context, namespace: Namespace, *, returning: bool) -> int:
-    taken = {other.netid for other in context.net_namespaces()}
+    # A list of thousands for each of a burst's namespaces would keep the API server from everything else. What was made
+    # since the last reconcile has a NetID of ours, which the ledger knows, or one in sixteen million.
+    taken: set[int] = set()
+    if returning or not context.ledger.has_seen_netids():
+        taken = {other.netid for other in context.net_namespaces()}
     # Random and not the next one: a NetID comes back to use as late as can be. S311: it is no secret.
     draw = random.Random(f"{namespace.name}/{namespace.uid}")  # noqa: S311
     candidates = [draw.randint(LOWEST_NETID, HIGHEST_NETID) for _ in range(NETID_CANDIDATES)]

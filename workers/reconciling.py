@@ -38,6 +38,7 @@ def _reconcile(context: Context) -> int:
     subnets = context.host_subnets()
     context.ledger.set_offer(Offer(tuple(pool_list), _node_ips(subnets)))
     bindings = {item.name: item for item in context.net_namespaces()}
+    context.ledger.see_netids({item.netid for item in bindings.values()})
     namespaces = readable(manifests.namespace, context.cluster.list(Kind.NAMESPACE).items)
     claims = context.egress_addresses()  # last: what is bound or hosted without a claim was put there by hand
     holdings = _holdings(claims, namespaces, [*subnets, *bindings.values()], rebuilding=rebuilding)

@@ -34,7 +34,7 @@ from workers.context import Context
 
 _log = structlog.get_logger()
 _jitter = random.SystemRandom()
-REST_RATIO, REST_AT_MOST = 3.0, 2.0
+REST_RATIO, REST_AT_MOST = 6.0, 2.0
 BUSY_SECONDS = 0.1
 
 

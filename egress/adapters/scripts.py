@@ -314,11 +314,13 @@ return reply
 )
 
 TAKE_NETID = """
--- ARGV: namespace, candidate, ...: gives the NetID that the namespace has, else the first candidate nobody has.
+-- ARGV: namespace, candidate, ...: gives the NetID that the namespace has, else the first candidate that nobody has and
+-- that is in no NetNamespace known.
 local mine = redis.call('HGET', 'hawse:netid-of', ARGV[1])
 if mine then return mine end
 for i = 2, #ARGV do
-  if redis.call('HSETNX', 'hawse:netids', ARGV[i], ARGV[1]) == 1 then
+  if redis.call('SISMEMBER', 'hawse:netids-seen', ARGV[i]) == 0
+    and redis.call('HSETNX', 'hawse:netids', ARGV[i], ARGV[1]) == 1 then
     redis.call('HSET', 'hawse:netid-of', ARGV[1], ARGV[i])
     return ARGV[i]
   end

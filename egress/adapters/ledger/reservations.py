@@ -213,6 +213,16 @@ class Reservations(Connection):
             reply = self._take_netid(args=[namespace, *candidates])
         return int(reply) if reply else None
 
+    def see_netids(self, netids: Collection[int]) -> None:
+        """Replaces what is known of the NetIDs that NetNamespaces have: none of them is taken."""
+        with away():
+            self._redis.pipeline().delete("hawse:netids-seen").sadd("hawse:netids-seen", "all", *netids).execute()
+
+    def has_seen_netids(self) -> bool:
+        """Whether `see_netids` was called since Redis was flushed."""
+        with away():
+            return bool(self._redis.exists("hawse:netids-seen"))
+
     def promised_netids(self, namespaces: Collection[str]) -> dict[str, int]:
         """The NetIDs that were taken for those of `namespaces` that have one."""
         names = sorted(namespaces)

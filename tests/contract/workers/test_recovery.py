@@ -173,7 +173,7 @@ def test_an_unconfirmed_reservation_goes_back_and_a_late_one_does_not(world: Any
     world.namespace("late", address=world.reserve("late", RANGE))
     world.context = type(world.context)(
         type(world.context.settings)(
-            kubeconfig=world.context.settings.kubeconfig, reservation_lifetime=0.0, report_wait=0.0
+            kubeconfig=world.context.settings.kubeconfig, reservation_lifetime=0.0, report_wait=0.0, status_interval=0.0
         ),
         world.ledger,
         world.context.cluster,
