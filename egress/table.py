@@ -28,11 +28,15 @@ class SteeringHop:
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """What the nodes must do with one NetID's traffic. Without an acknowledged hop it is dropped."""
+    """What the nodes must do with one NetID's traffic. Without an acknowledged hop it is dropped.
+
+    `operation` is the admission that the assignment came from, for the nodes' logs.
+    """
 
     netid: int
     namespace: str
     hops: tuple[SteeringHop, ...] = ()
+    operation: str = ""
 
 
 def table_of(plan: Plan) -> dict[int, Steering]:
@@ -46,6 +50,12 @@ def table_of(plan: Plan) -> dict[int, Steering]:
         hops.sort(key=lambda hop: (hop.address.version, int(hop.address)))
         table[netid] = Steering(netid, outcome.name, tuple(hops))
     return table
+
+
+def traced(rows: Mapping[int, Steering], claims: Iterable[EgressAddress]) -> dict[int, Steering]:
+    """`rows`, each with the operation that its namespace's claims came from."""
+    operations = {claim.namespace: claim.operation for claim in claims if claim.operation}
+    return {netid: replace(row, operation=operations.get(row.namespace, "")) for netid, row in rows.items()}
 
 
 def unbound(net_namespaces: Iterable[NetNamespace], claims: Iterable[EgressAddress]) -> set[str]:

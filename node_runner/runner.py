@@ -42,6 +42,7 @@ class Runner:
         self._fresh = True
         self._news = False
         self._closed = False
+        self._untold: dict[int, Steering] = {}
         self._held: frozenset[Address] = frozenset()
         self._announced: frozenset[Address] = frozenset()
         self._told: tuple[object, ...] = ((), "", "")
@@ -124,9 +125,12 @@ class Runner:
             self._table = {}
         for netid, row in read.rows.items():
             if row is None:
+                self._untold[netid] = Steering(netid, self._table.get(netid, Steering(netid, "")).namespace)
                 self._table.pop(netid, None)
             else:
                 self._table[netid] = row
+                if not read.whole:
+                    self._untold[netid] = row
         self._epoch, self._change = read.epoch, read.change
         self._news = self._news or read.whole or bool(read.rows)
         # Somebody may wait for a NetID to be dropped here before it comes into use.
@@ -150,6 +154,7 @@ class Runner:
         for address, refusal in result.refused.items():
             if address not in resting:
                 _log.error("refused", address=str(address), reason=refusal.reason, message=refusal.message)
+        self._tell_rows()
         # What is held and was never announced by this process: an earlier one may have been killed before it could.
         news = result.taken | (self._held - self._announced)
         if news:
@@ -157,6 +162,19 @@ class Runner:
             self._announcements += [(now + after, news) for after in ANNOUNCE_SCHEDULE]
         self._announced = self._held
         return result.link, result.claims
+
+    def _tell_rows(self) -> None:
+        """Logs what the node does now with each NetID whose row changed: the last line of an operation's way."""
+        for netid, row in self._untold.items():
+            active = [hop.node for hop in row.hops if hop.acknowledged or hop.address in self._held]
+            does = "steered" if active else "dropped"
+            if self._name in active:
+                does = "sent out"
+            elif netid not in (self._table or {}):
+                does = "left alone"
+            traffic = {"netid": netid, "namespace": row.namespace, "traffic": does, "nodes": active}
+            _log.info("programmed", operation=row.operation, **traffic)
+        self._untold.clear()
 
     def _announce(self) -> None:
         """Announces what is due. What could not be is due again soon: a switch keeps the old port for hours."""

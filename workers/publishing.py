@@ -10,7 +10,7 @@ import structlog
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
 from egress.operations import TransientError
 from egress.planning import plan, with_claims
-from egress.table import NodeReport, Steering, acknowledged, carried_over, fences, lagging, table_of, unbound
+from egress.table import NodeReport, Steering, acknowledged, carried_over, fences, lagging, table_of, traced, unbound
 from workers import census, status
 from workers.context import Context
 from workers.status import Seen
@@ -43,7 +43,7 @@ def run(context: Context) -> int:
         outcome = plan(subnets, with_claims(net_namespaces, claims), acknowledged=held)
         promised = context.ledger.promised_netids(unbound(net_namespaces, claims))
         fenced = fences(rows, promised, net_namespaces, claims)
-        desired = carried_over(fenced | table_of(outcome), rows)
+        desired = traced(carried_over(fenced | table_of(outcome), rows), claims)
         changes: dict[int, Steering | None] = {
             netid: desired.get(netid) for netid in desired.keys() | rows.keys() if desired.get(netid) != rows.get(netid)
         }

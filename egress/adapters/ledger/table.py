@@ -40,9 +40,10 @@ class _Hop(msgspec.Struct, frozen=True):
     since: int
 
 
-class _Row(msgspec.Struct, frozen=True):
+class _Row(msgspec.Struct, frozen=True, omit_defaults=True):
     namespace: str
     hops: list[_Hop]
+    operation: str = ""
 
 
 class _Claim(msgspec.Struct, frozen=True):
@@ -166,7 +167,7 @@ def _node_report(name: str, wire: _Report) -> NodeReport:
 
 def _encoded(row: Steering) -> bytes:
     hops = [_Hop(str(hop.address), hop.node, str(hop.node_ip), hop.acknowledged, hop.since) for hop in row.hops]
-    return msgspec.json.encode(_Row(row.namespace, hops))
+    return msgspec.json.encode(_Row(row.namespace, hops, row.operation))
 
 
 def _row(netid: int, text: str) -> Steering | None:
@@ -180,4 +181,4 @@ def _row(netid: int, text: str) -> Steering | None:
         )
     except (msgspec.DecodeError, AddressError) as error:
         raise TransientError(f"the table's row of NetID {netid} cannot be read: {error}") from None
-    return Steering(netid, row.namespace, hops)
+    return Steering(netid, row.namespace, hops, row.operation)

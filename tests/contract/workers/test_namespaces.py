@@ -767,3 +767,17 @@ def test_a_namespace_that_goes_while_it_waits_leaves_no_drop_and_no_netid(fenced
     assert row(fenced, netid) is None
     assert fenced.ledger.promised_netids(["app"]) == {}
     assert fenced.claims()[A] == ("app", "Quarantined")
+
+
+def test_a_row_names_the_admission_that_it_came_from(world: Any) -> None:
+    operation = "705ab4f5-6393-11e8-b7cc-42010a800002"
+    world.pool("prod", RANGE)
+    world.node("node2", "192.168.1.18")
+    world.net_namespace("app", NETID)
+    world.namespace("app", {"egress.hawse.dev/operation": operation})
+    world.reconcile()
+    found = row(world, NETID)
+    assert found is not None
+    assert found.operation == operation
+    world.acknowledge()
+    assert row(world, NETID).operation == operation  # type: ignore[union-attr]

@@ -18,6 +18,7 @@ from egress.table import (
     fences,
     lagging,
     table_of,
+    traced,
 )
 
 A, B = IPv4Address("192.168.1.102"), IPv4Address("192.168.1.103")
@@ -171,3 +172,10 @@ def test_nodes_that_live_and_do_not_know_a_change_are_lagging() -> None:
     assert lagging(reports, "e", 7, now=100) == ["behind", "elsewhere"]
     assert lagging(reports, "e", None, now=100) == ["behind", "elsewhere", "there"]
     assert lagging({}, "e", 7, now=100) == []
+
+
+def test_a_row_carries_the_operation_of_its_namespaces_claims() -> None:
+    operation = "705ab4f5-6393-11e8-b7cc-42010a800002"
+    rows = row() | {6: Steering(6, "other", operation="an earlier one")}
+    expected = {5: Steering(5, "app", operation=operation), 6: Steering(6, "other")}
+    assert traced(rows, [replace(CLAIMED, operation=operation)]) == expected

@@ -3,10 +3,12 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
+import structlog
 
 from egress.adapters.ledger import LedgerAwayError, TableRead
 from egress.addresses import Address
@@ -20,6 +22,7 @@ Row = Callable[..., dict[int, Steering]]
 NETID = 0x1094C2
 A = IPv4Address("192.168.1.102")
 B = IPv4Address("192.168.1.103")
+NODE3 = IPv4Address("192.168.1.19")
 
 
 class FakeLedger:
@@ -426,3 +429,18 @@ def test_a_drop_that_somebody_may_wait_for_is_told(runner: Runner, ledger: FakeL
     assert told.times == before + 1
     runner.step()
     assert told.times == before + 1
+
+
+def test_what_becomes_of_each_row_is_logged_with_its_operation(
+    runner: Runner, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.begin("e1", row(netid=7))
+    runner.step()
+    with structlog.testing.capture_logs() as logs:
+        for changed in (row(None), row(), row(node="node3", node_ip=NODE3, acknowledged=True)):
+            ledger.change(NETID, replace(changed[NETID], operation="op-1"))
+            runner.step()
+        ledger.change(NETID, None)
+        runner.step()
+    told = [(entry["traffic"], entry["operation"]) for entry in logs if entry["event"] == "programmed"]
+    assert told == [("dropped", "op-1"), ("sent out", "op-1"), ("steered", "op-1"), ("left alone", "")]
