@@ -9,8 +9,8 @@ list='{range .items[*]}{.metadata.name}{range .egressIPs[*]} {@}{end}{"\n"}{end}
 kubectl delete mutatingwebhookconfiguration,validatingwebhookconfiguration hawse --ignore-not-found
 given=$(kubectl get egressaddresses -o 'jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}')
 kubectl delete egresspools --all
-kubectl annotate namespaces --all egress.hawse.dev/addresses- >/dev/null
 sleep 5 # until the workers have seen that the pools are gone
+kubectl annotate namespaces --all egress.hawse.dev/addresses- >/dev/null
 
 # The claims first: one that stands keeps its namespace's traffic from leaving with a node's IP.
 until [ -z "$(kubectl get egressaddresses -o name)" ]; do

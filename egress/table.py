@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from egress.addresses import Address
 from egress.objects import EgressAddress, NetNamespace, Phase
@@ -113,6 +113,8 @@ class NodeReport:
     claims: tuple[Claim, ...] = ()
     repairs: int = 0
     problem: str = ""
+    heard: float = field(default=0.0, compare=False)
+    """When it came, by Redis' clock, which is everybody's; 0 for one that is still to be sent."""
 
 
 def acknowledged(
@@ -145,18 +147,30 @@ SILENT_SECONDS = 10.0
 """A node whose runner has said nothing for so long is not waited for. Five times a runner's usual interval."""
 
 
-def lagging(reports: Mapping[str, NodeReport], epoch: str, change: int | None, now: float) -> list[str]:
-    """The nodes that do not know `change` of table `epoch` yet; None is a change that is still to be published.
+def row_key(netid: int, epoch: str, change: int) -> str:
+    """What tells a row from every other and every later one."""
+    return f"{netid}:{epoch}:{change}"
 
-    A node that is silent, or that cannot be programmed at all, is not counted: it would keep all others waiting.
+
+def lagging(
+    nodes: Iterable[str], reports: Mapping[str, NodeReport], epoch: str, change: int | None, *, now: float, began: float
+) -> list[str]:
+    """Those of `nodes` that do not know `change` of table `epoch` yet; None is a change that is still to be published.
+
+    One that is silent, or that cannot be programmed at all, is not counted: it would keep all others waiting. Silence
+    is told by Redis' clock; `began` is when the table did: after a flush all are silent at first.
     """
-    return sorted(
-        report.node
-        for report in reports.values()
-        if now - report.at < SILENT_SECONDS
-        and not report.problem
-        and (change is None or report.epoch != epoch or report.applied < change)
-    )
+    late = []
+    for node in nodes:
+        report = reports.get(node)
+        if report is None:
+            if now - began < SILENT_SECONDS:
+                late.append(node)
+            continue
+        ignorant = change is None or report.epoch != epoch or report.applied < change
+        if ignorant and not report.problem and now - report.heard < SILENT_SECONDS:
+            late.append(node)
+    return sorted(late)
 
 
 def carried_over(desired: Mapping[int, Steering], current: Mapping[int, Steering]) -> dict[int, Steering]:

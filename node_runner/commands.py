@@ -77,16 +77,18 @@ def follow(argv: Sequence[str], callback: Callable[[], None], stop: Event) -> No
     with process:
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         descriptor = process.stdout.fileno()
-        while not stop.is_set():
-            if not select.select([descriptor], [], [], _LOOK_AT_STOP)[0]:
-                continue
-            stop.wait(_SETTLE)
-            told = os.read(descriptor, 1 << 16)
-            if not told:
-                raise CommandFailed(argv, process.wait(), last.decode(errors="replace"))
-            last = told[-500:]
-            callback()
-        process.terminate()
+        try:
+            while not stop.is_set():
+                if not select.select([descriptor], [], [], _LOOK_AT_STOP)[0]:
+                    continue
+                stop.wait(_SETTLE)
+                told = os.read(descriptor, 1 << 16)
+                if not told:
+                    raise CommandFailed(argv, process.wait(), last.decode(errors="replace"))
+                last = told[-500:]
+                callback()
+        finally:
+            process.terminate()
 
 
 def _environment() -> dict[str, str]:

@@ -28,6 +28,9 @@ from workers.schedule import run_schedule
 from workers.tasks import create_celery, make_context
 from workers.watch import WATCHED, Watcher, start_all
 
+END_SECONDS = 2.0
+"""How long what a leader does may take to end before it gives its Lease back."""
+
 
 def _start(component: str) -> settings.Settings:
     try:
@@ -140,6 +143,7 @@ def _lead(
         election.hold(stop)
     except LeaseLostError as error:
         _stop_acting(error)
+    crew.join(END_SECONDS)
     election.release()
     if crew.failed:
         raise SystemExit(1)

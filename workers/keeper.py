@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from cryptography.x509 import ExtensionNotFound
 
 from egress.adapters.cluster import Cluster, ExistsError, Kind, Manifest, RefusedError
 from egress.operations import PermanentError, TransientError, backoff
@@ -67,6 +68,13 @@ class Keeper:
                 failures += 1
                 wait = backoff(min(failures, 6), _jitter)
                 _log.warning("certificates not kept", error=self.explained(error), wait=round(wait, 2))
+            except (
+                ValueError,
+                ExtensionNotFound,
+            ) as error:  # somebody else's certificate, of a form that ours never has
+                failures += 1
+                wait = backoff(min(failures, 6), _jitter)
+                _log.error("a certificate cannot be used; delete its Secret", error=str(error), wait=round(wait, 2))
             stop.wait(wait)
 
     def step(self) -> bool:

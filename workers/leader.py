@@ -197,6 +197,7 @@ class Crew:
 
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
+        self._threads: list[threading.Thread] = []
         self.failed = False
 
     def start(self, name: str, run: Callable[[], None]) -> threading.Thread:
@@ -212,5 +213,12 @@ class Crew:
                     self._stop.set()
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
+        self._threads.append(thread)
         thread.start()
         return thread
+
+    def join(self, seconds: float) -> None:
+        """Waits until all have ended, at most so long; what still hangs then dies with the process."""
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))

@@ -10,9 +10,9 @@ import structlog
 from egress import pools
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, ExistsError, Kind
-from egress.adapters.ledger import REQUEST_PREFIX, Exhausted, Held, manual_holder, name_holder
+from egress.adapters.ledger import Exhausted, Held, manual_holder, name_holder, request_holder
 from egress.addresses import Address, AddressError, object_name, parse_address
-from egress.messages import PLACE_TASK, PUBLISH_TASK
+from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
 from egress.objects import (
     ADDRESSES_ANNOTATION,
     CREATED_ANNOTATION,
@@ -24,7 +24,7 @@ from egress.objects import (
     operation_of,
 )
 from egress.operations import Outcome, PermanentError, Step, TransientError
-from egress.table import lagging
+from egress.table import lagging, row_key
 from workers.context import NAMESPACE_LABEL, Context, readable
 
 _log = structlog.get_logger()
@@ -71,16 +71,18 @@ def _claims(context: Context, name: str, namespace: Namespace | None) -> list[Eg
     """The namespace's EgressAddresses, those of an earlier one of its name included.
 
     By their names, where the ledger knows which they are: for a list the API server looks at all that there are. What
-    it does not know yet, an admin's own, the reconcile tells it.
+    it does not know yet, an admin's own, the reconcile tells it. Of a namespace that is gone none may be missed.
     """
+    labelled = []
     if namespace is None or not context.ledger.is_ready():
-        return context.egress_addresses(name)
-    known = {*context.ledger.held_by(name_holder(name)), *_annotated(namespace)}
+        labelled = context.egress_addresses(name)
+    listed = {parse_address(claim.address) for claim in labelled}
+    known = {*context.ledger.held_by(name_holder(name)), *_annotated(namespace)} - listed
     found = [context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address)) for address in sorted(known, key=int)]
     claims = readable(
         lambda manifest: manifests.egress_address(manifest, strict=True), [item for item in found if item is not None]
     )
-    return [claim for claim in claims if claim.namespace == name]
+    return labelled + [claim for claim in claims if claim.namespace == name]
 
 
 def _stands(claim: EgressAddress, namespace: Namespace) -> bool:
@@ -95,7 +97,7 @@ def _assigned(context: Context, namespace: Namespace, claims: list[EgressAddress
     """
     try:
         addresses = pools.annotated_addresses(namespace.annotations)
-        strange = _strange(context, namespace.name, addresses, claims)
+        strange = _strange(context, namespace, addresses, claims)
         problem = f"{', '.join(map(str, strange))} was not given to this namespace by Hawse" if strange else ""
     except AddressError as error:
         addresses, problem = (), str(error)
@@ -115,20 +117,20 @@ def _assigned(context: Context, namespace: Namespace, claims: list[EgressAddress
     return addresses
 
 
-def _strange(context: Context, name: str, addresses: tuple[Address, ...], claims: list[EgressAddress]) -> list[Address]:
-    """Which of `addresses` neither the namespace's claims nor the ledger know as its own, or as reserved by a request
-    that had no name yet."""
+def _strange(
+    context: Context, namespace: Namespace, addresses: tuple[Address, ...], claims: list[EgressAddress]
+) -> list[Address]:
+    """Which of `addresses` neither the namespace's claims nor the ledger know as its own, or as reserved by the request
+    that made it, when it had no name yet."""
     claimed = {parse_address(claim.address) for claim in claims}
     unclaimed = [address for address in addresses if address not in claimed]
     if not unclaimed:
         return []
     holders = context.ledger.holders(unclaimed)
-    own = (name_holder(name), manual_holder(name))
-    return [
-        address
-        for address in unclaimed
-        if holders.get(address) not in own and not holders.get(address, "").startswith(REQUEST_PREFIX)
-    ]
+    own = {name_holder(namespace.name), manual_holder(namespace.name)}
+    if operation := operation_of(namespace.annotations):
+        own.add(request_holder(operation))
+    return [address for address in unclaimed if holders.get(address) not in own]
 
 
 def _assign(context: Context, namespace: Namespace) -> tuple[Address, ...]:
@@ -259,8 +261,7 @@ def _create_net_namespace(context: Context, namespace: Namespace, addresses: lis
     last node's word starts the namespace's task again."""
     if not context.settings.create_net_namespaces:
         raise TransientError(f"the NetNamespace of {namespace.name} is not there yet")
-    promised = context.ledger.promised_netids([namespace.name])
-    netid = promised.get(namespace.name) or _take_netid(context, namespace, returning=returning)
+    netid = _netid(context, namespace, returning=returning)
     if not _is_dropped(context, namespace.name, netid):
         return False
     manifest = Kind.NET_NAMESPACE.head | {
@@ -274,6 +275,18 @@ def _create_net_namespace(context: Context, namespace: Namespace, addresses: lis
     except ExistsError:
         raise ConflictError(f"the NetNamespace of {namespace.name} was made by somebody else meanwhile") from None
     return True
+
+
+def _netid(context: Context, namespace: Namespace, *, returning: bool) -> int:
+    """The NetID that was taken for the namespace, or one that is taken now."""
+    promised = context.ledger.promised_netids([namespace.name]).get(namespace.name)
+    if promised is None:
+        return _take_netid(context, namespace, returning=returning)
+    # Where it has been seen, its own NetNamespace was there and is not any more, or somebody else's is.
+    if context.ledger.is_netid_seen(promised) and any(item.netid == promised for item in context.net_namespaces()):
+        context.ledger.return_netid(namespace.name)
+        promised = None
+    return promised or _take_netid(context, namespace, returning=returning)
 
 
 def _take_netid(context: Context, namespace: Namespace, *, returning: bool) -> int:
@@ -303,15 +316,19 @@ def _is_dropped(context: Context, name: str, netid: int) -> bool:
     packets is not known (docs/decisions/0007).
     """
     what = f"fence:{name}"
-    if context.ledger.is_fenced(name, netid):
+    last = context.ledger.last_changes({name: netid})
+    change = last.changes.get(name)
+    if change is not None and context.ledger.is_fenced(name, row_key(netid, last.epoch, change)):
         context.ledger.done_with(what)
         return True
-    if context.ledger.waiting_for(what, context.settings.fence_wait):
+    wait = context.settings.fence_wait
+    if wait and context.ledger.waiting_for(what, wait):
+        context.ask(NAMESPACE_TASK, name, delay=wait)  # should that word never come
         return False
     context.ledger.done_with(what)
-    epoch, changes = context.ledger.last_changes({name: netid})
-    reports = context.ledger.reports(subnet.name for subnet in context.host_subnets())
-    waiting = lagging(reports, epoch, changes.get(name), context.ledger.now())
+    nodes = [subnet.name for subnet in context.host_subnets()]
+    reports, now = context.ledger.reports(nodes), context.ledger.now()
+    waiting = lagging(nodes, reports, last.epoch, change, now=now, began=last.began)
     if waiting:
         if any(other.netid == netid for other in context.net_namespaces()):
             context.ledger.return_netid(name)
@@ -348,8 +365,8 @@ def _release(context: Context, name: str, claims: list[EgressAddress], successor
         context.ledger.quarantined(name_holder(name), [address])
         context.record(Step.RELEASE, name, address=claim.address, operation=claim.operation)
     if successor is None:
+        context.ledger.return_netid(name)  # first: what a later namespace of the name finds must not be this one's
         _delete_binding(context, name, [claim.address for claim in claims])
-        context.ledger.return_netid(name)
     if leaving:
         context.ask(PLACE_TASK)
         context.ask(PUBLISH_TASK)

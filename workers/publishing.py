@@ -10,7 +10,18 @@ import structlog
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
 from egress.operations import TransientError
 from egress.planning import plan, with_claims
-from egress.table import NodeReport, Steering, acknowledged, carried_over, fences, lagging, table_of, traced, unbound
+from egress.table import (
+    NodeReport,
+    Steering,
+    acknowledged,
+    carried_over,
+    fences,
+    lagging,
+    row_key,
+    table_of,
+    traced,
+    unbound,
+)
 from workers import census, status
 from workers.context import Context
 from workers.status import Seen
@@ -57,7 +68,7 @@ def run(context: Context) -> int:
                 context.nudge(subnet.name)
         for conflict in outcome.conflicts:
             _log.warning("conflict", conflict=conflict)
-    _go_on(context, promised, reports)
+    _go_on(context, promised, {subnet.name for subnet in subnets}, reports)
     unplaced = context.ledger.unplaced()
     census.take(context, claims, len(outcome.conflicts))
     if not status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced)):
@@ -67,13 +78,16 @@ def run(context: Context) -> int:
     return len(changes)
 
 
-def _go_on(context: Context, promised: Mapping[str, int], reports: Mapping[str, NodeReport]) -> None:
+def _go_on(context: Context, promised: Mapping[str, int], nodes: set[str], reports: Mapping[str, NodeReport]) -> None:
     """Lets the namespaces go on whose NetID every node drops by now: their NetNamespace may be made."""
     if not promised:
         return
-    epoch, changes = context.ledger.last_changes(promised)
-    now = context.ledger.now()
-    dropped = {name: netid for name, netid in promised.items() if not lagging(reports, epoch, changes.get(name), now)}
+    last, now = context.ledger.last_changes(promised), context.ledger.now()
+    dropped = {}
+    for name, netid in promised.items():
+        change = last.changes.get(name)
+        if change is not None and not lagging(nodes, reports, last.epoch, change, now=now, began=last.began):
+            dropped[name] = row_key(netid, last.epoch, change)
     for name in context.ledger.fenced(dropped):
         context.ask(NAMESPACE_TASK, name)
 

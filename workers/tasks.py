@@ -28,7 +28,7 @@ from egress.messages import (
     celery_config,
     sending_config,
 )
-from egress.operations import Outcome, PermanentError, TransientError, backoff, outcome_of
+from egress.operations import BACKOFF_BASE, Outcome, PermanentError, TransientError, backoff, outcome_of
 from workers import metrics, namespaces, placing, publishing, reconciling
 from workers.context import Context
 
@@ -144,7 +144,10 @@ def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
                 measured.outcome = Outcome.DONE
             except BusyError:
                 measured.outcome = None  # it was not tried
-                context.ask(name, *arguments, delay=BUSY_SECONDS)
+                try:
+                    context.ask(name, *arguments, delay=BUSY_SECONDS)
+                except TransientError as error:  # the broker is away, and would lose it
+                    raise self.retry(countdown=BACKOFF_BASE, exc=error) from error
             except (TransientError, PermanentError) as error:
                 outcome = measured.outcome = outcome_of(error, attempt)
                 if outcome is not Outcome.RETRY:

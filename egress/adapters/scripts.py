@@ -221,7 +221,9 @@ for i = 3, #ARGV, 2 do
   redis.call('ZADD', 'hawse:changes', change, ARGV[i])
 end
 redis.call('SET', 'hawse:change', string.format('%d', change))
-if ARGV[2] ~= '' then redis.call('MSET', 'hawse:epoch', ARGV[2], 'hawse:run', run()) end
+if ARGV[2] ~= '' then
+  redis.call('MSET', 'hawse:epoch', ARGV[2], 'hawse:run', run(), 'hawse:epoch-at', redis.call('TIME')[1])
+end
 return change
 """
 )
@@ -252,9 +254,9 @@ return reply
 LAST_CHANGES = (
     _RUN
     + """
--- ARGV: namespace, netid, ...: gives the epoch ('' while no table is published), then for each pair the change that
--- wrote the NetID's row, or '' if there is none or it is another namespace's.
-local reply = {''}
+-- ARGV: namespace, netid, ...: gives the epoch ('' while no table is published) and when it began, then for each pair
+-- the change that wrote the NetID's row, or '' if there is none or it is another namespace's.
+local reply = {'', redis.call('GET', 'hawse:epoch-at') or '0'}
 if has_table() then reply[1] = redis.call('GET', 'hawse:epoch') end
 for i = 1, #ARGV, 2 do
   local row = reply[1] ~= '' and redis.call('HGET', 'hawse:table', ARGV[i + 1])
@@ -297,8 +299,9 @@ return reply
 REPORT = (
     _RUN
     + """
--- ARGV: node, report (a JSON object): stores it with the run it was made in.
-redis.call('SET', 'hawse:node:' .. ARGV[1], '{"run":"' .. run() .. '",' .. string.sub(ARGV[2], 2))
+-- ARGV: node, report (a JSON object): stores it with the run it was made in and the time, by the one clock of all.
+local heard = ',"heard":' .. redis.call('TIME')[1] .. ','
+redis.call('SET', 'hawse:node:' .. ARGV[1], '{"run":"' .. run() .. '"' .. heard .. string.sub(ARGV[2], 2))
 return redis.status_reply('OK')
 """
 )

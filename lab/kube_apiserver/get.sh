@@ -2,6 +2,7 @@
 # Brings kube-apiserver, etcd and kubectl into the folder $1, by whichever way this machine has: setup-envtest, else a
 # build from their Go modules. Exit 3: none of them works here; the last line says what to do.
 set -euo pipefail
+[ -z "${KUBEBUILDER_ASSETS:-}" ] || KUBEBUILDER_ASSETS=$(realpath -m "$KUBEBUILDER_ASSETS")
 cd "$(dirname "$0")"
 target=$(realpath -m "$OLDPWD/$1")
 python=$OLDPWD/.venv/bin/python

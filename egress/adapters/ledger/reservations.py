@@ -232,28 +232,38 @@ class Reservations(Connection):
             found = self._redis.hmget("hawse:netid-of", names)
         return {name: int(netid) for name, netid in zip(names, found, strict=True) if netid}
 
-    def fenced(self, netids: Mapping[str, int]) -> list[str]:
-        """Notes that every node drops these NetIDs, each of its namespace; those of which it was not known."""
-        if not netids:
+    def fenced(self, rows: Mapping[str, str]) -> list[str]:
+        """Notes that every node has applied these rows, each of its namespace; those of which it was not known.
+
+        A row is whatever text tells it from any other and any later one.
+        """
+        if not rows:
             return []
-        names = list(netids)
+        names = list(rows)
         with away():
             known = self._redis.hmget("hawse:fenced", names)
-            self._redis.hset("hawse:fenced", mapping=dict(netids))
-        return [name for name, netid in zip(names, known, strict=True) if netid != str(netids[name])]
+            self._redis.hset("hawse:fenced", mapping=dict(rows))
+        return [name for name, row in zip(names, known, strict=True) if row != rows[name]]
 
-    def is_fenced(self, namespace: str, netid: int) -> bool:
-        """Whether `fenced` has noted it."""
+    def is_fenced(self, namespace: str, row: str) -> bool:
+        """Whether `fenced` has noted this very row."""
         with away():
-            return bool(self._redis.hget("hawse:fenced", namespace) == str(netid))
+            return bool(self._redis.hget("hawse:fenced", namespace) == row)
+
+    def is_netid_seen(self, netid: int) -> bool:
+        """Whether a NetNamespace had `netid` at the last `see_netids`."""
+        with away():
+            return bool(self._redis.sismember("hawse:netids-seen", netid))
 
     def return_netid(self, namespace: str) -> None:
-        """Forgets the NetID that was taken for `namespace`."""
+        """Forgets the NetID that was taken for `namespace`, and that it waits for it or need not any more."""
         with away():
             netid = self._redis.hget("hawse:netid-of", namespace)
+            pipeline = self._redis.pipeline().delete(f"hawse:pending:fence:{namespace}")
+            pipeline.hdel("hawse:fenced", namespace).hdel("hawse:netid-of", namespace)
             if netid is not None:
-                pipeline = self._redis.pipeline().hdel("hawse:netid-of", namespace).hdel("hawse:netids", netid)
-                pipeline.hdel("hawse:fenced", namespace).execute()
+                pipeline.hdel("hawse:netids", netid)
+            pipeline.execute()
 
 
 def _entry(text: str) -> tuple[str, str]:

@@ -32,6 +32,16 @@ class TableRead:
     rows: Mapping[int, Steering | None]
 
 
+@dataclass(frozen=True, slots=True)
+class LastChanges:
+    """A table's epoch ("" for none) and when it began (seconds since the epoch, by Redis' clock), and the change that
+    wrote each namespace's row."""
+
+    epoch: str
+    began: float
+    changes: Mapping[str, int]
+
+
 class _Hop(msgspec.Struct, frozen=True):
     address: str
     node: str
@@ -63,7 +73,8 @@ class _Report(msgspec.Struct, frozen=True, omit_defaults=True):
     claims: list[_Claim]
     repairs: int
     problem: str
-    run: str = ""  # filled in by the script
+    run: str = ""  # these two are filled in by the script
+    heard: float = 0.0
 
 
 _ROW = msgspec.json.Decoder(_Row)
@@ -103,13 +114,13 @@ class Table(Connection):
             reply = int(self._publish(args=args))
         return None if reply < 0 else reply
 
-    def last_changes(self, netids: Mapping[str, int]) -> tuple[str, dict[str, int]]:
-        """The table's epoch ("" for none), and the change that wrote the row of each namespace's NetID, if it has
-        one."""
+    def last_changes(self, netids: Mapping[str, int]) -> LastChanges:
+        """The table, and the change that wrote the row of each namespace's NetID, if it has one."""
         args = [item for pair in netids.items() for item in pair]
         with away():
-            epoch, *changes = self._last_changes(args=args)
-        return epoch, {name: int(change) for name, change in zip(netids, changes, strict=True) if change}
+            epoch, began, *changes = self._last_changes(args=args)
+        known = {name: int(change) for name, change in zip(netids, changes, strict=True) if change}
+        return LastChanges(epoch, float(began), known)
 
     def change_number(self) -> int:
         """The number of the last change, whether or not a table is published."""
@@ -161,7 +172,16 @@ def _node_report(name: str, wire: _Report) -> NodeReport:
         except ValueError as error:
             raise AddressError(f"link: {error}") from None
     return NodeReport(
-        name, wire.at, wire.epoch, wire.applied, wire.link, wire.interface, claims, wire.repairs, wire.problem
+        name,
+        wire.at,
+        wire.epoch,
+        wire.applied,
+        wire.link,
+        wire.interface,
+        claims,
+        wire.repairs,
+        wire.problem,
+        wire.heard,
     )
 
 

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from egress.adapters.ledger import BusyError, Ledger
+from egress.adapters.ledger.table import LastChanges
 from egress.operations import Outcome, Step, StepRecord, TransientError
 from egress.table import Claim, NodeReport, Steering, SteeringHop
 
@@ -139,11 +140,35 @@ def test_news_is_what_differs_from_the_last_time(ledger: Ledger) -> None:
 
 
 def test_the_change_that_wrote_a_row_is_known_to_its_own_namespace_alone(ledger: Ledger) -> None:
-    assert ledger.last_changes({"five": 5}) == ("", {})
+    assert ledger.last_changes({"five": 5}) == LastChanges("", 0.0, {})
     ledger.publish({5: Steering(5, "five"), 6: Steering(6, "six")}, expected=0, epoch="e1")
-    assert ledger.last_changes({"five": 5, "other": 6, "seven": 7}) == ("e1", {"five": 1})
+    last = ledger.last_changes({"five": 5, "other": 6, "seven": 7})
+    assert (last.epoch, last.changes) == ("e1", {"five": 1})
+    assert abs(last.began - ledger.now()) < 5
     ledger.publish({5: None}, expected=2)
-    assert ledger.last_changes({"five": 5}) == ("e1", {})
+    assert ledger.last_changes({"five": 5}).changes == {}
+
+
+def test_a_row_that_is_known_to_be_applied_is_news_once(ledger: Ledger) -> None:
+    assert ledger.fenced({}) == []
+    assert ledger.fenced({"a": "5:e1:1", "b": "6:e1:2"}) == ["a", "b"]
+    assert ledger.fenced({"a": "5:e1:1", "b": "6:e1:3"}) == ["b"]
+    assert ledger.is_fenced("a", "5:e1:1")
+    assert not ledger.is_fenced("a", "5:e2:1")
+    assert ledger.take_netid("a", [5]) == 5
+    ledger.return_netid("a")
+    assert not ledger.is_fenced("a", "5:e1:1")
+
+
+def test_netids_of_net_namespaces_are_not_taken(ledger: Ledger) -> None:
+    assert not ledger.has_seen_netids()
+    ledger.see_netids({10, 11})
+    assert ledger.has_seen_netids()
+    assert ledger.is_netid_seen(10)
+    assert ledger.take_netid("a", [10, 11, 12]) == 12
+    ledger.see_netids(set())
+    assert ledger.has_seen_netids()
+    assert not ledger.is_netid_seen(10)
 
 
 def test_one_at_a_time_and_whoever_comes_second_is_told_at_once(ledger: Ledger) -> None:

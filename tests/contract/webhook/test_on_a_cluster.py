@@ -189,7 +189,7 @@ def world(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pyte
             world.may_create_namespaces()
             control.start()
             control.register_webhooks(kube)
-            pools = {"gold": ("192.168.4.0/22", {"matchLabels": {"tier": "gold"}}), "prod": ("192.168.0.0/24", {})}
+            pools = {"gold": ("192.168.64.0/18", {"matchLabels": {"tier": "gold"}}), "prod": ("192.168.0.0/24", {})}
             for name, (cidr, selector) in pools.items():
                 head = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressPool", "metadata": {"name": name}}
                 kube.create(head | {"spec": {"cidrs": [cidr], "namespaceSelector": selector}})
@@ -254,7 +254,7 @@ def test_a_label_that_a_later_webhook_sets_chooses_the_pool(world: World, name: 
         other.answer = lambda _: other.json_patch({"op": "add", "path": "/metadata/labels/tier", "value": "gold"})
         made = world.create(name, policy="yes")
     address = made["metadata"]["annotations"][ADDRESSES]
-    assert ip_address(address) in ip_network("192.168.4.0/22")
+    assert ip_address(address) in ip_network("192.168.64.0/18")
     world.claimed(made["metadata"]["name"], address)
     until(lambda: "reserved" not in world.states())  # what the first call had given
 

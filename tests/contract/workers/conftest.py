@@ -244,5 +244,8 @@ def world(cluster: EmbeddedCluster, ledger: Ledger, settings: dict[str, Any]) ->
             with suppress(TransientError):
                 ledger.done_with(f"{task}:{queue}")
 
-    current = Settings(kubeconfig=str(cluster.kubeconfig), **{"report_wait": 0.0, "status_interval": 0.0, **settings})
+    current = Settings(
+        kubeconfig=str(cluster.kubeconfig),
+        **{"report_wait": 0.0, "status_interval": 0.0, "fence_wait": 0.0, **settings},
+    )
     return World(cluster, kube, Context(current, ledger, Cluster(str(cluster.kubeconfig)), send), tasks)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from egress.adapters.ledger import request_holder
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
 from egress.operations import TransientError
 from egress.table import NodeReport, Steering
@@ -618,15 +619,6 @@ def test_a_forged_annotation_goes_where_no_pool_serves(world: Any) -> None:
     assert (world.annotation("app"), world.claims()) == ("", {})
 
 
-def test_a_generated_names_reservation_is_believed(world: Any) -> None:
-    world.pool("prod", RANGE)
-    world.reconcile()
-    world.ledger.reserve("uid/u-1", 1, [], [ip_address(C)])
-    world.kube.create(forged("team-x", C))
-    world.run(NAMESPACE_TASK, "team-x")
-    assert world.claims() == {C: ("team-x", "")}
-
-
 def test_a_claim_deleted_by_hand_is_made_again_even_when_the_index_has_forgotten_it(world: Any) -> None:
     world.pool("prod", RANGE)
     world.namespace("zero")
@@ -698,6 +690,9 @@ def netid_promised(world: Any) -> int:
     return netid
 
 
+WAITS = [{"fence_wait": 10.0}]
+
+
 @pytest.fixture
 def fenced(world: Any) -> Any:
     """A namespace with a claim, whose NetNamespace waits for the nodes."""
@@ -705,6 +700,7 @@ def fenced(world: Any) -> Any:
     world.node("node2", "192.168.1.18")
     world.node("node3", "192.168.1.19", report=False)
     world.run(PUBLISH_TASK)
+    world.ledger._redis.set("hawse:epoch-at", 0)  # long ago: node3 never had a runner
     heard(world, "node2", applied=True)
     world.run(RECONCILE_TASK)
     world.tasks.clear()
@@ -716,6 +712,7 @@ def fenced(world: Any) -> Any:
     return world
 
 
+@pytest.mark.parametrize("settings", WAITS)
 def test_a_net_namespace_is_made_once_the_nodes_drop_its_netid(fenced: Any) -> None:
     fenced.tasks.clear()
     fenced.run(PUBLISH_TASK)
@@ -757,6 +754,7 @@ def test_a_promised_netid_that_somebody_else_has_meanwhile_is_not_used(fenced: A
     assert netid_promised(fenced) != netid
 
 
+@pytest.mark.parametrize("settings", WAITS)
 def test_a_namespace_that_goes_while_it_waits_leaves_no_drop_and_no_netid(fenced: Any) -> None:
     fenced.run(PUBLISH_TASK)
     netid = netid_promised(fenced)
@@ -767,6 +765,82 @@ def test_a_namespace_that_goes_while_it_waits_leaves_no_drop_and_no_netid(fenced
     assert row(fenced, netid) is None
     assert fenced.ledger.promised_netids(["app"]) == {}
     assert fenced.claims()[A] == ("app", "Quarantined")
+    # The next of that name waits anew.
+    fenced.namespace("app", address=A)
+    fenced.run(NAMESPACE_TASK, "app")
+    assert fenced.claims()[A][1] != "Quarantined"
+    assert fenced.kube.get("NetNamespace", "app") is None
+
+
+@pytest.mark.parametrize("settings", WAITS)
+def test_what_a_release_that_was_cut_short_left_opens_nothing(fenced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The NetID is dropped no more, but all that says so is still there."""
+    fenced.run(PUBLISH_TASK)
+    heard(fenced, "node2", applied=True)
+    fenced.run(PUBLISH_TASK)
+    fenced.run(NAMESPACE_TASK, "app")
+    assert fenced.bound("app") == [A]
+    fenced.delete("app")
+    with monkeypatch.context() as patched:
+        patched.setattr(fenced.ledger.__class__, "return_netid", lambda *_: None)
+        fenced.run(NAMESPACE_TASK, "app")
+    fenced.run(PUBLISH_TASK)
+    heard(fenced, "node2", applied=True)
+    assert fenced.ledger.read_table().rows == {}
+    fenced.namespace("app", address=A)
+    fenced.run(NAMESPACE_TASK, "app")
+    assert fenced.kube.get("NetNamespace", "app") is None
+
+
+def test_a_promised_netid_that_somebody_else_has_by_now_is_not_taken(world: Any) -> None:
+    world.pool("prod", RANGE)
+    world.namespace("app")
+    world.reconcile()
+    netid = world.kube.get("NetNamespace", "app")["netid"]
+    world.run(RECONCILE_TASK)
+    world.kube.delete("NetNamespace", "app")
+    world.net_namespace("other", netid)
+    world.run(NAMESPACE_TASK, "app")
+    assert world.failures == []
+    assert world.kube.get("NetNamespace", "app")["netid"] != netid
+
+
+def test_an_address_of_a_request_without_a_name_is_only_that_requests(world: Any) -> None:
+    """While the webhook is away a tenant writes what another's request was promised."""
+    world.pool("prod", RANGE)
+    world.run(RECONCILE_TASK)
+    operation = "705ab4f5-6393-11e8-b7cc-42010a800002"
+    world.ledger.reserve(request_holder(operation), 1, [], [ip_address(A)])
+    world.kube.create(forged("thief", A))
+    world.reconcile()
+    assert world.annotation("thief") == B
+    owner = forged("team-x7x", A)
+    owner["metadata"]["annotations"]["egress.hawse.dev/operation"] = operation
+    world.kube.create(owner)
+    world.reconcile()
+    assert world.annotation("team-x7x") == A
+    assert world.claims()[A][0] == "team-x7x"
+
+
+def test_a_claim_made_by_hand_is_released_with_its_namespace(world: Any) -> None:
+    world.pool("prod", RANGE)
+    made = world.namespace("app", {POOL: "none"})
+    spec = {"pool": "prod", "namespace": {"name": "app", "uid": made["metadata"]["uid"]}, "origin": "manual"}
+    head = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressAddress", "metadata": {"name": A}}
+    world.kube.create(head | {"spec": spec})
+    world.reconcile()
+    world.delete("app")
+    world.reconcile()
+    assert world.claims()[A] == ("app", "Quarantined")
+
+
+def test_what_is_asked_for_later_keeps_nobody_quiet_now(world: Any) -> None:
+    world.context.ask(PUBLISH_TASK, delay=5)
+    world.context.ask(PUBLISH_TASK, delay=5)
+    assert world.tasks == [(PUBLISH_TASK, ())]
+    world.context.ask(PUBLISH_TASK)
+    world.context.ask(PUBLISH_TASK)
+    assert world.tasks == [(PUBLISH_TASK, ())] * 2
 
 
 def test_a_row_names_the_admission_that_it_came_from(world: Any) -> None:

@@ -173,7 +173,11 @@ def test_an_unconfirmed_reservation_goes_back_and_a_late_one_does_not(world: Any
     world.namespace("late", address=world.reserve("late", RANGE))
     world.context = type(world.context)(
         type(world.context.settings)(
-            kubeconfig=world.context.settings.kubeconfig, reservation_lifetime=0.0, report_wait=0.0, status_interval=0.0
+            kubeconfig=world.context.settings.kubeconfig,
+            reservation_lifetime=0.0,
+            report_wait=0.0,
+            status_interval=0.0,
+            fence_wait=0.0,
         ),
         world.ledger,
         world.context.cluster,
@@ -274,6 +278,7 @@ def test_a_watch_that_is_too_old_lists_again(world: Any, watching: Any, monkeypa
     monkeypatch.setattr(world.context.cluster, "list", lambda kind: lists.append(kind) or real(kind))
     watching(Kind.NAMESPACE)
     world.until(lambda: seen(world, RECONCILE_TASK))
+    world.ledger.done_with(RECONCILE_TASK)  # a worker is at it
     world.cluster.kill()
     world.cluster.start()
     for number in range(30):

@@ -163,15 +163,17 @@ def test_a_promised_netid_is_dropped_before_its_net_namespace_is_made() -> None:
 
 def test_nodes_that_live_and_do_not_know_a_change_are_lagging() -> None:
     reports = {
-        "behind": replace(report("behind", 6), at=100),
-        "there": replace(report("there", 7), at=100),
-        "elsewhere": replace(report("elsewhere", 9, epoch="old"), at=100),
-        "silent": replace(report("silent", 0), at=100 - SILENT_SECONDS),
-        "broken": replace(report("broken", 0), at=100, problem="BridgeMissing: no br0"),
+        "behind": replace(report("behind", 6), heard=100),
+        "there": replace(report("there", 7), heard=100),
+        "elsewhere": replace(report("elsewhere", 9, epoch="old"), heard=100),
+        "silent": replace(report("silent", 0), heard=100 - SILENT_SECONDS),
+        "broken": replace(report("broken", 0), heard=100, problem="BridgeMissing: no br0"),
     }
-    assert lagging(reports, "e", 7, now=100) == ["behind", "elsewhere"]
-    assert lagging(reports, "e", None, now=100) == ["behind", "elsewhere", "there"]
-    assert lagging({}, "e", 7, now=100) == []
+    nodes = [*reports, "never heard of"]
+    assert lagging(nodes, reports, "e", 7, now=100, began=0) == ["behind", "elsewhere"]
+    assert lagging(nodes, reports, "e", None, now=100, began=0) == ["behind", "elsewhere", "there"]
+    assert lagging(nodes, reports, "e", 7, now=100, began=95) == ["behind", "elsewhere", "never heard of"]
+    assert lagging([], {}, "e", 7, now=100, began=0) == []
 
 
 def test_a_row_carries_the_operation_of_its_namespaces_claims() -> None:
