@@ -93,6 +93,9 @@ def test_from_the_first_packet_on(stack: Stack) -> None:
         network.remove_pod(pod.name)
     stack.kube.delete("Namespace", name)
     wait_for("its end", lambda: stack.kube.get("NetNamespace", name) is None, 60)
+    ours = f",reg0={bound['netid']:#x} "
+    wait_for("the release", lambda: not any(ours in flow for node in network.nodes for flow in stack.flows(node)), 60)
+    wait_for("its address gone", lambda: not any(f" {address}/" in line for line in stack.addresses("node2")), 60)
     assert {packet.source for packet in seen} == {address}, leaks(seen, stack)[:5]
 
 
