@@ -136,7 +136,7 @@ def test_five_hundred_at_once_by_twenty_clients(kube: Kube, ledger: Ledger, caps
         print(
             f"\n   {MANY} namespaces agree in all objects {time.monotonic() - began:.0f} s after the last was created"
         )
-    until(lambda: all(item["status"].get("phase") == "Ready" for item in kube.list("EgressAddress")), 90)
+    until(lambda: all(item.get("status", {}).get("phase") == "Ready" for item in kube.list("EgressAddress")), 90)
     assert {state for state, _ in ledger.usage().values()} == {"claimed"}
 
 
