@@ -12,7 +12,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, ExistsError, Kind
 from egress.adapters.ledger import Exhausted, Held, manual_holder, name_holder, request_holder
 from egress.addresses import Address, AddressError, object_name, parse_address
-from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
+from egress.messages import PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
 from egress.objects import (
     ADDRESSES_ANNOTATION,
     CREATED_ANNOTATION,
@@ -323,7 +323,7 @@ def _is_dropped(context: Context, name: str, netid: int) -> bool:
         return True
     wait = context.settings.fence_wait
     if wait and context.ledger.waiting_for(what, wait):
-        context.ask(NAMESPACE_TASK, name, delay=wait)  # should that word never come
+        context.ask(RECONCILE_TASK, delay=wait)  # should that word never come: one look, however many wait
         return False
     context.ledger.done_with(what)
     nodes = [subnet.name for subnet in context.host_subnets()]
