@@ -216,6 +216,9 @@ def test_draining_takes_back_what_was_given_and_leaves_what_was_set_by_hand(
     addresses = [annotations["egress.hawse.dev/addresses"] for annotations in given]
     ledger = Ledger(guarded_broker.url("workers"))
     until(lambda: {row.namespace for row in ledger.read_table().rows.values()} == {"by-hand", "one", "two"})
+    bound = {"by-hand": [by_hand], "one": [addresses[0]], "two": [addresses[1]]}
+    # Without a runner nobody says that it drops a new NetID: that is waited for, and not for ever.
+    until(lambda: {item["metadata"]["name"]: item["egressIPs"] for item in kube.list("NetNamespace")} == bound, 60)
     # Only now: before there is a claim, an address on a HostSubnet counts as set by hand.
     kube.patch("HostSubnet", "node2", {"egressIPs": [addresses[0], by_hand]})
 
