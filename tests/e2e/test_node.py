@@ -163,7 +163,7 @@ def test_an_address_that_somebody_answers_for_is_refused(team, stack: Stack) -> 
         status = {c["type"]: c for c in team.claim(address)["status"]["conditions"]}
         assert status["Programmed"]["reason"] == "AddressInUse"
         assert mac in status["Programmed"]["message"]
-        assert [team.flow(node) for node in stack.network.nodes] == ["drop", "drop"]
+        wait_for("drops", lambda: {team.flow(node) for node in stack.network.nodes} == {"drop"}, 60)
         for pod in team.pods.values():
             assert not stack.network.request(pod, timeout=1).ok
     finally:
@@ -189,7 +189,7 @@ def test_an_address_that_the_node_cannot_hold_is_refused(team, stack: Stack, led
             return any(str(claim.address) == address and claim.reason.startswith(reason) for claim in claims)
 
         wait_for("the refusal", refused, 60)
-        assert [team.flow(node) for node in stack.network.nodes] == ["drop", "drop"]
+        wait_for("drops", lambda: {team.flow(node) for node in stack.network.nodes} == {"drop"}, 60)
     finally:
         stack.kube.patch("NetNamespace", team.name, {"egressIPs": []})
         stack.kube.patch("HostSubnet", host, {"egressIPs": hosted})

@@ -25,6 +25,7 @@ from lab.net.broker import Broker
 from lab.real_cluster import kubectl
 from tests.contract.deploy.conftest import DEPLOY, Installed, until, until_established
 
+pytestmark = pytest.mark.timeout(300)
 SECRETS = DEPLOY / "components" / "redis-acl" / "redis-secrets.sh"
 NODE = "node1"
 NETID = 4711
