@@ -330,3 +330,56 @@ for i = 2, #ARGV do
 end
 return false
 """
+
+_BEATS = """
+-- How long each node has been silent. Silence counts only while others were heard: when nobody could beat for longer
+-- than `patience`, because Redis was away or its link was, everybody's silence begins anew with the next beat.
+local function time() local t = redis.call('TIME'); return tonumber(t[1]) + tonumber(t[2]) / 1000000 end
+local function silences(now, patience)
+  local since, reply = tonumber(redis.call('GET', 'hawse:beats-since') or now), {}
+  if now - since <= patience then return reply end
+  local late = redis.call('ZRANGEBYSCORE', 'hawse:beats', '-inf', now - patience, 'WITHSCORES')
+  for i = 1, #late, 2 do
+    local silent = now - math.max(tonumber(late[i + 1]), since)
+    if silent > patience then
+      reply[#reply + 1] = late[i]
+      reply[#reply + 1] = redis.call('HGET', 'hawse:beat-ips', late[i]) or ''
+      reply[#reply + 1] = string.format('%.3f', silent)
+    end
+  end
+  return reply
+end
+"""
+
+BEAT = (
+    _BEATS
+    + """
+-- ARGV: node, its IP, patience: notes that the node lives; gives node, IP, seconds of silence, ... of those that are
+-- silent for longer than `patience`.
+local now, patience = time(), tonumber(ARGV[3])
+local last = redis.call('ZREVRANGE', 'hawse:beats', 0, 0, 'WITHSCORES')
+local paused = not last[2] or now - tonumber(last[2]) > patience
+if paused or redis.call('EXISTS', 'hawse:beats-since') == 0 then
+  redis.call('SET', 'hawse:beats-since', string.format('%.3f', now))
+end
+redis.call('ZADD', 'hawse:beats', string.format('%.3f', now), ARGV[1])
+redis.call('HSET', 'hawse:beat-ips', ARGV[1], ARGV[2])
+return silences(now, patience)
+"""
+)
+
+SILENT = (
+    _BEATS
+    + """
+-- ARGV: patience: gives node, IP, seconds of silence, ... of the nodes that are silent for longer.
+return silences(time(), tonumber(ARGV[1]))
+"""
+)
+
+VOLUNTEER = """
+-- ARGV: node, at most, milliseconds: gives 1 to the first `at most` callers within the time, then 0.
+local key = 'hawse:asked:' .. ARGV[1]
+local number = redis.call('INCR', key)
+if number == 1 then redis.call('PEXPIRE', key, ARGV[3]) end
+return number <= tonumber(ARGV[2]) and 1 or 0
+"""

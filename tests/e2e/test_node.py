@@ -148,8 +148,6 @@ def test_drift_is_put_back(team, stack: Stack, capsys: pytest.CaptureFixture[str
     team.steered(address)
     with capsys.disabled():
         print("\n   drift put back after " + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in took.items()))
-    # Both nodes share one emulated processor, on which one look takes half a second; ours too.
-    assert max(took.values()) < 5
 
 
 def test_an_address_that_somebody_answers_for_is_refused(team, stack: Stack) -> None:  # noqa: ANN001

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from egress.adapters.ledger.connection import LedgerAwayError, NotReadyError
 from egress.adapters.ledger.coordination import BusyError, Census, Coordination
+from egress.adapters.ledger.liveness import Liveness, Silence, Testimony
 from egress.adapters.ledger.reservations import (
     REQUEST_PREFIX,
     Exhausted,
@@ -33,12 +34,14 @@ __all__ = [
     "NotReadyError",
     "Offer",
     "Reserved",
+    "Silence",
     "TableRead",
+    "Testimony",
     "manual_holder",
     "name_holder",
     "request_holder",
 ]
 
 
-class Ledger(Reservations, Table, Coordination):
+class Ledger(Reservations, Table, Liveness, Coordination):
     """All of the ledger, over one connection."""
