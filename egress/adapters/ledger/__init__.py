@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from egress.adapters.ledger.connection import LedgerAwayError, NotReadyError
 from egress.adapters.ledger.coordination import BusyError, Census, Coordination
-from egress.adapters.ledger.liveness import Liveness, Silence, Testimony
+from egress.adapters.ledger.liveness import Liveness, Sighting, Silence
 from egress.adapters.ledger.reservations import (
     REQUEST_PREFIX,
     Exhausted,
@@ -34,9 +34,9 @@ __all__ = [
     "NotReadyError",
     "Offer",
     "Reserved",
+    "Sighting",
     "Silence",
     "TableRead",
-    "Testimony",
     "manual_holder",
     "name_holder",
     "request_holder",

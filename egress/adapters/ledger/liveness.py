@@ -25,7 +25,7 @@ class Silence:
 
 
 @dataclass(frozen=True, slots=True)
-class Testimony:
+class Sighting:
     """What one node saw on the link of a silent one: whether its own IP answered, and which of its addresses did.
 
     `at` is when, by Redis' clock.
@@ -38,14 +38,14 @@ class Testimony:
     looked_for: frozenset[Address] = frozenset()
 
 
-class _Testimony(msgspec.Struct, frozen=True):
+class _Sighting(msgspec.Struct, frozen=True):
     at: float
     answers: bool
     held: list[str]
     looked_for: list[str]
 
 
-_TESTIMONY = msgspec.json.Decoder(_Testimony)
+_SIGHTING = msgspec.json.Decoder(_Sighting)
 
 
 class Liveness(Connection):
@@ -79,32 +79,32 @@ class Liveness(Connection):
         with away():
             return bool(self._volunteer(args=[node, at_most, int(seconds * 1000)]))
 
-    def testify(self, node: str, testimony: Testimony) -> None:
+    def saw(self, node: str, sighting: Sighting) -> None:
         """Keeps what a witness saw of the silent `node`."""
-        wire = _Testimony(
-            testimony.at,
-            testimony.answers,
-            sorted(map(key_of, testimony.held)),
-            sorted(map(key_of, testimony.looked_for)),
+        wire = _Sighting(
+            sighting.at,
+            sighting.answers,
+            sorted(map(key_of, sighting.held)),
+            sorted(map(key_of, sighting.looked_for)),
         )
         key = f"hawse:witness:{node}"
         with away():
-            self._redis.pipeline().hset(key, testimony.witness, msgspec.json.encode(wire)).pexpire(
+            self._redis.pipeline().hset(key, sighting.witness, msgspec.json.encode(wire)).pexpire(
                 key, int(WITNESS_SECONDS * 1000)
             ).execute()
 
-    def testimonies(self, node: str) -> list[Testimony]:
+    def sightings(self, node: str) -> list[Sighting]:
         """What was lately seen of `node`, and by whom."""
         with away():
             entries = self._redis.hgetall(f"hawse:witness:{node}")
         result = []
         for witness, text in sorted(entries.items()):
             try:
-                wire = _TESTIMONY.decode(text)
+                wire = _SIGHTING.decode(text)
             except msgspec.DecodeError:  # of another version: it is not counted
                 continue
             result.append(
-                Testimony(
+                Sighting(
                     witness,
                     wire.at,
                     wire.answers,

@@ -3,7 +3,7 @@
 import time
 from ipaddress import ip_address
 
-from egress.adapters.ledger import Ledger, Testimony
+from egress.adapters.ledger import Ledger, Sighting
 
 PATIENCE = 0.2
 
@@ -50,14 +50,14 @@ def test_only_so_many_look_for_a_silent_node_at_once(ledger: Ledger) -> None:
     assert ledger.volunteer("node2", 2, 0.2)
 
 
-def test_testimonies_and_lost_nodes_round_trip(ledger: Ledger) -> None:
+def test_sightings_and_lost_nodes_round_trip(ledger: Ledger) -> None:
     address = ip_address("192.168.1.102")
-    seen = Testimony("node1", 12.5, answers=False, held=frozenset({address}), looked_for=frozenset({address}))
-    ledger.testify("node2", seen)
-    assert ledger.testimonies("node2") == [seen]
-    assert ledger.testimonies("node3") == []
+    seen = Sighting("node1", 12.5, answers=False, held=frozenset({address}), looked_for=frozenset({address}))
+    ledger.saw("node2", seen)
+    assert ledger.sightings("node2") == [seen]
+    assert ledger.sightings("node3") == []
     ledger._redis.hset("hawse:witness:node2", "node9", "{}")
-    assert ledger.testimonies("node2") == [seen]
+    assert ledger.sightings("node2") == [seen]
     ledger.set_lost({"node2": 12.5, "node3": 13.0})
     ledger.set_lost({"node2": 12.5})
     assert ledger.lost() == {"node2": 12.5}
