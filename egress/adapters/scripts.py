@@ -335,17 +335,15 @@ _BEATS = """
 -- How long each node has been silent. Silence counts only while others were heard: when nobody could beat for longer
 -- than `patience`, because Redis was away or its link was, everybody's silence begins anew with the next beat.
 local function time() local t = redis.call('TIME'); return tonumber(t[1]) + tonumber(t[2]) / 1000000 end
+local function text(seconds) return string.format('%.3f', seconds) end
 local function silences(now, patience)
   local since, reply = tonumber(redis.call('GET', 'hawse:beats-since') or now), {}
   if now - since <= patience then return reply end
-  local late = redis.call('ZRANGEBYSCORE', 'hawse:beats', '-inf', now - patience, 'WITHSCORES')
+  local late = redis.call('ZRANGEBYSCORE', 'hawse:beats', '-inf', text(now - patience), 'WITHSCORES')
   for i = 1, #late, 2 do
-    local silent = now - math.max(tonumber(late[i + 1]), since)
-    if silent > patience then
-      reply[#reply + 1] = late[i]
-      reply[#reply + 1] = redis.call('HGET', 'hawse:beat-ips', late[i]) or ''
-      reply[#reply + 1] = string.format('%.3f', silent)
-    end
+    reply[#reply + 1] = late[i]
+    reply[#reply + 1] = redis.call('HGET', 'hawse:beat-ips', late[i]) or ''
+    reply[#reply + 1] = text(now - math.max(tonumber(late[i + 1]), since))
   end
   return reply
 end
@@ -354,17 +352,17 @@ end
 BEAT = (
     _BEATS
     + """
--- ARGV: node, its IP, patience: notes that the node lives; gives node, IP, seconds of silence, ... of those that are
--- silent for longer than `patience`.
+-- ARGV: node, its IP, patience: notes that the node lives. Gives '1' if it counts as lost, else '0'; then node, IP,
+-- seconds of silence, ... of those that are silent for longer than `patience`.
 local now, patience = time(), tonumber(ARGV[3])
 local last = redis.call('ZREVRANGE', 'hawse:beats', 0, 0, 'WITHSCORES')
 local paused = not last[2] or now - tonumber(last[2]) > patience
-if paused or redis.call('EXISTS', 'hawse:beats-since') == 0 then
-  redis.call('SET', 'hawse:beats-since', string.format('%.3f', now))
-end
-redis.call('ZADD', 'hawse:beats', string.format('%.3f', now), ARGV[1])
+if paused or redis.call('EXISTS', 'hawse:beats-since') == 0 then redis.call('SET', 'hawse:beats-since', text(now)) end
+redis.call('ZADD', 'hawse:beats', text(now), ARGV[1])
 redis.call('HSET', 'hawse:beat-ips', ARGV[1], ARGV[2])
-return silences(now, patience)
+local reply = silences(now, patience)
+table.insert(reply, 1, tostring(redis.call('HEXISTS', 'hawse:lost', ARGV[1])))
+return reply
 """
 )
 
@@ -373,6 +371,26 @@ SILENT = (
     + """
 -- ARGV: patience: gives node, IP, seconds of silence, ... of the nodes that are silent for longer.
 return silences(time(), tonumber(ARGV[1]))
+"""
+)
+
+EXPECT = (
+    _BEATS
+    + """
+-- ARGV: node, IP, ...: all that have runners. The silence of one that never beat begins now; no others are waited for.
+local wanted, now = {}, text(time())
+for i = 1, #ARGV, 2 do
+  wanted[ARGV[i]] = true
+  redis.call('ZADD', 'hawse:beats', 'NX', now, ARGV[i])
+  redis.call('HSETNX', 'hawse:beat-ips', ARGV[i], ARGV[i + 1])
+end
+for _, node in ipairs(redis.call('ZRANGE', 'hawse:beats', 0, -1)) do
+  if not wanted[node] then
+    redis.call('ZREM', 'hawse:beats', node)
+    redis.call('HDEL', 'hawse:beat-ips', node)
+  end
+end
+return redis.status_reply('OK')
 """
 )
 

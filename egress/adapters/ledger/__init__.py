@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from egress.adapters.ledger.connection import LedgerAwayError, NotReadyError
 from egress.adapters.ledger.coordination import BusyError, Census, Coordination
-from egress.adapters.ledger.liveness import Liveness, Sighting, Silence
+from egress.adapters.ledger.liveness import Beat, Liveness
 from egress.adapters.ledger.reservations import (
     REQUEST_PREFIX,
     Exhausted,
@@ -24,6 +24,7 @@ from egress.adapters.ledger.table import Table, TableRead
 
 __all__ = [
     "REQUEST_PREFIX",
+    "Beat",
     "BusyError",
     "Census",
     "Exhausted",
@@ -34,8 +35,6 @@ __all__ = [
     "NotReadyError",
     "Offer",
     "Reserved",
-    "Sighting",
-    "Silence",
     "TableRead",
     "manual_holder",
     "name_holder",

@@ -10,39 +10,26 @@ import msgspec
 from egress.adapters import scripts
 from egress.adapters.ledger.connection import Connection, away, from_key, key_of
 from egress.addresses import Address
+from egress.liveness import Sighting, Silence
 
-WITNESS_SECONDS = 5.0
-"""How long a witness's word is kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Silence:
-    """A node whose runner has not been heard of for `seconds`; `node_ip` is what it gave as its own."""
-
-    node: str
-    node_ip: str
-    seconds: float
+SIGHTING_SECONDS = 15.0
+"""How long what was seen of a node is kept."""
+FAILOVER_SECONDS = 3600
+"""How long an address that moves off a lost node is waited for, to say how long it took."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """What one node saw on the link of a silent one: whether its own IP answered, and which of its addresses did.
+class Beat:
+    """What a runner hears when it says that it lives: which nodes are silent, and whether its own counts as lost."""
 
-    `at` is when, by Redis' clock.
-    """
-
-    witness: str
-    at: float
-    answers: bool
-    held: frozenset[Address] = frozenset()
-    looked_for: frozenset[Address] = frozenset()
+    silent: tuple[Silence, ...]
+    lost: bool
 
 
 class _Sighting(msgspec.Struct, frozen=True):
     at: float
     answers: bool
     held: list[str]
-    looked_for: list[str]
 
 
 _SIGHTING = msgspec.json.Decoder(_Sighting)
@@ -55,24 +42,33 @@ class Liveness(Connection):
         super().__init__(url, timeout)
         self._beat = self._redis.register_script(scripts.BEAT)
         self._silent = self._redis.register_script(scripts.SILENT)
+        self._expect = self._redis.register_script(scripts.EXPECT)
         self._volunteer = self._redis.register_script(scripts.VOLUNTEER)
 
-    def beat(self, node: str, node_ip: str, patience: float) -> list[Silence]:
+    def beat(self, node: str, node_ip: str, patience: float) -> Beat:
         """The node lives; the others that have been silent for more than `patience` seconds."""
         with away():
-            return _silences(self._beat(args=[node, node_ip, patience]))
+            lost, *silences = self._beat(args=[node, node_ip, patience])
+        return Beat(tuple(_silences(silences)), lost == "1")
+
+    def expect(self, nodes: Mapping[str, str]) -> None:
+        """`nodes`, each with its IP, have runners: one that never beat is silent from now on. No others are waited
+        for."""
+        with away():
+            self._expect(args=[item for pair in nodes.items() for item in pair])
 
     def silent(self, patience: float) -> list[Silence]:
         """The nodes that have been silent for more than `patience` seconds."""
         with away():
             return _silences(self._silent(args=[patience]))
 
-    def forget_node(self, node: str) -> None:
-        """The node is gone for good: nobody waits for its heartbeat."""
+    def living(self, patience: float) -> dict[str, str]:
+        """The nodes that were heard within `patience` seconds, and their IPs."""
+        since = self.now() - patience
         with away():
-            self._redis.pipeline().zrem("hawse:beats", node).hdel("hawse:beat-ips", node).hdel(
-                "hawse:lost", node
-            ).execute()
+            names = self._redis.zrangebyscore("hawse:beats", since, "+inf")
+            ips = self._redis.hmget("hawse:beat-ips", names) if names else []
+        return {name: ip for name, ip in zip(names, ips, strict=True) if ip}
 
     def volunteer(self, node: str, at_most: int, seconds: float) -> bool:
         """Whether the caller is among the first `at_most` within `seconds` to look for the silent `node`."""
@@ -81,56 +77,70 @@ class Liveness(Connection):
 
     def saw(self, node: str, sighting: Sighting) -> None:
         """Keeps what a witness saw of the silent `node`."""
-        wire = _Sighting(
-            sighting.at,
-            sighting.answers,
-            sorted(map(key_of, sighting.held)),
-            sorted(map(key_of, sighting.looked_for)),
-        )
-        key = f"hawse:witness:{node}"
+        wire = _Sighting(sighting.at, sighting.answers, sorted(map(key_of, sighting.held)))
+        key = f"hawse:seen:{node}"
         with away():
             self._redis.pipeline().hset(key, sighting.witness, msgspec.json.encode(wire)).pexpire(
-                key, int(WITNESS_SECONDS * 1000)
+                key, int(SIGHTING_SECONDS * 1000)
             ).execute()
 
     def sightings(self, node: str) -> list[Sighting]:
         """What was lately seen of `node`, and by whom."""
         with away():
-            entries = self._redis.hgetall(f"hawse:witness:{node}")
+            entries = self._redis.hgetall(f"hawse:seen:{node}")
         result = []
         for witness, text in sorted(entries.items()):
             try:
                 wire = _SIGHTING.decode(text)
             except msgspec.DecodeError:  # of another version: it is not counted
                 continue
-            result.append(
-                Sighting(
-                    witness,
-                    wire.at,
-                    wire.answers,
-                    frozenset(map(from_key, wire.held)),
-                    frozenset(map(from_key, wire.looked_for)),
-                )
-            )
+            result.append(Sighting(witness, wire.at, wire.answers, frozenset(map(from_key, wire.held))))
         return result
 
     def lost(self) -> dict[str, float]:
         """The nodes that count as lost, and since when."""
         with away():
-            entries = self._redis.hgetall("hawse:lost")
-        return {node: float(since) for node, since in entries.items()}
+            return _times(self._redis.hgetall("hawse:lost"))
 
-    def set_lost(self, lost: Mapping[str, float]) -> None:
-        """Replaces the nodes that count as lost."""
+    def returned(self) -> dict[str, float]:
+        """The nodes that were lost and are not any more, and since when."""
         with away():
-            pipeline = self._redis.pipeline().delete("hawse:lost")
-            if lost:
-                pipeline.hset("hawse:lost", mapping=dict(lost))
+            return _times(self._redis.hgetall("hawse:returned"))
+
+    def set_lost(self, lost: Mapping[str, float], returned: Mapping[str, float]) -> None:
+        """Replaces the nodes that count as lost, and those that did."""
+        with away():
+            pipeline = self._redis.pipeline().delete("hawse:lost", "hawse:returned")
+            for key, nodes in (("hawse:lost", lost), ("hawse:returned", returned)):
+                if nodes:
+                    pipeline.hset(key, mapping=dict(nodes))
             pipeline.execute()
 
+    def begin_failover(self, addresses: Iterable[Address], since: float) -> None:
+        """The node of these addresses has been away since `since`; one that waits already waits since then."""
+        with away():
+            pipeline = self._redis.pipeline()
+            for address in addresses:
+                pipeline.hsetnx("hawse:failovers", key_of(address), since)
+            pipeline.expire("hawse:failovers", FAILOVER_SECONDS).execute()
 
-def _silences(reply: Iterable[str]) -> list[Silence]:
-    flat = list(reply)
+    def failovers(self) -> dict[Address, float]:
+        """The addresses whose node was lost and that no other acknowledges yet, and since when."""
+        with away():
+            entries = self._redis.hgetall("hawse:failovers")
+        return {from_key(key): float(since) for key, since in entries.items()}
+
+    def end_failover(self, address: Address) -> bool:
+        """Whether the address was waiting; from now on it is not."""
+        with away():
+            return bool(self._redis.hdel("hawse:failovers", key_of(address)))
+
+
+def _times(entries: Mapping[str, str]) -> dict[str, float]:
+    return {node: float(since) for node, since in entries.items()}
+
+
+def _silences(flat: list[str]) -> list[Silence]:
     return [
         Silence(node, ip, float(seconds)) for node, ip, seconds in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
     ]

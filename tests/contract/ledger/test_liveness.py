@@ -3,16 +3,19 @@
 import time
 from ipaddress import ip_address
 
-from egress.adapters.ledger import Ledger, Sighting
+from egress.adapters.ledger import Ledger
+from egress.liveness import Sighting
 
 PATIENCE = 0.2
+IP = "192.168.1.17"
+ADDRESS = ip_address("192.168.1.102")
 
 
 def beats_for(ledger: Ledger, seconds: float, *nodes: str) -> list[str]:
     """The `nodes` beat for so long; who is silent at the end."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        silent = [silence.node for node in nodes for silence in ledger.beat(node, "192.168.1.17", PATIENCE)]
+        silent = [silence.node for node in nodes for silence in ledger.beat(node, IP, PATIENCE).silent]
         time.sleep(0.02)
     return sorted(set(silent))
 
@@ -21,8 +24,9 @@ def test_a_node_that_stops_beating_is_silent_to_the_others(ledger: Ledger) -> No
     assert beats_for(ledger, 0.3, "node1", "node2") == []
     assert beats_for(ledger, 0.3, "node1") == ["node2"]
     (silence,) = ledger.silent(PATIENCE)
-    assert (silence.node, silence.node_ip) == ("node2", "192.168.1.17")
+    assert (silence.node, silence.node_ip) == ("node2", IP)
     assert silence.seconds > PATIENCE
+    assert ledger.living(PATIENCE) == {"node1": IP}
     assert beats_for(ledger, 0.1, "node1", "node2") == []
 
 
@@ -30,17 +34,18 @@ def test_when_nobody_could_beat_nobody_is_silent(ledger: Ledger) -> None:
     beats_for(ledger, 0.3, "node1", "node2")
     time.sleep(0.4)
     # Redis was away from all: the first to be back is no reason to count the others as silent.
-    assert ledger.beat("node1", "192.168.1.17", PATIENCE) == []
+    assert ledger.beat("node1", IP, PATIENCE).silent == ()
     assert beats_for(ledger, 0.1, "node1") == []
     assert beats_for(ledger, 0.3, "node1") == ["node2"]
 
 
-def test_a_node_that_is_forgotten_is_not_waited_for(ledger: Ledger) -> None:
-    beats_for(ledger, 0.3, "node1", "node2")
-    ledger.set_lost({"node2": 5.0})
-    ledger.forget_node("node2")
-    assert beats_for(ledger, 0.4, "node1") == []
-    assert ledger.lost() == {}
+def test_a_node_that_never_beat_is_waited_for_and_one_that_is_gone_is_not(ledger: Ledger) -> None:
+    beats_for(ledger, 0.1, "node1", "node2")
+    ledger.expect({"node1": IP, "node3": "192.168.1.19"})
+    assert beats_for(ledger, 0.4, "node1") == ["node3"]
+    assert {silence.node: silence.node_ip for silence in ledger.silent(PATIENCE)} == {"node3": "192.168.1.19"}
+    ledger.expect({"node1": IP})
+    assert beats_for(ledger, 0.1, "node1") == []
 
 
 def test_only_so_many_look_for_a_silent_node_at_once(ledger: Ledger) -> None:
@@ -50,14 +55,29 @@ def test_only_so_many_look_for_a_silent_node_at_once(ledger: Ledger) -> None:
     assert ledger.volunteer("node2", 2, 0.2)
 
 
-def test_sightings_and_lost_nodes_round_trip(ledger: Ledger) -> None:
-    address = ip_address("192.168.1.102")
-    seen = Sighting("node1", 12.5, answers=False, held=frozenset({address}), looked_for=frozenset({address}))
+def test_sightings_round_trip(ledger: Ledger) -> None:
+    seen = Sighting("node1", 12.5, answers=False, held=frozenset({ADDRESS}))
     ledger.saw("node2", seen)
     assert ledger.sightings("node2") == [seen]
     assert ledger.sightings("node3") == []
-    ledger._redis.hset("hawse:witness:node2", "node9", "{}")
+    ledger._redis.hset("hawse:seen:node2", "node9", "{}")
     assert ledger.sightings("node2") == [seen]
-    ledger.set_lost({"node2": 12.5, "node3": 13.0})
-    ledger.set_lost({"node2": 12.5})
-    assert ledger.lost() == {"node2": 12.5}
+
+
+def test_a_node_hears_that_it_counts_as_lost(ledger: Ledger) -> None:
+    assert not ledger.beat("node2", IP, PATIENCE).lost
+    ledger.set_lost({"node2": 12.5, "node3": 13.0}, {})
+    assert ledger.beat("node2", IP, PATIENCE).lost
+    assert ledger.lost() == {"node2": 12.5, "node3": 13.0}
+    ledger.set_lost({"node3": 13.0}, {"node2": 14.0})
+    assert not ledger.beat("node2", IP, PATIENCE).lost
+    assert (ledger.lost(), ledger.returned()) == ({"node3": 13.0}, {"node2": 14.0})
+
+
+def test_a_failover_is_timed_from_its_first_loss_and_ends_once(ledger: Ledger) -> None:
+    ledger.begin_failover([ADDRESS], 12.5)
+    ledger.begin_failover([ADDRESS], 14.0)
+    assert ledger.failovers() == {ADDRESS: 12.5}
+    assert ledger.end_failover(ADDRESS)
+    assert not ledger.end_failover(ADDRESS)
+    assert ledger.failovers() == {}
