@@ -33,6 +33,14 @@ class Sighting:
     held: frozenset[Address] = field(default_factory=frozenset)
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which node a runner is on: the name of its HostSubnet, and its own IP on the outside link."""
+
+    node: str
+    ip: str
+
+
 class Verdict(StrEnum):
     """What is to be thought of a silent node."""
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 CONTROL_QUEUE: Final = "control"
 TABLE_QUEUE: Final = "table"
-"""`place` and `publish`, of which one run serves all: they must not wait behind a burst of single namespaces."""
+"""`place`, `publish` and `failover`, of which one run serves all: they must not wait behind a burst of single
+namespaces."""
 
 NAMESPACE_TASK: Final = "hawse.v1.namespace"
 """(name): bring one namespace's claim and binding, or its release, to where it should be."""
@@ -20,6 +21,8 @@ PUBLISH_TASK: Final = "hawse.v1.publish"
 """(): bring the nodes' table and the objects' status to where they should be."""
 RECONCILE_TASK: Final = "hawse.v1.reconcile"
 """(): read everything and start what is missing."""
+FAILOVER_TASK: Final = "hawse.v1.failover"
+"""(): judge the nodes that have fallen silent, and those that are back."""
 SWEEP_TASK: Final = "hawse.v1.sweep"
 """(): return lapsed reservations and end quarantines."""
 NUDGE_TASK: Final = "hawse.v1.nudge"
@@ -31,7 +34,7 @@ NUDGE_EXPIRES: Final = 60
 
 def queue_of(task: str) -> str:
     """The queue of one of the control plane's tasks."""
-    return TABLE_QUEUE if task in (PLACE_TASK, PUBLISH_TASK) else CONTROL_QUEUE
+    return TABLE_QUEUE if task in (PLACE_TASK, PUBLISH_TASK, FAILOVER_TASK) else CONTROL_QUEUE
 
 
 def node_queue(node: str) -> str:

@@ -12,12 +12,14 @@ BACKOFF_CAP = 30.0
 
 
 class Step(StrEnum):
-    """The steps of an assignment, in their order."""
+    """The steps of an assignment: in their order, with those that may come in between."""
 
     CLAIM = "claim"
     BIND = "bind"
     PLACE = "place"
     PROGRAM = "program"
+    MOVE = "move"
+    FAILOVER = "failover"
     RELEASE = "release"
     QUARANTINE = "quarantine"
 

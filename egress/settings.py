@@ -90,6 +90,15 @@ class Settings:
     """auto, nft or legacy."""
     check_interval: float = 2.0
     """How often a runner compares its node with its program when nothing wakes it."""
+    heartbeat_interval: float = 0.3
+    """How often a runner says that its node lives."""
+    heartbeat_patience: float = 1.0
+    """After how long without a heartbeat other nodes look for the node on the link."""
+    runner_timeout: float = 120.0
+    """After how long without a heartbeat a node counts as lost whose IP still answers, if none of its egress addresses
+    does. What a node still answers for is never taken from it."""
+    rejoin_after: float = 60.0
+    """How long a node that was lost must have been back before it gets addresses that another node could have."""
     probe_count: int = 3
     probe_interval: float = 0.15
     probe_wait: float = 0.2
@@ -141,6 +150,10 @@ def _check(settings: Settings) -> None:
     for name, (least, most, meaning) in _WITHIN.items():
         if not least <= getattr(settings, name) <= most:
             raise SettingsError(f"{PREFIX}{name.upper()} must be {meaning}")
+    if settings.heartbeat_patience < 2 * settings.heartbeat_interval:
+        raise SettingsError(
+            f"{PREFIX}HEARTBEAT_PATIENCE must be at least twice {PREFIX}HEARTBEAT_INTERVAL: a late one is no death"
+        )
     # A renewal reads and then writes, each within one retry: the last one must be over before another may begin.
     if settings.lease_renew_deadline + 2 * settings.lease_retry >= settings.lease_duration:
         raise SettingsError(
@@ -169,6 +182,7 @@ _FORMS = {
 _POSITIVE = (
     "redis_timeout", "lease_duration", "lease_renew_deadline", "lease_retry", "certificate_wait",
     "reconcile_interval", "sweep_interval", "check_interval", "refused_retry",
+    "heartbeat_interval", "heartbeat_patience", "runner_timeout",
 )  # fmt: skip
 _WITHIN = {
     "listen_port": (0, 65535, "a port, 0 to 65535"),

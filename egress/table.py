@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from egress.addresses import Address
@@ -113,6 +113,10 @@ class NodeReport:
     claims: tuple[Claim, ...] = ()
     repairs: int = 0
     problem: str = ""
+    carrier: bool = True
+    """Whether its interface has a link. Without one nobody on it can reach the node, whatever its runner says."""
+    gateways: tuple[Address, ...] = ()
+    """Its gateways on that link: addresses that no namespace may have."""
     heard: float = field(default=0.0, compare=False)
     """When it came, by Redis' clock, which is everybody's; 0 for one that is still to be sent."""
 
@@ -171,6 +175,37 @@ def lagging(
         if ignorant and not report.problem and now - report.heard < SILENT_SECONDS:
             late.append(node)
     return sorted(late)
+
+
+def held_back(
+    desired: Mapping[int, Steering],
+    current: Mapping[int, Steering],
+    reports: Mapping[str, NodeReport],
+    lost: Collection[str],
+    now: float,
+) -> dict[int, Steering]:
+    """`desired` without the hops that are new and whose address another living node still holds.
+
+    It has to let the address go first, and says so in its next report. Asked for earlier, the new node would find it
+    answered for on the link and refuse it for a while. A node that is lost, or silent, is not waited for: whether it
+    still has the address is for the new node's probe to find.
+    """
+    holders: dict[Address, set[str]] = {}
+    for node, report in reports.items():
+        if node not in lost and report.carrier and now - report.heard < SILENT_SECONDS:
+            for claim in report.claims:
+                if claim.held:
+                    holders.setdefault(claim.address, set()).add(node)
+    result: dict[int, Steering] = {}
+    for netid, row in desired.items():
+        known = {(hop.address, hop.node) for hop in current[netid].hops} if netid in current else set()
+        hops = tuple(
+            hop
+            for hop in row.hops
+            if (hop.address, hop.node) in known or not holders.get(hop.address, set()) - {hop.node}
+        )
+        result[netid] = replace(row, hops=hops)
+    return result
 
 
 def carried_over(desired: Mapping[int, Steering], current: Mapping[int, Steering]) -> dict[int, Steering]:

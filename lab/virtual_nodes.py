@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import IPv4Address
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,7 @@ from typing import Self
 from celery import Celery
 
 from egress.adapters.ledger import Ledger
+from egress.liveness import Identity
 from egress.messages import NUDGE_TASK, node_queue, sending_config
 from egress.operations import TransientError
 from egress.program import Layout
@@ -60,7 +62,8 @@ class VirtualNodes:
             fake = fake_node(str(address), prefix_length=self._prefix_length, neighbours=neighbours)  # type: ignore[arg-type]
             ledger = Ledger(self._redis_url)
             programmer = Programmer(name, fake.node, Layout(), ProbeTiming())
-            runner = Runner(name, str(address), programmer, ledger, lambda led=ledger: tell(sending, led), retry=1.0)  # type: ignore[misc]
+            tells = partial(tell, sending, ledger)
+            runner = Runner(Identity(name, str(address)), programmer, ledger, tells, retry=1.0)
             self.nodes[name] = fake
             self._ledgers.append(ledger)
             self._threads.append(threading.Thread(target=self._run, args=(name, runner, ledger), daemon=True))

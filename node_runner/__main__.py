@@ -18,11 +18,13 @@ from egress import logs, settings
 from egress.adapters.ledger import Ledger
 from egress.addresses import AddressError, parse_address
 from egress.health import Health, HealthError
-from egress.messages import NUDGE_TASK, PUBLISH_TASK, node_config, node_queue, queue_of, sending_config
+from egress.liveness import Identity
+from egress.messages import FAILOVER_TASK, NUDGE_TASK, node_config, node_queue, queue_of, sending_config
 from egress.operations import TransientError
 from egress.processes import begin_again_unless, end_at_sigterm
 from node_runner.drivers import open_node
 from node_runner.drivers.ports import ProbeTiming
+from node_runner.heartbeat import Heartbeat
 from node_runner.metrics import Passes, TrafficCollector
 from node_runner.programmer import Programmer
 from node_runner.runner import Runner
@@ -61,14 +63,23 @@ def main() -> None:
     sending = Celery("hawse-sender", set_as_current=False)
     sending.conf.update(sending_config(current.redis_url))
 
+    me = Identity(current.node_name, current.node_ip)
     passes = Passes()
     runner = Runner(
-        current.node_name,
-        current.node_ip,
+        me,
         Programmer(current.node_name, drivers, layout, timing),
         ledger,
-        lambda: tell(sending, ledger),
+        lambda task: tell(sending, ledger, task),
         retry=current.refused_retry,
+        patience=current.heartbeat_patience,
+    )
+    heartbeat = Heartbeat(
+        me,
+        ledger,
+        drivers,
+        runner.addresses_of,
+        lambda: tell(sending, ledger, FAILOVER_TASK),
+        patience=current.heartbeat_patience,
     )
     runner.observe = passes.observe
     REGISTRY.register(TrafficCollector(drivers.flows.counts, runner.namespaces))
@@ -82,6 +93,10 @@ def main() -> None:
     watchers = [
         threading.Thread(target=runner.watch, args=(drivers.links, runner.look_anew, stop), name="links", daemon=True),
         threading.Thread(target=runner.watch, args=(drivers.flows, runner.wake, stop), name="flows", daemon=True),
+        threading.Thread(
+            target=heartbeat.beat_until, args=(stop, current.heartbeat_interval), name="heartbeat", daemon=True
+        ),
+        threading.Thread(target=heartbeat.look_until, args=(stop,), name="witness", daemon=True),
     ]
     _consume(app, current.node_name, runner, ledger, stop)
     queue = node_queue(current.node_name)
@@ -98,15 +113,15 @@ def main() -> None:
     begin_again_unless(state.should_stop, state.should_terminate, reason="Celery's worker gave up")
 
 
-def tell(app: Celery, ledger: Ledger) -> None:
-    """Asks the workers to look at this node's report, unless somebody has asked just now. TransientError if the broker
-    is away."""
-    if not ledger.first_to(PUBLISH_TASK, TELL_GUARD_SECONDS):
+def tell(app: Celery, ledger: Ledger, task: str) -> None:
+    """Asks the workers for a task that looks at this node's report, or at what it saw, unless somebody has asked just
+    now. TransientError if the broker is away."""
+    if not ledger.first_to(task, TELL_GUARD_SECONDS):
         return
     try:
-        app.send_task(PUBLISH_TASK, queue=queue_of(PUBLISH_TASK), retry=False)
+        app.send_task(task, queue=queue_of(task), retry=False)
     except (OperationalError, OSError) as error:
-        ledger.done_with(PUBLISH_TASK)  # nobody was asked: the next one must not believe so
+        ledger.done_with(task)  # nobody was asked: the next one must not believe so
         raise TransientError(f"the broker is away: {error}") from error
 
 

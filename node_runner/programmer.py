@@ -81,6 +81,10 @@ class Programmer:
         claims = tuple(Claim(address, netid, held=True) for netid, address in sorted(standing(found).items()))
         return self._drivers.links.facts(), claims
 
+    def link(self) -> LinkFacts:
+        """The node's interface as it is now."""
+        return self._drivers.links.facts()
+
     def announce(self, addresses: Iterable[Address]) -> None:
         """Tells the link which of `addresses` this node has."""
         link = self._drivers.links.facts()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
 from egress.adapters.ledger import Ledger, TableRead
 from egress.addresses import Address
+from egress.liveness import Identity
+from egress.messages import FAILOVER_TASK, PUBLISH_TASK
 from egress.operations import TransientError
 from egress.table import Claim, NodeReport, Steering
 from node_runner.drivers.errors import NodeError
@@ -22,19 +25,29 @@ _log = structlog.get_logger()
 
 
 class Runner:
-    """One node's loop. `tell` asks the workers to look at this node's report; it may raise TransientError. `observe` is
-    called after each pass, with the report and how many seconds the pass took."""
+    """One node's loop. `tell` asks the workers for a task that looks at this node's report, and may raise
+    TransientError. `observe` is called after each pass, with the report and how many seconds the pass took. A node that
+    has reached neither its link nor the ledger for `patience` seconds gives its addresses up."""
 
     def __init__(
-        self, name: str, node_ip: str, programmer: Programmer, ledger: Ledger, tell: Callable[[], None], *, retry: float
+        self,
+        me: Identity,
+        programmer: Programmer,
+        ledger: Ledger,
+        tell: Callable[[str], None],
+        *,
+        retry: float,
+        patience: float = 1.0,
     ) -> None:
         self.observe: Callable[[NodeReport, float], None] = lambda *_: None
-        self._name = name
-        self._node_ip = node_ip
+        self._name = me.node
+        self._node_ip = me.ip
         self._programmer = programmer
         self._ledger = ledger
         self._tell = tell
         self._retry = retry
+        self._patience = patience
+        self._cut_off: float | None = None
         self._wake = threading.Event()
         self._epoch = ""
         self._change = 0
@@ -45,7 +58,7 @@ class Runner:
         self._untold: dict[int, Steering] = {}
         self._held: frozenset[Address] = frozenset()
         self._announced: frozenset[Address] = frozenset()
-        self._told: tuple[object, ...] = ((), "", "")
+        self._told: tuple[object, ...] = ((), "", "", True)
         self._resting: dict[Address, tuple[float, Refusal]] = {}
         self._announcements: list[tuple[float, frozenset[Address]]] = []
         self._repairs = 0
@@ -88,6 +101,7 @@ class Runner:
         """One pass: read the table, program the node, report."""
         began = time.monotonic()
         current = self._refresh()
+        self._yield_if_cut_off(current)
         link: LinkFacts | None = None
         claims: tuple[Claim, ...] = ()
         problem = ""
@@ -119,6 +133,31 @@ class Runner:
             return False  # Redis was flushed: the last table stands until there is a new one
         self._merge(read)
         return True
+
+    def _yield_if_cut_off(self, current: bool) -> None:
+        """Gives up the node's addresses, where others may have been given them and it could not hear of it: it may
+        come back to the link before it hears of the table, and must not answer for what is another's by then."""
+        try:
+            alone = not current and not self._programmer.link().carrier
+        except NodeError:
+            return
+        if not alone:
+            self._cut_off = None
+            return
+        now = time.monotonic()
+        self._cut_off = self._cut_off if self._cut_off is not None else now
+        if now - self._cut_off < self._patience or self._table is None:
+            return
+        mine = [row for row in self._table.values() if any(hop.node == self._name for hop in row.hops)]
+        if mine:
+            _log.error("without a link and without the table: gives its addresses up", namespaces=len(mine))
+            self._table |= {row.netid: replace(row, hops=()) for row in mine}
+            self._epoch, self._change = "", 0  # the next table that is heard is read whole
+
+    def addresses_of(self, node: str) -> frozenset[Address]:
+        """The addresses that the table gives a node. May be called from any thread."""
+        rows = (self._table or {}).copy().values()
+        return frozenset(hop.address for row in rows for hop in row.hops if hop.node == node)
 
     def _merge(self, read: TableRead) -> None:
         if self._table is None or read.whole:
@@ -201,13 +240,17 @@ class Runner:
             claims,
             self._repairs,
             problem,
+            link.carrier if link is not None else True,
+            link.gateways if link is not None else (),
         )
         try:
             self._ledger.report(report)
-            news = (claims, report.link, report.problem)
+            news = (claims, report.link, report.problem, report.carrier)
             behind = unacknowledged(self._table or {}, self._name, claims)
+            if report.carrier != self._told[-1]:
+                self._tell(FAILOVER_TASK)
             if not current or news != self._told or self._closed or behind:
-                self._tell()
+                self._tell(PUBLISH_TASK)
                 self._told = news
                 self._closed = self._closed and bool(problem)
         except TransientError as error:

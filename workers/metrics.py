@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
+from egress.messages import FAILOVER_TASK, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
 from egress.operations import Outcome
 
 task_attempts = Counter(
@@ -22,6 +22,12 @@ task_duration = Histogram(
     "How long one attempt of a task took.",
     ["task"],
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+nodes_lost = Counter("hawse_nodes_lost_total", "How often a node was found to be lost.")
+failover_duration = Histogram(
+    "hawse_failover_duration_seconds",
+    "From a lost node's last heartbeat until an address of it was carried by another node.",
+    buckets=(0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10, 15, 30, 60, 120, 300),
 )
 watch_events = Counter("hawse_watch_events_total", "Changes of objects that the watch was told of.", ["kind"])
 watch_restarts = Counter("hawse_watch_restarts_total", "Watches that broke or had to begin with a new list.", ["kind"])
@@ -43,7 +49,7 @@ def _outcome_label(outcome: Outcome) -> str:
 
 def begin_tasks() -> None:
     """Shows every task's counters from the beginning, at 0: an increase from nothing is none to Prometheus."""
-    for task in (NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK):
+    for task in (NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK, FAILOVER_TASK):
         task_duration.labels(_label(task))
         for outcome in Outcome:
             task_attempts.labels(_label(task), _outcome_label(outcome))

@@ -16,13 +16,14 @@ from egress.table import (
     acknowledged,
     carried_over,
     fences,
+    held_back,
     lagging,
     row_key,
     table_of,
     traced,
     unbound,
 )
-from workers import census, status
+from workers import census, failover, status
 from workers.context import Context
 from workers.status import Seen
 
@@ -51,10 +52,12 @@ def run(context: Context) -> int:
             _await_reports(context, {subnet.name for subnet in subnets if subnet.egress_ips}, reports)
             epoch = uuid.uuid4().hex
         held = acknowledged(rows, reports, current.epoch)
-        outcome = plan(subnets, with_claims(net_namespaces, claims), acknowledged=held)
+        lost = context.ledger.lost()
+        outcome = plan(subnets, with_claims(net_namespaces, claims), offline=lost.keys(), acknowledged=held)
         promised = context.ledger.promised_netids(unbound(net_namespaces, claims))
         fenced = fences(rows, promised, net_namespaces, claims)
-        desired = traced(carried_over(fenced | table_of(outcome), rows), claims)
+        wanted = held_back(fenced | table_of(outcome), rows, reports, lost, context.ledger.now())
+        desired = traced(carried_over(wanted, rows), claims)
         changes: dict[int, Steering | None] = {
             netid: desired.get(netid) for netid in desired.keys() | rows.keys() if desired.get(netid) != rows.get(netid)
         }
@@ -69,6 +72,7 @@ def run(context: Context) -> int:
         for conflict in outcome.conflicts:
             _log.warning("conflict", conflict=conflict)
     _go_on(context, promised, {subnet.name for subnet in subnets}, reports)
+    failover.finish(context, outcome)
     unplaced = context.ledger.unplaced()
     census.take(context, claims, len(outcome.conflicts))
     if not status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced)):

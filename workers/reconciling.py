@@ -13,7 +13,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind
 from egress.adapters.ledger import Holding, Offer, manual_holder, name_holder
 from egress.addresses import Address, AddressError, object_name, parse_address
-from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
+from egress.messages import FAILOVER_TASK, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
 from egress.objects import CREATED_ANNOTATION, EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace, Phase
 from egress.operations import Step
 from workers.context import Context, readable
@@ -63,6 +63,7 @@ def _reconcile(context: Context) -> int:
     unsettled |= _left_behind(bindings.values(), {namespace.name for namespace in namespaces}, claims)
     for name in sorted(unsettled):
         context.ask(NAMESPACE_TASK, name)
+    context.ask(FAILOVER_TASK)  # who never said that it lives, and who is silent though nobody said so
     context.ask(PLACE_TASK)
     context.ask(PUBLISH_TASK)
     return len(unsettled)

@@ -18,6 +18,7 @@ from egress.adapters.cluster import Cluster
 from egress.adapters.ledger import BusyError, Ledger
 from egress.messages import (
     CONTROL_QUEUE,
+    FAILOVER_TASK,
     NAMESPACE_TASK,
     NUDGE_EXPIRES,
     NUDGE_TASK,
@@ -29,7 +30,7 @@ from egress.messages import (
     sending_config,
 )
 from egress.operations import BACKOFF_BASE, Outcome, PermanentError, TransientError, backoff, outcome_of
-from workers import metrics, namespaces, placing, publishing, reconciling
+from workers import failover, metrics, namespaces, placing, publishing, reconciling
 from workers.context import Context
 
 _log = structlog.get_logger()
@@ -118,10 +119,15 @@ def _sweep(context: Context) -> None:
     reconciling.sweep(context)
 
 
+def _failover(context: Context) -> None:
+    failover.run(context)
+
+
 _TASKS: dict[str, Callable[..., None]] = {
     NAMESPACE_TASK: _namespace,
     PLACE_TASK: _rested(PLACE_TASK, placing.run),
     PUBLISH_TASK: _rested(PUBLISH_TASK, publishing.run),
+    FAILOVER_TASK: _failover,
     RECONCILE_TASK: _reconcile,
     SWEEP_TASK: _sweep,
 }

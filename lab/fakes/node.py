@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface
 from threading import Event
 
@@ -227,6 +227,7 @@ class FakeLinks:
 
     def __init__(self, node_ip: IPv4Address, facts: LinkFacts) -> None:
         self.present = True
+        self.carrier = True
         self.writes = 0
         self.foreign: set[Address] = set()
         self.strays: set[Address] = set()
@@ -239,7 +240,7 @@ class FakeLinks:
         """See ports.Links."""
         if not self.present:
             raise InterfaceMissing(f"no interface of this node carries {self._node_ip}: bring the interface up")
-        return self._facts
+        return replace(self._facts, carrier=self.carrier)
 
     def read(self) -> frozenset[Address]:
         """See ports.Links."""

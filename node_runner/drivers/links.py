@@ -6,12 +6,14 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL
@@ -42,6 +44,8 @@ ADDRESS_PROTOCOL = 72
 """'H': the IFA_PROTO (Linux 5.18) of our addresses where the name leaves no room for the label; 0 to 3 are taken."""
 
 _DUMP_ATTEMPTS = 5
+_MAIN_TABLE = 254
+_GATEWAYS_SECONDS = 60.0
 
 _IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface index
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_FLAGS, _IFA_PROTO = 1, 2, 3, 8, 11
@@ -78,6 +82,7 @@ class InterfaceLinks:
             raise NotSupported.ipv6(node_ip)
         self._node_ip = node_ip
         self._chains = frozenset(chains)
+        self._gateways: tuple[int, float, tuple[Address, ...]] = (0, 0.0, ())
 
     def facts(self) -> LinkFacts:
         """See ports.Links."""
@@ -161,13 +166,28 @@ class InterfaceLinks:
         try:
             with IPRoute() as route:
                 (link,) = route.get_links(primary.index)
+                gateways = self._known_gateways(route, primary)
         except NetlinkError as error:
             raise InterfaceMissing(
                 f"the interface of {self._node_ip} (index {primary.index}) has just gone: {os.strerror(error.code)}"
             ) from error
         return LinkFacts(
-            str(link.get("ifname")), primary.index, str(link.get("address")).lower(), primary.prefix_length
+            str(link.get("ifname")),
+            primary.index,
+            str(link.get("address")).lower(),
+            primary.prefix_length,
+            bool(link.get("carrier", 1)),
+            gateways,
         )
+
+    def _known_gateways(self, route: IPRoute, primary: _Held) -> tuple[Address, ...]:
+        """Read once a minute: a node may have thousands of routes, and gateways seldom change."""
+        index, read_at, gateways = self._gateways
+        if index != primary.index or time.monotonic() - read_at > _GATEWAYS_SECONDS:
+            routes = route.get_routes(family=socket.AF_INET, table=_MAIN_TABLE)
+            gateways = _gateways(routes, primary)
+            self._gateways = (primary.index, time.monotonic(), gateways)
+        return gateways
 
     def _refusals(self, addresses: Iterable[Address], held: list[_Held], facts: LinkFacts) -> dict[Address, NodeError]:
         subnet = IPv4Interface((int(self._node_ip), facts.prefix_length)).network
@@ -226,6 +246,15 @@ class InterfaceLinks:
             )
             for entry in lost
         }
+
+
+def _gateways(routes: Iterable[Any], primary: _Held) -> tuple[Address, ...]:
+    """The next hops that `routes` have on the primary address's interface and in its subnet."""
+    hops = [hop for route in routes for hop in (route, *(route.get("multipath") or ()))]
+    found = {
+        IPv4Address(gateway) for hop in hops if hop.get("oif") == primary.index and (gateway := hop.get("gateway"))
+    }
+    return tuple(sorted(gateway for gateway in found if gateway in primary.network.network))
 
 
 def _parsed(body: bytes) -> _Held | None:

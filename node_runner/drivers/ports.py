@@ -71,12 +71,15 @@ class FlowCount:
 
 @dataclass(frozen=True, slots=True)
 class LinkFacts:
-    """The interface that carries the node's IP: its name, kernel index, MAC and that address's prefix length."""
+    """The interface that carries the node's IP: its name, kernel index, MAC and that address's prefix length; whether
+    it has a link, and the gateways of its subnet that the node's routes name."""
 
     interface: str
     index: int
     mac: str
     prefix_length: int
+    carrier: bool = True
+    gateways: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,8 @@ class _Report(msgspec.Struct, frozen=True, omit_defaults=True):
     claims: list[_Claim]
     repairs: int
     problem: str
+    carrier: bool = True
+    gateways: list[str] = []
     run: str = ""  # these two are filled in by the script
     heard: float = 0.0
 
@@ -139,6 +141,8 @@ class Table(Connection):
             claims,
             report.repairs,
             report.problem,
+            report.carrier,
+            [str(address) for address in report.gateways],
         )
         with away():
             self._report(args=[report.node, msgspec.json.encode(wire)])
@@ -181,6 +185,8 @@ def _node_report(name: str, wire: _Report) -> NodeReport:
         claims,
         wire.repairs,
         wire.problem,
+        wire.carrier,
+        tuple(map(parse_address, wire.gateways)),
         wire.heard,
     )
 

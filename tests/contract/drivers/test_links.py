@@ -22,7 +22,7 @@ from node_runner.drivers.errors import (
 from node_runner.drivers.links import InterfaceLinks
 from node_runner.drivers.ports import Links
 
-from .conftest import NODE_IP, Netns, add_link, run
+from .conftest import NODE_IP, Netns, add_link, eventually, run
 
 A, B = IPv4Address("192.168.1.102"), IPv4Address("192.168.1.103")
 FOREIGN = IPv4Address("192.168.1.40")
@@ -225,3 +225,31 @@ def test_only_our_interface_and_our_chains_are_reported(netns: Netns) -> None:
     stop.set()
     thread.join(1)
     assert not thread.is_alive()
+
+
+def test_a_cable_that_is_pulled_is_seen() -> None:
+    fake = fake_node(str(NODE_IP)).links
+    assert fake.facts().carrier
+    fake.carrier = False
+    assert not fake.facts().carrier
+
+
+def test_a_real_one_too(netns: Netns) -> None:
+    neighbour = add_link(netns, "eth0")
+    links = InterfaceLinks(NODE_IP)
+    eventually(lambda: links.facts().carrier)
+    with neighbour:
+        run("ip", "link", "set", "eth0", "down")
+    eventually(lambda: not links.facts().carrier)
+
+
+def test_gateways_are_found_in_the_routes(netns: Netns) -> None:
+    add_link(netns, "eth0")
+    run("ip", "route", "add", "10.0.0.0/8", "via", "192.168.1.9")
+    run("ip", "route", "add", "default", "nexthop", "via", "192.168.1.1", "nexthop", "via", "192.168.1.2")
+    run("ip", "link", "add", "pod7", "type", "bridge")
+    run("ip", "address", "add", "10.1.0.1/24", "dev", "pod7")
+    run("ip", "link", "set", "pod7", "up")
+    run("ip", "route", "add", "10.2.0.0/16", "via", "10.1.0.7")
+    found = InterfaceLinks(NODE_IP).facts().gateways
+    assert [str(gateway) for gateway in found] == ["192.168.1.1", "192.168.1.2", "192.168.1.9"]

@@ -12,14 +12,14 @@ import pytest
 from egress.adapters.cluster import Cluster
 from egress.adapters.ledger import Ledger, Reserved, name_holder
 from egress.addresses import AddressError, parse_address, parse_range
-from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
+from egress.messages import FAILOVER_TASK, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
 from egress.operations import PermanentError, TransientError
 from egress.settings import Settings
 from egress.table import Claim, NodeReport
 from lab.apiserver.process import EmbeddedCluster
 from lab.control_plane import install
 from lab.kube import Kube
-from workers import namespaces, placing, publishing, reconciling
+from workers import failover, namespaces, placing, publishing, reconciling
 from workers.context import Context
 
 T = TypeVar("T")
@@ -113,6 +113,8 @@ class World:
                     placing.run(self.context)
                 case _ if task == PUBLISH_TASK:
                     publishing.run(self.context)
+                case _ if task == FAILOVER_TASK:
+                    failover.run(self.context)
                 case _ if task == RECONCILE_TASK:
                     reconciling.reconcile(self.context)
                 case _ if task == SWEEP_TASK:

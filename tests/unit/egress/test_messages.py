@@ -10,12 +10,14 @@ def test_task_names_are_versioned_and_stable() -> None:
     assert {name: getattr(messages, name) for name in dir(messages) if name.endswith("_TASK")} == {
         "NAMESPACE_TASK": "hawse.v1.namespace",
         "PLACE_TASK": "hawse.v1.place",
+        "FAILOVER_TASK": "hawse.v1.failover",
         "PUBLISH_TASK": "hawse.v1.publish",
         "RECONCILE_TASK": "hawse.v1.reconcile",
         "SWEEP_TASK": "hawse.v1.sweep",
         "NUDGE_TASK": "hawse.v1.nudge",
     }
     assert messages.queue_of(messages.PUBLISH_TASK) == messages.queue_of(messages.PLACE_TASK) == "table"
+    assert messages.queue_of(messages.FAILOVER_TASK) == "table"
     assert messages.queue_of(messages.NAMESPACE_TASK) == "control"
     assert (messages.CONTROL_QUEUE, messages.node_queue("node2.ocp.io")) == ("control", "node.node2.ocp.io")
 

@@ -16,6 +16,7 @@ from egress.table import (
     acknowledged,
     carried_over,
     fences,
+    held_back,
     lagging,
     table_of,
     traced,
@@ -181,3 +182,33 @@ def test_a_row_carries_the_operation_of_its_namespaces_claims() -> None:
     rows = row() | {6: Steering(6, "other", operation="an earlier one")}
     expected = {5: Steering(5, "app", operation=operation), 6: Steering(6, "other")}
     assert traced(rows, [replace(CLAIMED, operation=operation)]) == expected
+
+
+GIVEN = row(SteeringHop(A, "node3", IP2, acknowledged=False))
+HOLDS = Claim(A, 5, held=True)
+
+
+def test_an_address_is_given_to_a_node_when_the_one_before_has_let_it_go() -> None:
+    holder = replace(report("node2", 3, HOLDS), heard=99.0)
+    assert held_back(GIVEN, {}, {"node2": holder}, (), now=100.0) == row()
+    assert held_back(GIVEN, {}, {"node2": replace(holder, claims=())}, (), now=100.0) == GIVEN
+    assert held_back(GIVEN, {}, {"node2": replace(holder, claims=(replace(HOLDS, held=False),))}, (), 100.0) == GIVEN
+    assert held_back(GIVEN, {}, {"node3": replace(holder, node="node3")}, (), now=100.0) == GIVEN
+
+
+def test_a_node_that_is_lost_silent_or_without_a_link_is_not_waited_for() -> None:
+    holder = replace(report("node2", 3, HOLDS), heard=99.0)
+    assert held_back(GIVEN, {}, {"node2": holder}, ("node2",), now=100.0) == GIVEN
+    assert held_back(GIVEN, {}, {"node2": replace(holder, carrier=False)}, (), now=100.0) == GIVEN
+    assert held_back(GIVEN, {}, {"node2": holder}, (), now=99.0 + SILENT_SECONDS) == GIVEN
+
+
+def test_what_a_node_was_given_already_is_not_taken_back() -> None:
+    holder = replace(report("node2", 3, HOLDS), heard=99.0)
+    assert held_back(GIVEN, GIVEN, {"node2": holder}, (), now=100.0) == GIVEN
+
+
+def test_only_the_hop_that_is_waited_for_is_left_out() -> None:
+    both = row(SteeringHop(A, "node3", IP2, acknowledged=False), SteeringHop(B, "node1", IP1, acknowledged=True))
+    holder = replace(report("node2", 3, HOLDS), heard=99.0)
+    assert held_back(both, {}, {"node2": holder}, (), now=100.0) == row(both[5].hops[1])

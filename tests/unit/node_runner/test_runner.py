@@ -12,6 +12,8 @@ import structlog
 
 from egress.adapters.ledger import LedgerAwayError, TableRead
 from egress.addresses import Address
+from egress.liveness import Identity
+from egress.messages import FAILOVER_TASK, PUBLISH_TASK
 from egress.operations import TransientError
 from egress.table import Claim, NodeReport, Steering
 from node_runner.drivers.errors import IptablesFailed, LinkFailed, NetlinkFailed
@@ -70,9 +72,11 @@ class Told:
 
     def __init__(self) -> None:
         self.times = 0
+        self.tasks: list[str] = []
 
-    def __call__(self) -> None:
-        self.times += 1
+    def __call__(self, task: str) -> None:
+        self.times += task == PUBLISH_TASK
+        self.tasks.append(task)
 
 
 @pytest.fixture
@@ -87,11 +91,11 @@ def told() -> Told:
 
 @pytest.fixture
 def runner(lab: Any, ledger: Any, told: Told) -> Runner:
-    return Runner("node2", "192.168.1.18", lab.programmer, ledger, told, retry=0.05)
+    return Runner(Identity("node2", "192.168.1.18"), lab.programmer, ledger, told, retry=0.05)
 
 
 def restarted(lab: Any, ledger: Any, told: Told) -> Runner:
-    return Runner("node2", "192.168.1.18", lab.programmer, ledger, told, retry=0.05)
+    return Runner(Identity("node2", "192.168.1.18"), lab.programmer, ledger, told, retry=0.05)
 
 
 def test_it_reports_what_it_holds_and_tells_the_workers_once(
@@ -366,7 +370,7 @@ def test_a_restart_releases_what_is_no_longer_its_own(
 
 
 def test_the_loop_goes_on_whoever_is_away_and_ends_at_once(lab: Any, ledger: FakeLedger, row: Row) -> None:
-    def away() -> None:
+    def away(_: str) -> None:
         raise TransientError("the broker is away")
 
     runner = restarted(lab, ledger, away)  # type: ignore[arg-type]
@@ -444,3 +448,80 @@ def test_what_becomes_of_each_row_is_logged_with_its_operation(
         runner.step()
     told = [(entry["traffic"], entry["operation"]) for entry in logs if entry["event"] == "programmed"]
     assert told == [("dropped", "op-1"), ("sent out", "op-1"), ("steered", "op-1"), ("left alone", "")]
+
+
+def test_a_link_that_goes_or_comes_is_for_the_workers_to_judge(
+    runner: Runner, lab: Any, ledger: FakeLedger, told: Told
+) -> None:
+    ledger.begin("e1", {})
+    runner.step()
+    assert FAILOVER_TASK not in told.tasks
+    lab.fake.links.carrier = False
+    runner.step()
+    assert not ledger.last.carrier
+    assert told.tasks.count(FAILOVER_TASK) == 1
+    lab.fake.links.carrier = True
+    runner.step()
+    runner.step()
+    assert ledger.last.carrier
+    assert told.tasks.count(FAILOVER_TASK) == 2
+
+
+@pytest.fixture
+def hasty(lab: Any, ledger: Any, told: Told) -> Runner:
+    return Runner(Identity("node2", "192.168.1.18"), lab.programmer, ledger, told, retry=0.05, patience=0.05)
+
+
+def test_without_its_link_and_the_table_a_node_gives_its_addresses_up(
+    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row
+) -> None:
+    ledger.begin("e1", row(acknowledged=True))
+    hasty.step()
+    assert lab.addresses == {str(A)}
+    ledger.away, lab.fake.links.carrier = True, False
+    hasty.step()
+    assert lab.addresses == {str(A)}  # not at once: cables are touched
+    time.sleep(0.06)
+    hasty.step()
+    assert lab.addresses == set()
+    assert lab.flow() == "drop"
+    lab.fake.links.carrier = True
+    hasty.step()
+    assert lab.addresses == set()  # others may have it by now; only the table can tell
+    ledger.away = False
+    hasty.step()
+    assert ledger.asked[-1] == ("", 0)
+    assert lab.addresses == {str(A)}
+
+
+@pytest.mark.parametrize("what", ["link", "ledger"])
+def test_with_either_of_them_it_keeps_them(hasty: Runner, lab: Any, ledger: FakeLedger, row: Row, what: str) -> None:
+    ledger.begin("e1", row(acknowledged=True))
+    hasty.step()
+    ledger.away, lab.fake.links.carrier = what == "ledger", what != "link"
+    for _ in range(3):
+        hasty.step()
+        time.sleep(0.06)
+    assert lab.addresses == {str(A)}
+    assert "set_field" in lab.flow()
+
+
+def test_a_cut_that_ends_in_time_is_forgotten(hasty: Runner, lab: Any, ledger: FakeLedger, row: Row) -> None:
+    ledger.begin("e1", row(acknowledged=True))
+    hasty.step()
+    ledger.away, lab.fake.links.carrier = True, False
+    hasty.step()
+    lab.fake.links.carrier = True
+    hasty.step()
+    time.sleep(0.06)
+    lab.fake.links.carrier = False
+    hasty.step()
+    assert lab.addresses == {str(A)}
+
+
+def test_it_knows_what_the_table_gives_other_nodes(runner: Runner, ledger: FakeLedger, row: Row) -> None:
+    assert runner.addresses_of("node3") == frozenset()
+    ledger.begin("e1", row(node="node3", node_ip=NODE3) | row(str(B), netid=7))
+    runner.step()
+    assert runner.addresses_of("node3") == {A}
+    assert runner.addresses_of("node2") == {B}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from egress.messages import sending_config
+from egress.messages import PUBLISH_TASK, sending_config
 from egress.operations import TransientError
 from node_runner.__main__ import tell
 
@@ -34,4 +34,4 @@ def test_a_broker_that_is_away_is_an_error_that_may_pass_and_the_next_ask_is_mad
         app.conf.update(sending_config(f"redis://127.0.0.1:{unused.getsockname()[1]}/0"))
         for _ in range(2):
             with pytest.raises(TransientError, match="the broker is away"):
-                tell(app, ledger)
+                tell(app, ledger, PUBLISH_TASK)

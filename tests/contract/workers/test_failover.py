@@ -1,0 +1,141 @@
+"""Which nodes count as lost, with the workers' tasks on a real cluster and a real ledger."""
+
+import time
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from egress.liveness import Sighting
+from egress.messages import FAILOVER_TASK, PLACE_TASK, PUBLISH_TASK
+from egress.settings import Settings
+from egress.table import NodeReport
+from workers import metrics
+
+from .conftest import World
+
+PATIENCE = Settings().heartbeat_patience
+A = ip_address("192.168.1.102")
+IPS = {"node1": "192.168.1.17", "node2": "192.168.1.18", "node3": "192.168.1.19"}
+
+
+@pytest.fixture
+def nodes(world: World) -> World:
+    """Three nodes, node2 with an address that it has acknowledged for namespace `app`."""
+    for name, ip in IPS.items():
+        world.node(name, ip, *(["192.168.1.102"] if name == "node2" else []))
+    world.net_namespace("app", 5, "192.168.1.102")
+    world.reconcile()
+    world.acknowledge()
+    return world
+
+
+def beat(world: World, *names: str) -> None:
+    """These beat until all others have been silent for long enough to be noticed."""
+    end = time.monotonic() + PATIENCE * 1.3
+    while time.monotonic() < end:
+        for name in names:
+            world.ledger.beat(name, IPS[name], PATIENCE)
+        time.sleep(0.1)
+
+
+def saw(world: World, node: str, *witnesses: str, answers: bool = False, held: bool = False) -> None:
+    for witness in witnesses:
+        world.ledger.saw(node, Sighting(witness, world.ledger.now(), answers, frozenset({A} if held else ())))
+
+
+def judge(world: World) -> set[str]:
+    world.run(FAILOVER_TASK)
+    return set(world.ledger.lost())
+
+
+def test_a_node_of_which_two_others_see_nothing_is_lost_and_its_traffic_is_dropped(nodes: World) -> None:
+    beat(nodes, *IPS)
+    beat(nodes, "node1", "node3")
+    saw(nodes, "node2", "node1")
+    assert judge(nodes) == set()
+    assert not nodes.tasks
+    saw(nodes, "node2", "node3")
+    assert judge(nodes) == {"node2"}
+    assert {task for task, _ in nodes.tasks} == {PLACE_TASK, PUBLISH_TASK}
+    assert nodes.ledger.failovers().keys() == {A}
+    nodes.settle()
+    row = nodes.ledger.read_table().rows[5]
+    assert row is not None
+    assert row.hops == ()
+
+
+def test_silence_alone_moves_nothing(nodes: World) -> None:
+    beat(nodes, *IPS)
+    beat(nodes, "node1", "node3")
+    assert judge(nodes) == set()
+    saw(nodes, "node2", "node1", "node3", answers=True, held=True)
+    assert judge(nodes) == set()
+    assert nodes.tasks == []
+
+
+def test_one_that_beats_again_is_back_and_on_probation(nodes: World) -> None:
+    beat(nodes, *IPS)
+    beat(nodes, "node1", "node3")
+    saw(nodes, "node2", "node1", "node3")
+    assert judge(nodes) == {"node2"}
+    nodes.settle()
+    # It answers again, but its runner has not been heard: what others have by now it may still hold.
+    saw(nodes, "node2", "node1", "node3", answers=True)
+    assert judge(nodes) == {"node2"}
+    assert nodes.ledger.beat("node2", IPS["node2"], PATIENCE).lost
+    assert judge(nodes) == set()
+    assert nodes.ledger.returned().keys() == {"node2"}
+    nodes.settle()
+    nodes.acknowledge()
+    row = nodes.ledger.read_table().rows[5]
+    assert row is not None
+    assert [(hop.node, hop.acknowledged) for hop in row.hops] == [("node2", True)]
+
+
+def test_a_node_whose_link_is_down_is_lost_though_its_runner_speaks(nodes: World) -> None:
+    beat(nodes, *IPS)
+    report = nodes.ledger.reports(["node2"])["node2"]
+    nodes.ledger.report(replace(report, carrier=False))
+    assert judge(nodes) == {"node2"}
+    nodes.ledger.report(report)
+    assert judge(nodes) == set()
+
+
+def test_a_lone_witness_is_enough_where_there_is_no_other(world: World) -> None:
+    for name in ("node1", "node2"):
+        world.node(name, IPS[name])
+    world.reconcile()
+    beat(world, "node1", "node2")
+    beat(world, "node1")
+    saw(world, "node2", "node1")
+    assert judge(world) == {"node2"}
+
+
+def test_a_node_that_never_spoke_is_waited_for_and_one_that_is_deleted_is_not(nodes: World) -> None:
+    assert judge(nodes) == set()  # from now on all are expected
+    beat(nodes, "node1", "node3")
+    assert [silence.node for silence in nodes.ledger.silent(PATIENCE)] == ["node2"]
+    nodes.kube.delete("HostSubnet", "node2")
+    assert judge(nodes) == set()
+    assert nodes.ledger.silent(PATIENCE) == []
+
+
+def test_a_failover_is_measured_until_another_node_carries_the_address(nodes: World) -> None:
+    before = metrics.failover_duration._sum.get()
+    nodes.ledger.begin_failover([A], nodes.ledger.now() - 7.0)
+    nodes.run(PUBLISH_TASK)
+    assert nodes.ledger.failovers() == {}
+    assert 7.0 <= metrics.failover_duration._sum.get() - before < 60.0
+    assert "last heard of" in nodes.ledger.history("app")[0].message
+
+
+def test_after_a_flush_nobody_counts_as_lost(nodes: World) -> None:
+    nodes.ledger.set_lost({"node2": 1.0}, {})
+    nodes.ledger._redis.flushall()
+    assert judge(nodes) == set()
+    beat(nodes, "node1", "node3")
+    saw(nodes, "node2", "node1", "node3")
+    for name in ("node1", "node3"):
+        nodes.ledger.report(NodeReport(name, 0.0, link=f"{IPS[name]}/24", interface="eth0"))
+    assert judge(nodes) == {"node2"}

@@ -1,0 +1,121 @@
+"""Judges the nodes that have fallen silent, and those that are back: which of them count as lost."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+import structlog
+
+from egress.addresses import Address, AddressError, parse_address
+from egress.liveness import Silence, Verdict, judge
+from egress.messages import PLACE_TASK, PUBLISH_TASK
+from egress.objects import HostSubnet
+from egress.operations import Step
+from egress.planning import Plan
+from egress.table import NodeReport
+from workers import metrics
+from workers.context import Context
+
+_log = structlog.get_logger()
+LOCK_SECONDS = 10.0
+
+
+def run(context: Context) -> dict[str, float]:
+    """Brings the list of lost nodes to what is so; the nodes on it, and since when.
+
+    A silent node is judged by what the living ones see of it on their link (`egress.liveness`). One whose runner says
+    that its link is down is lost at once. A lost node stays so until its runner is heard again, over a link: only then
+    has it let go what others have by now, or will before it does anything else.
+    """
+    with context.ledger.exclusively("failover", LOCK_SECONDS):
+        subnets = context.host_subnets()
+        context.ledger.expect({subnet.name: subnet.host_ip for subnet in subnets})
+        before, now = context.ledger.lost(), context.ledger.now()
+        reports = context.ledger.reports(subnet.name for subnet in subnets)
+        silent = {item.node: item for item in context.ledger.silent(context.settings.heartbeat_patience)}
+        lost = {}
+        for subnet in subnets:
+            since = _lost_since(context, subnet, silent.get(subnet.name), reports, before.get(subnet.name), now)
+            if since is not None:
+                lost[subnet.name] = since
+        returned = {node: since for node, since in context.ledger.returned().items() if node not in lost}
+        for node in before.keys() - lost.keys():
+            returned[node] = now
+            _log.warning("node is back", node=node, away=round(now - before[node], 1))
+        rejoining = {node: since for node, since in returned.items() if now - since < context.settings.rejoin_after}
+        if lost != before or rejoining != context.ledger.returned():
+            context.ledger.set_lost(lost, rejoining)
+    for subnet in subnets:
+        if subnet.name in lost.keys() - before.keys():
+            addresses = _addresses(subnet)
+            _log.error("node is lost", node=subnet.name, addresses=list(map(str, addresses)))
+            metrics.nodes_lost.inc()
+            context.ledger.begin_failover(addresses, lost[subnet.name])
+    if lost.keys() != before.keys():
+        context.ask(PLACE_TASK)
+        context.ask(PUBLISH_TASK)
+    return lost
+
+
+def _lost_since(
+    context: Context,
+    subnet: HostSubnet,
+    silence: Silence | None,
+    reports: Mapping[str, NodeReport],
+    before: float | None,
+    now: float,
+) -> float | None:
+    """Since when the node counts as lost, or None."""
+    report = reports.get(subnet.name)
+    if silence is None:
+        if report is not None and not report.carrier:
+            return before if before is not None else now
+        return None
+    others = [other for node, other in reports.items() if node != subnet.name and now - other.heard < 10.0]
+    witnesses = _on_link(others, subnet)
+    sightings = context.ledger.sightings(subnet.name)
+    verdict = judge(silence, sightings, witnesses, now, context.settings.runner_timeout)
+    if before is not None:
+        held = any(seen.held for seen in sightings)
+        return None if verdict is Verdict.ALIVE and held else before
+    if verdict is Verdict.ALIVE and context.ledger.first_to(f"silent:{subnet.name}", 60.0):
+        _log.error(
+            "a node's runner is silent, but the node answers: it goes on as it is",
+            node=subnet.name,
+            seconds=round(silence.seconds, 1),
+        )
+    return now - silence.seconds if verdict is Verdict.LOST else None
+
+
+def _on_link(reports: Iterable[NodeReport], subnet: HostSubnet) -> int:
+    """How many of these nodes have the node's IP on their link."""
+    count = 0
+    for report in reports:
+        with suppress(ValueError):
+            count += ipaddress.ip_address(subnet.host_ip) in ipaddress.ip_interface(report.link).network
+    return count
+
+
+def _addresses(subnet: HostSubnet) -> list[Address]:
+    found = []
+    for text in subnet.egress_ips:
+        with suppress(AddressError):
+            found.append(parse_address(text))
+    return found
+
+
+def finish(context: Context, plan: Plan) -> None:
+    """Ends the failovers of the addresses that carry traffic again, and says how long each took."""
+    waiting = context.ledger.failovers()
+    if not waiting:
+        return
+    carrying = {hop.address: (hop.node, outcome.name) for outcome in plan.namespaces.values() for hop in outcome.via}
+    now = context.ledger.now()
+    for address, since in waiting.items():
+        if address in carrying and context.ledger.end_failover(address):
+            node, namespace = carrying[address]
+            metrics.failover_duration.observe(now - since)
+            message = f"carried again {now - since:.1f} s after its node was last heard of"
+            context.record(Step.FAILOVER, namespace, address=str(address), node=node, message=message)
