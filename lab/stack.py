@@ -153,6 +153,11 @@ class Stack:
             report = ledger.reports([host]).get(host)
         return report is not None and report.at > since
 
+    def lost(self) -> set[str]:
+        """The host names of the nodes that count as lost."""
+        with closing(Ledger(self.broker.unix_url)) as ledger:
+            return set(ledger.lost())
+
     def _node(self, spec: NodeSpec) -> Json:
         labels = {"kubernetes.io/hostname": spec.host}
         if spec.name in self._egress_nodes:

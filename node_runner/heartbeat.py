@@ -100,7 +100,7 @@ class Heartbeat:
 
     def _look(self, link: LinkFacts, missed: Collection[Silence], ips: dict[str, Address]) -> None:
         network = ip_interface(f"{self._me.ip}/{link.prefix_length}").network
-        own = _parsed(self._me.ip)
+        own = parse_address(self._me.ip)
         living = map(_parsed, self._ledger.living(self._patience).values())
         neighbours = [*(ip for ip in living if ip and ip in network and ip != own), *link.gateways]
         controls = frozenset(neighbours[:CONTROLS])
@@ -108,7 +108,7 @@ class Heartbeat:
             silence.node: frozenset(sorted(self._addresses_of(silence.node), key=int)[:SAMPLE]) for silence in missed
         }
         wanted = controls.union(*held.values(), (ips[silence.node] for silence in missed))
-        answered = self._arp.probe(link.interface, link.mac, wanted, TIMING)
+        answered = self._arp.who_has(link, own, wanted, TIMING)
         if controls and not controls & answered.keys():
             _log.warning("nobody answers on this link: says nothing of others", asked=sorted(map(str, controls)))
             return

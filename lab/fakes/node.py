@@ -312,6 +312,17 @@ class FakeArp:
     ) -> dict[Address, str]:
         """See ports.Arp. At once: the timing is the real link's business."""
         del interface, timing
+        return self._others(mac, addresses)
+
+    def who_has(
+        self, link: LinkFacts, source: Address, addresses: Iterable[Address], timing: ProbeTiming = _DEFAULT_TIMING
+    ) -> dict[Address, str]:
+        """See ports.Arp."""
+        del timing
+        _all_ipv4([source])
+        return self._others(link.mac, addresses)
+
+    def _others(self, mac: str, addresses: Iterable[Address]) -> dict[Address, str]:
         found: dict[Address, str] = {}
         for address in _all_ipv4(addresses):
             holder = self.neighbours.get(address, mac)

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 
 from egress.addresses import Address
 from node_runner.drivers.errors import LinkFailed, NotSupported
-from node_runner.drivers.ports import MAC, ProbeTiming
+from node_runner.drivers.ports import MAC, LinkFacts, ProbeTiming
 
 _ETH_P_ARP = 0x0806
 _REQUEST, _REPLY = 1, 2
@@ -53,23 +53,14 @@ class LinkArp:
         An address is taken if any ARP packet names it as its sender, or if another host probes for it at this moment:
         both then lose, as RFC 5227 §2.1.1 has it, and the caller tries again.
         """
-        wanted = _checked(addresses)
-        if not wanted:
-            return {}
-        own = _mac_bytes(mac)
-        taken: dict[Address, str] = {}
-        with _open(interface) as link:
-            end = time.monotonic()
-            for number in range(1, timing.count + 1):
-                for address in wanted:
-                    if address not in taken:
-                        _send(link, interface, _Packet(_REQUEST, own, _NOBODY, bytes(6), address))
-                # From now, not from the start: a thousand frames take a while to send.
-                end = time.monotonic() + (timing.interval if number < timing.count else timing.wait)
-                _listen(link, own, frozenset(wanted), taken, end)
-                if len(taken) == len(wanted):
-                    break
-        return taken
+        return _ask(interface, mac, _NOBODY, _checked(addresses), timing)
+
+    def who_has(
+        self, link: LinkFacts, source: Address, addresses: Iterable[Address], timing: ProbeTiming = _DEFAULT_TIMING
+    ) -> dict[Address, str]:
+        """See ports.Arp. Returns early when each has been answered for."""
+        (asking,) = _checked([source])
+        return _ask(link.interface, link.mac, asking, _checked(addresses), timing)
 
     def announce(self, interface: str, mac: str, addresses: Iterable[Address]) -> None:
         """See ports.Arp. In both forms: some devices learn from requests only, some from replies only."""
@@ -81,6 +72,27 @@ class LinkArp:
             for address in wanted:
                 _send(link, interface, _Packet(_REQUEST, own, address, bytes(6), address))
                 _send(link, interface, _Packet(_REPLY, own, address, _BROADCAST, address))
+
+
+def _ask(
+    interface: str, mac: str, source: IPv4Address, wanted: list[IPv4Address], timing: ProbeTiming
+) -> dict[Address, str]:
+    """Asks for `wanted` as `source`, repeatedly; those that somebody has, or, where `source` is nobody, claims."""
+    if not wanted:
+        return {}
+    own = _mac_bytes(mac)
+    taken: dict[Address, str] = {}
+    with _open(interface) as link:
+        for number in range(1, timing.count + 1):
+            for address in wanted:
+                if address not in taken:
+                    _send(link, interface, _Packet(_REQUEST, own, source, bytes(6), address))
+            # From now, not from the start: a thousand frames take a while to send.
+            end = time.monotonic() + (timing.interval if number < timing.count else timing.wait)
+            _listen(link, own, frozenset(wanted), taken, end, claims=source == _NOBODY)
+            if len(taken) == len(wanted):
+                break
+    return taken
 
 
 def _checked(addresses: Iterable[Address]) -> list[IPv4Address]:
@@ -119,8 +131,15 @@ def _send(link: socket.socket, interface: str, packet: _Packet) -> None:
 
 
 def _listen(
-    link: socket.socket, own: bytes, wanted: frozenset[IPv4Address], taken: dict[Address, str], end: float
+    link: socket.socket,
+    own: bytes,
+    wanted: frozenset[IPv4Address],
+    taken: dict[Address, str],
+    end: float,
+    *,
+    claims: bool,
 ) -> None:
+    """Adds to `taken` what other hosts answer for until `end`, and with `claims` also what they probe for."""
     while (left := end - time.monotonic()) > 0 and len(taken) < len(wanted):
         ready, _, _ = select.select([link], [], [], left)
         if not ready:
@@ -132,7 +151,8 @@ def _listen(
         packet = None if origin[2] == socket.PACKET_OUTGOING else _parsed(frame)
         if packet is None or packet.sender_mac == own:
             continue
-        claimed = packet.target if packet.sender == _NOBODY and packet.operation == _REQUEST else packet.sender
+        probe = packet.sender == _NOBODY and packet.operation == _REQUEST
+        claimed = packet.target if probe and claims else packet.sender
         if claimed in wanted:
             taken.setdefault(claimed, packet.sender_mac.hex(":"))
 

@@ -150,12 +150,18 @@ class Links(Watchable, Protocol):
 
 
 class Arp(Protocol):
-    """Address conflict detection (RFC 5227)."""
+    """Address conflict detection (RFC 5227), and plain questions."""
 
     def probe(
         self, interface: str, mac: str, addresses: Iterable[Address], timing: ProbeTiming = ...
     ) -> dict[Address, str]:
         """Those of `addresses` that another host on the link has or is claiming, with its MAC."""
+
+    def who_has(
+        self, link: LinkFacts, source: Address, addresses: Iterable[Address], timing: ProbeTiming = ...
+    ) -> dict[Address, str]:
+        """Those of `addresses` that another host answers for, with its MAC, when the node asks as `source`. Unlike a
+        probe it claims nothing, so several nodes may ask at once, and while another one probes."""
 
     def announce(self, interface: str, mac: str, addresses: Iterable[Address]) -> None:
         """Tells the link once that `mac` has `addresses`. Repeat by ANNOUNCE_SCHEDULE."""

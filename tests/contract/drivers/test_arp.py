@@ -10,11 +10,12 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from egress.addresses import Address
 from lab.fakes.node import FakeArp, fake_node
 from node_runner.drivers.arp import LinkArp
 from node_runner.drivers.errors import LinkFailed, NotSupported
 from node_runner.drivers.links import InterfaceLinks
-from node_runner.drivers.ports import Arp, ProbeTiming
+from node_runner.drivers.ports import Arp, LinkFacts, ProbeTiming
 
 from .conftest import NEIGHBOUR, NEIGHBOUR_MAC, NODE_IP, Netns, add_link, run
 
@@ -156,3 +157,32 @@ def test_an_interface_that_is_gone_or_down_is_an_error(neighbour: Netns) -> None
         LinkArp().probe("eth0", "02:00:00:00:00:01", [FREE])
     with pytest.raises(LinkFailed, match="no Ethernet MAC"):
         LinkArp().probe("eth0", "02:00:00:00:00:01; reboot", [FREE])
+
+
+def test_who_has_an_address_is_asked_without_claiming_it(arp: Arp) -> None:
+    link = LinkFacts("eth0", 2, mac_of(arp), 24)
+    assert arp.who_has(link, NODE_IP, [NEIGHBOUR, FREE], QUICK) == {NEIGHBOUR: NEIGHBOUR_MAC}
+    assert arp.who_has(link, NODE_IP, [FREE], QUICK) == {}
+    with pytest.raises(NotSupported, match="IPv6"):
+        arp.who_has(link, NODE_IP, [IPv6Address("fd00::1")])
+
+
+def test_several_may_ask_at_once_and_while_another_probes(neighbour: Netns) -> None:
+    link = InterfaceLinks(NODE_IP).facts()
+    answers: list[dict[Address, str]] = []
+
+    def other() -> None:
+        with neighbour:
+            theirs = LinkFacts("eth0", 2, NEIGHBOUR_MAC, 24)
+            for _ in range(3):
+                answers.append(LinkArp().who_has(theirs, NEIGHBOUR, [FREE], QUICK))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    while thread.is_alive():
+        answers.append(LinkArp().who_has(link, NODE_IP, [FREE], QUICK))
+        answers.append(LinkArp().probe("eth0", link.mac, [FREE], QUICK))
+        answers.append(LinkArp().who_has(link, NODE_IP, [FREE], QUICK))
+    thread.join()
+    assert len(answers) >= 6
+    assert not any(answers)
