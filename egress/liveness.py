@@ -51,7 +51,7 @@ class Verdict(StrEnum):
 
 def look_interval(silence: float) -> float:
     """Seconds between two looks for a node that has been silent for `silence` seconds: at once first, rarer later."""
-    return min(max(silence / 4, _FIRST_LOOK), _LAST_LOOK)
+    return min(max(silence / 2, _FIRST_LOOK), _LAST_LOOK)
 
 
 def judge(silence: Silence, sightings: Collection[Sighting], witnesses: int, now: float, timeout: float) -> Verdict:

@@ -90,9 +90,9 @@ class Settings:
     """auto, nft or legacy."""
     check_interval: float = 2.0
     """How often a runner compares its node with its program when nothing wakes it."""
-    heartbeat_interval: float = 0.3
+    heartbeat_interval: float = 0.2
     """How often a runner says that its node lives."""
-    heartbeat_patience: float = 1.0
+    heartbeat_patience: float = 0.7
     """After how long without a heartbeat other nodes look for the node on the link."""
     runner_timeout: float = 120.0
     """After how long without a heartbeat a node counts as lost whose IP still answers, if none of its egress addresses

@@ -92,7 +92,7 @@ def main() -> None:
     loop = threading.Thread(target=_loop, args=(runner, stop, current.check_interval), name="loop")
     watchers = [
         threading.Thread(target=runner.watch, args=(drivers.links, runner.look_anew, stop), name="links", daemon=True),
-        threading.Thread(target=runner.watch, args=(drivers.flows, runner.wake, stop), name="flows", daemon=True),
+        threading.Thread(target=runner.watch, args=(drivers.flows, runner.touched, stop), name="flows", daemon=True),
         threading.Thread(
             target=heartbeat.beat_until, args=(stop, current.heartbeat_interval), name="heartbeat", daemon=True
         ),

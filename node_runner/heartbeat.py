@@ -17,7 +17,7 @@ from node_runner.drivers.errors import NodeError
 from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
 
 _log = structlog.get_logger()
-TIMING = ProbeTiming(3, 0.1, 0.2)
+TIMING = ProbeTiming(3, 0.08, 0.15)
 """Three lost frames in a row and two witnesses who lose them: what answers at all is not taken for lost."""
 CONTROLS, SAMPLE = 3, 64
 """How many living neighbours, and how many of a silent node's addresses, are asked for at most."""

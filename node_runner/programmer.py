@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -48,7 +49,8 @@ FACTS_PASSES = 15
 @dataclass(slots=True)
 class _Pass:
     """A pass under way. `given` are the node's addresses by the table, each with its NetID; `found` is what the node
-    holds by now; `failed` are addresses that a round should have added and could not."""
+    holds by now; `failed` are addresses that a round should have added and could not. In a `trusted` pass the node
+    was not read: nobody has told of a change."""
 
     rows: list[Steering]
     given: Mapping[Address, int]
@@ -57,6 +59,7 @@ class _Pass:
     program: NodeProgram = field(default_factory=NodeProgram)
     failed: dict[Address, Refusal] = field(default_factory=dict)
     wrote: bool = False
+    trusted: bool = False
 
 
 class Programmer:
@@ -70,6 +73,7 @@ class Programmer:
         self._timing = timing
         self._facts: NodeFacts | None = None
         self._facts_age = 0
+        self._known: Found | None = None
 
     def forget_facts(self) -> None:
         """The bridge may have changed: the next pass reads its facts anew."""
@@ -92,40 +96,60 @@ class Programmer:
         if held:
             self._drivers.arp.announce(link.interface, link.mac, held)
 
-    def run(self, table: Mapping[int, Steering], *, resting: Mapping[Address, Refusal], fresh: bool = False) -> Result:
+    def run(
+        self,
+        table: Mapping[int, Steering],
+        *,
+        resting: Mapping[Address, Refusal],
+        fresh: bool = False,
+        untouched: bool = False,
+    ) -> Result:
         """Brings the node to `table`. Raises NodeError when the node as a whole cannot be programmed; then every
         NetID of the table that has no flow drops, and so does every flow that counts on what does not stand.
 
         Addresses in `resting` were refused a moment ago and are not asked for again in this pass. `fresh` is a
         runner's first pass: it also looks where nothing of ours should be. What is taken is not announced yet.
+
+        `untouched` says that nobody has told of a change of the node since it was last looked at, a moment ago: where
+        the table changes only where packets are steered to, the node is not read again, which is most of a pass.
         """
+        known, self._known = self._known, None
         try:
-            return self._run(list(table.values()), resting, fresh=fresh)
+            return self._run(list(table.values()), resting, fresh=fresh, known=known if untouched else None)
         except NodeError:
             self._retreat(list(table.values()))
             raise
 
-    def _run(self, rows: list[Steering], resting: Mapping[Address, Refusal], *, fresh: bool) -> Result:
+    def _run(
+        self, rows: list[Steering], resting: Mapping[Address, Refusal], *, fresh: bool, known: Found | None
+    ) -> Result:
         self._facts_age += 1
         link = self._drivers.links.facts()
         if fresh:
             self._drivers.links.sweep()
         given = {hop.address: row.netid for row in rows for hop in row.hops if hop.node == self._name}
-        found = self._read(everywhere=fresh)
-        at_work = _Pass(rows, given, found, self._refused(given, resting))
-        asked = frozenset(given.keys() - found.addresses - at_work.refused.keys())
-
-        # First without the addresses that are new here: their NetIDs are dropped while the link is asked about them.
-        # But one that only the interface lacks was asked about when its flow and rule were written: somebody took it
-        # away. Its traffic, which leaves with the right source, is not cut while the link is asked again.
-        lacking = _standing_but_for_the_interface(found, given, asked)
-        self._round(at_work, withheld=(asked - lacking) | at_work.refused.keys(), later=asked)
-        taken: frozenset[Address] = frozenset()
-        if asked:
-            for address, mac in self._drivers.arp.probe(link.interface, link.mac, asked, self._timing).items():
-                message = f"{mac} answers for {address} on {link.interface}"
-                at_work.refused[address] = Refusal("AddressInUse", message)
-            taken = self._round(at_work, withheld=at_work.refused.keys())
+        refused = self._refused(given, resting)
+        if known is not None and standing(known) != {
+            given[address]: address for address in given if address not in refused
+        }:
+            known = None  # something of its own changes: what it does then depends on what is there
+        # The link is asked while the node is read and fenced; but not before the node has let go what is another's by
+        # now: two that are to swap addresses would find each other's.
+        with ThreadPoolExecutor(1) as link_asker:
+            here = known.addresses if known is not None else self._drivers.links.read()
+            asked = frozenset(given.keys() - refused.keys() - here)
+            early = link_asker.submit(self._probe, link, asked) if asked and here <= given.keys() else None
+            found = known or self._read(everywhere=fresh)
+            at_work = _Pass(rows, given, found, refused, trusted=known is not None)
+            # First without the addresses that are new here: their NetIDs are dropped while the link is asked. But one
+            # that only the interface lacks was asked about when its flow and rule were written: somebody took it away.
+            # Its traffic, which leaves with the right source, is not cut while the link is asked again.
+            lacking = _standing_but_for_the_interface(found, given, asked)
+            self._round(at_work, withheld=(asked - lacking) | refused.keys(), later=asked)
+            taken: frozenset[Address] = frozenset()
+            if asked:
+                at_work.refused |= early.result() if early is not None else self._probe(link, asked)
+                taken = self._round(at_work, withheld=at_work.refused.keys())
         if at_work.failed:
             # Their flows must go, or the packets would leave with whatever source the other rules give them.
             at_work.refused |= at_work.failed
@@ -135,8 +159,16 @@ class Programmer:
             ended = self._drivers.conntrack.forget_stale()
             if ended:
                 _log.info("ended connections that the guard had cut", connections=ended)
+        self._known = at_work.found if not at_work.refused else None
         claims = _claims(given, at_work.program, at_work.refused)
         return Result(link, claims, taken, at_work.refused, at_work.wrote)
+
+    def _probe(self, link: LinkFacts, asked: AbstractSet[Address]) -> dict[Address, Refusal]:
+        answers = self._drivers.arp.probe(link.interface, link.mac, asked, self._timing)
+        return {
+            address: Refusal("AddressInUse", f"{mac} answers for {address} on {link.interface}")
+            for address, mac in answers.items()
+        }
 
     def _refused(self, given: Mapping[Address, int], resting: Mapping[Address, Refusal]) -> dict[Address, Refusal]:
         refused = {address: resting[address] for address in given if address in resting}
@@ -150,7 +182,7 @@ class Programmer:
         """Brings the node to the program without `withheld`, save that those in `later` are not put on the interface
         yet. The addresses that were."""
         program, step = self._plan(at_work, withheld)
-        if step and self._facts_age:
+        if step and self._facts_age and not at_work.trusted:
             self.forget_facts()  # flows that went may have gone with the bridge they were on
             program, step = self._plan(at_work, withheld)
         step = replace(step, add_addresses=step.add_addresses - later)

@@ -21,6 +21,10 @@ from node_runner.programmer import Programmer, Refusal, unacknowledged
 
 ANNOUNCE_RETRY_SECONDS = 1.0
 WATCH_RETRY_SECONDS = 0.5
+TRUST_SECONDS = 1.5
+"""How long a runner trusts what it knows of its node, unless it is told of a change. Less than a check's interval."""
+ECHO_SECONDS = 1.0
+"""How long after its own writing what a runner is told of its node counts as that."""
 _log = structlog.get_logger()
 
 
@@ -62,19 +66,31 @@ class Runner:
         self._resting: dict[Address, tuple[float, Refusal]] = {}
         self._announcements: list[tuple[float, frozenset[Address]]] = []
         self._repairs = 0
+        self._wrote = self._look_by = float("-inf")
+        self._untouched = self._nudged = False
 
     def namespaces(self) -> dict[int, str]:
         """The namespace of each NetID of the table. May be called from any thread."""
         return {netid: row.namespace for netid, row in (self._table or {}).copy().items()}
 
     def wake(self) -> None:
-        """Something may have changed: look now."""
+        """The table may have changed: look now."""
+        self._nudged = True
         self._wake.set()
 
+    def touched(self) -> None:
+        """Somebody has touched the node: look now. If the runner itself has, a moment ago, leave it to the next look by
+        the clock: what is told is most likely its own doing, and a look at it would keep what comes next waiting."""
+        echo = time.monotonic() - self._wrote < ECHO_SECONDS
+        _log.debug("touched", echo=echo)
+        if not echo:
+            self._untouched = False
+            self._wake.set()
+
     def look_anew(self) -> None:
-        """Somebody may have changed the bridge or the interface: look now, and count on nothing known of them."""
+        """Somebody may have changed the bridge or the interface: look, and count on nothing known of them."""
         self._programmer.forget_facts()
-        self.wake()
+        self.touched()
 
     def run(self, stop: threading.Event, interval: float) -> None:
         """Passes until `stop`; at least one every `interval` seconds."""
@@ -178,7 +194,19 @@ class Runner:
     def _program(self, table: dict[int, Steering]) -> tuple[LinkFacts, tuple[Claim, ...]]:
         now = time.monotonic()
         resting = {address: refusal for address, (until, refusal) in self._resting.items() if until > now}
-        result = self._programmer.run(table, resting=resting, fresh=self._fresh)
+        try:
+            # Only when nudged: a pass by the clock is to find what nobody tells of.
+            nudged, self._nudged = self._nudged, False
+            untouched = nudged and self._untouched and time.monotonic() < self._look_by
+            self._untouched = True
+            result = self._programmer.run(table, resting=resting, fresh=self._fresh, untouched=untouched)
+            if not untouched:
+                self._look_by = time.monotonic() + TRUST_SECONDS
+        except NodeError:
+            self._wrote = time.monotonic()
+            raise
+        if result.wrote:
+            self._wrote = time.monotonic()
         # Nothing new was asked for, nor was something given at last that had been refused: somebody touched the node.
         gained = result.taken and not result.taken & self._held
         if result.wrote and not self._news and not self._fresh and not gained:

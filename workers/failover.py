@@ -20,6 +20,7 @@ from workers.context import Context
 
 _log = structlog.get_logger()
 LOCK_SECONDS = 10.0
+PLACING_SECONDS = 0.5
 
 
 def run(context: Context) -> dict[str, float]:
@@ -55,7 +56,8 @@ def run(context: Context) -> dict[str, float]:
             context.ledger.begin_failover(addresses, lost[subnet.name])
     if lost.keys() != before.keys():
         context.ask(PLACE_TASK)
-        context.ask(PUBLISH_TASK)
+        # Placing asks for it too, when addresses have moved. Published before, it would make two passes for the nodes.
+        context.ask(PUBLISH_TASK, delay=PLACING_SECONDS)
     return lost
 
 

@@ -37,6 +37,7 @@ def run(context: Context) -> int:
 
     One run at a time, and a run whose table was changed under it starts over: an older view never overwrites a newer.
     """
+    context.ledger.check_free("place")  # half of a placement would make one pass more for every node
     with context.ledger.exclusively("publish", LOCK_SECONDS):
         current = context.ledger.read_table()
         expected = current.change if current.epoch else context.ledger.change_number()

@@ -17,8 +17,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_GETADDR, RTM_NEWADDR
+from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_GETADDR, RTM_GETLINK, RTM_NEWADDR
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_SECONDARY
 
 from egress.addresses import Address
@@ -47,6 +46,8 @@ _DUMP_ATTEMPTS = 5
 _MAIN_TABLE = 254
 _GATEWAYS_SECONDS = 60.0
 
+_IFINFOMSG = struct.Struct("=xxxxixxxxxxxx")  # family, type; interface index; flags, change
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_CARRIER = 1, 3, 33
 _IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface index
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_FLAGS, _IFA_PROTO = 1, 2, 3, 8, 11
 
@@ -164,28 +165,27 @@ class InterfaceLinks:
 
     def _facts(self, primary: _Held) -> LinkFacts:
         try:
-            with IPRoute() as route:
-                (link,) = route.get_links(primary.index)
-                gateways = self._known_gateways(route, primary)
-        except NetlinkError as error:
+            with Netlink(NETLINK_ROUTE) as netlink:
+                link = attributes(netlink.get(Message(RTM_GETLINK, _IFINFOMSG.pack(primary.index))), _IFINFOMSG.size)
+        except NetlinkFailed as error:
             raise InterfaceMissing(
-                f"the interface of {self._node_ip} (index {primary.index}) has just gone: {os.strerror(error.code)}"
+                f"the interface of {self._node_ip} (index {primary.index}) has just gone: {error}"
             ) from error
         return LinkFacts(
-            str(link.get("ifname")),
+            link[_IFLA_IFNAME].rstrip(b"\0").decode("ascii", "replace"),
             primary.index,
-            str(link.get("address")).lower(),
+            link.get(_IFLA_ADDRESS, b"").hex(":"),
             primary.prefix_length,
-            bool(link.get("carrier", 1)),
-            gateways,
+            link.get(_IFLA_CARRIER, b"\1") != b"\0",
+            self._known_gateways(primary),
         )
 
-    def _known_gateways(self, route: IPRoute, primary: _Held) -> tuple[Address, ...]:
+    def _known_gateways(self, primary: _Held) -> tuple[Address, ...]:
         """Read once a minute: a node may have thousands of routes, and gateways seldom change."""
         index, read_at, gateways = self._gateways
         if index != primary.index or time.monotonic() - read_at > _GATEWAYS_SECONDS:
-            routes = route.get_routes(family=socket.AF_INET, table=_MAIN_TABLE)
-            gateways = _gateways(routes, primary)
+            with IPRoute() as route:
+                gateways = _gateways(route.get_routes(family=socket.AF_INET, table=_MAIN_TABLE), primary)
             self._gateways = (primary.index, time.monotonic(), gateways)
         return gateways
 

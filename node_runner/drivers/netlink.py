@@ -96,6 +96,16 @@ class Netlink:
                     raise NetlinkFailed(f"the kernel refused a dump: {os.strerror(code)}", code)
                 yield body
 
+    def get(self, request: Message) -> bytes:
+        """The body of the one answer to `request`; NetlinkFailed, with the kernel's `code`, if it is an error."""
+        self._send(_packed(request, 1, NLM_F_REQUEST))
+        for kind, _flags, _sequence, body in self._receive():
+            if kind == NLMSG_ERROR:
+                code = -struct.unpack_from("=i", body)[0]
+                raise NetlinkFailed(f"the kernel refused a request: {os.strerror(code)}", code)
+            return body
+        raise NetlinkFailed("the kernel gave no answer to a request")
+
     def batch(self, requests: Sequence[Message]) -> dict[int, int]:
         """Sends `requests` in one piece (or a few, if very long). Errno by index of those that failed.
 

@@ -51,6 +51,12 @@ class Coordination(Connection):
             with suppress(LockError, RedisError):  # it ran out or Redis is away: either way it is no longer ours
                 lock.release()
 
+    def check_free(self, name: str) -> None:
+        """BusyError while somebody holds the lock `name`."""
+        with away():
+            if self._redis.exists(f"hawse:lock:{name}"):
+                raise BusyError(f"somebody is at {name}")
+
     def rest(self, what: str, seconds: float) -> None:
         """Lets nobody be at `what` for `seconds`."""
         with away():

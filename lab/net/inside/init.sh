@@ -27,6 +27,11 @@ modprobe -d /run/modules -a openvswitch vport-vxlan veth bridge ip_tables iptabl
     xt_MASQUERADE xt_mark xt_connmark xt_comment xt_conntrack ipt_REJECT nf_conntrack_netlink ip6_tables ip6table_nat \
     ip6table_filter ip6t_REJECT ip_set ip_set_hash_ip xt_set sch_netem
 
+# All that it needs is loaded. What it asks for later it would not get, and each time that it asks, for a revision of a
+# match that no tool has, or a device that comes, a process is started: more than half of all that ran here.
+echo > /proc/sys/kernel/modprobe
+echo > /proc/sys/kernel/hotplug
+
 # This kernel has no nf_tables for IPv4: plain "iptables" means the legacy one here.
 for tool in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
     ln -s "$(command -v "$(echo "$tool" | sed 's/tables/tables-legacy/')")" "/run/lab/bin/$tool"

@@ -86,6 +86,7 @@ def test_one_that_beats_again_is_back_and_on_probation(nodes: World) -> None:
     assert nodes.ledger.beat("node2", IPS["node2"], PATIENCE).lost
     assert judge(nodes) == set()
     assert nodes.ledger.returned().keys() == {"node2"}
+    nodes.run(PUBLISH_TASK)
     nodes.settle()
     nodes.acknowledge()
     row = nodes.ledger.read_table().rows[5]

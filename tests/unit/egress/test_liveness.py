@@ -51,5 +51,5 @@ def test_what_was_seen_too_long_ago_does_not_count() -> None:
 
 def test_it_is_looked_for_at_once_and_rarely_later() -> None:
     assert look_interval(1.0) == 0.5
-    assert look_interval(8.0) == 2.0
+    assert look_interval(8.0) == 4.0
     assert look_interval(3600.0) == 5.0

@@ -525,3 +525,30 @@ def test_it_knows_what_the_table_gives_other_nodes(runner: Runner, ledger: FakeL
     runner.step()
     assert runner.addresses_of("node3") == {A}
     assert runner.addresses_of("node2") == {B}
+
+
+def test_a_nudge_trusts_what_is_known_and_the_clock_does_not(
+    runner: Runner, lab: Any, ledger: FakeLedger, row: Row
+) -> None:
+    ledger.begin("e1", row())
+    runner.step()
+    lab.fake.flows.wipe()  # and nobody has told
+    runner.wake()
+    runner.step()
+    assert lab.flow() == ""
+    runner.step()
+    assert lab.flow() != ""
+    assert ledger.last.repairs == 1
+
+
+def test_who_is_told_of_a_change_looks_though_it_was_nudged(
+    runner: Runner, lab: Any, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node_runner.runner.ECHO_SECONDS", 0.0)
+    ledger.begin("e1", row())
+    runner.step()
+    lab.fake.flows.wipe()
+    runner.touched()
+    runner.wake()
+    runner.step()
+    assert lab.flow() != ""
