@@ -21,8 +21,6 @@ from node_runner.programmer import Programmer, Refusal, unacknowledged
 
 ANNOUNCE_RETRY_SECONDS = 1.0
 WATCH_RETRY_SECONDS = 0.5
-TRUST_SECONDS = 1.5
-"""How long a runner trusts what it knows of its node, unless it is told of a change. Less than a check's interval."""
 ECHO_SECONDS = 1.0
 """How long after its own writing what a runner is told of its node counts as that."""
 _log = structlog.get_logger()
@@ -67,6 +65,7 @@ class Runner:
         self._announcements: list[tuple[float, frozenset[Address]]] = []
         self._repairs = 0
         self._wrote = self._look_by = float("-inf")
+        self._interval = 2.0
         self._untouched = self._nudged = False
 
     def namespaces(self) -> dict[int, str]:
@@ -93,7 +92,8 @@ class Runner:
         self.touched()
 
     def run(self, stop: threading.Event, interval: float) -> None:
-        """Passes until `stop`; at least one every `interval` seconds."""
+        """Passes until `stop`; at least one every `interval` seconds, and as often one that reads the whole node."""
+        self._interval = interval
         while not stop.is_set():
             self._wake.clear()
             self.step()
@@ -201,7 +201,7 @@ class Runner:
             self._untouched = True
             result = self._programmer.run(table, resting=resting, fresh=self._fresh, untouched=untouched)
             if not untouched:
-                self._look_by = time.monotonic() + TRUST_SECONDS
+                self._look_by = time.monotonic() + self._interval
         except NodeError:
             self._wrote = time.monotonic()
             raise

@@ -71,17 +71,15 @@ def _lost_since(
 ) -> float | None:
     """Since when the node counts as lost, or None."""
     report = reports.get(subnet.name)
+    if silence is not None and before is not None:
+        return before
     if silence is None:
         if report is not None and not report.carrier:
             return before if before is not None else now
         return None
     others = [other for node, other in reports.items() if node != subnet.name and now - other.heard < 10.0]
     witnesses = _on_link(others, subnet)
-    sightings = context.ledger.sightings(subnet.name)
-    verdict = judge(silence, sightings, witnesses, now, context.settings.runner_timeout)
-    if before is not None:
-        held = any(seen.held for seen in sightings)
-        return None if verdict is Verdict.ALIVE and held else before
+    verdict = judge(silence, context.ledger.sightings(subnet.name), witnesses, now, context.settings.runner_timeout)
     if verdict is Verdict.ALIVE and context.ledger.first_to(f"silent:{subnet.name}", 60.0):
         _log.error(
             "a node's runner is silent, but the node answers: it goes on as it is",

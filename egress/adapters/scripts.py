@@ -336,14 +336,16 @@ _BEATS = """
 -- than `patience`, because Redis was away or its link was, everybody's silence begins anew with the next beat.
 local function time() local t = redis.call('TIME'); return tonumber(t[1]) + tonumber(t[2]) / 1000000 end
 local function text(seconds) return string.format('%.3f', seconds) end
-local function silences(now, patience)
+local function silences(now, patience, without_lost)
   local since, reply = tonumber(redis.call('GET', 'hawse:beats-since') or now), {}
   if now - since <= patience then return reply end
   local late = redis.call('ZRANGEBYSCORE', 'hawse:beats', '-inf', text(now - patience), 'WITHSCORES')
   for i = 1, #late, 2 do
-    reply[#reply + 1] = late[i]
-    reply[#reply + 1] = redis.call('HGET', 'hawse:beat-ips', late[i]) or ''
-    reply[#reply + 1] = text(now - math.max(tonumber(late[i + 1]), since))
+    if not (without_lost and redis.call('HEXISTS', 'hawse:lost', late[i]) == 1) then
+      reply[#reply + 1] = late[i]
+      reply[#reply + 1] = redis.call('HGET', 'hawse:beat-ips', late[i]) or ''
+      reply[#reply + 1] = text(now - math.max(tonumber(late[i + 1]), since))
+    end
   end
   return reply
 end
@@ -353,14 +355,14 @@ BEAT = (
     _BEATS
     + """
 -- ARGV: node, its IP, patience: notes that the node lives. Gives '1' if it counts as lost, else '0'; then node, IP,
--- seconds of silence, ... of those that are silent for longer than `patience`.
+-- seconds of silence, ... of those that are silent for longer than `patience` and do not count as lost yet.
 local now, patience = time(), tonumber(ARGV[3])
 local last = redis.call('ZREVRANGE', 'hawse:beats', 0, 0, 'WITHSCORES')
 local paused = not last[2] or now - tonumber(last[2]) > patience
 if paused or redis.call('EXISTS', 'hawse:beats-since') == 0 then redis.call('SET', 'hawse:beats-since', text(now)) end
 redis.call('ZADD', 'hawse:beats', text(now), ARGV[1])
 redis.call('HSET', 'hawse:beat-ips', ARGV[1], ARGV[2])
-local reply = silences(now, patience)
+local reply = silences(now, patience, true)
 table.insert(reply, 1, tostring(redis.call('HEXISTS', 'hawse:lost', ARGV[1])))
 return reply
 """

@@ -46,7 +46,7 @@ class Liveness(Connection):
         self._volunteer = self._redis.register_script(scripts.VOLUNTEER)
 
     def beat(self, node: str, node_ip: str, patience: float) -> Beat:
-        """The node lives; the others that have been silent for more than `patience` seconds."""
+        """The node lives; the others that have been silent for more than `patience` seconds and are not lost yet."""
         with away():
             lost, *silences = self._beat(args=[node, node_ip, patience])
         return Beat(tuple(_silences(silences)), lost == "1")

@@ -81,3 +81,10 @@ def test_a_failover_is_timed_from_its_first_loss_and_ends_once(ledger: Ledger) -
     assert ledger.end_failover(ADDRESS)
     assert not ledger.end_failover(ADDRESS)
     assert ledger.failovers() == {}
+
+
+def test_nobody_looks_for_a_node_that_counts_as_lost_already(ledger: Ledger) -> None:
+    beats_for(ledger, 0.1, "node1", "node2", "node3")
+    ledger.set_lost({"node2": 12.5}, {})
+    assert beats_for(ledger, 0.4, "node1") == ["node3"]
+    assert sorted(silence.node for silence in ledger.silent(PATIENCE)) == ["node2", "node3"]
