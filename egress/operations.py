@@ -12,11 +12,12 @@ BACKOFF_CAP = 30.0
 
 
 class Step(StrEnum):
-    """The steps of an assignment, in their order."""
+    """The steps of an assignment, in their order; a placed address may move any number of times."""
 
     CLAIM = "claim"
     BIND = "bind"
     PLACE = "place"
+    MOVE = "move"
     PROGRAM = "program"
     RELEASE = "release"
     QUARANTINE = "quarantine"

@@ -74,6 +74,12 @@ class Settings:
     """How often the status of an address on its way is written at most. Ready and Failed are written at once."""
     report_wait: float = 10.0
     """How long a rebuilt table waits for the nodes to say what they hold before it counts them as holding nothing."""
+    drain_cordoned: bool = False
+    """Whether a cordoned node's addresses move elsewhere. If not it keeps them, and gets no more."""
+    moves_per_minute: int = 20
+    """How many addresses a minute are moved at most from nodes that live; 0 for none."""
+    rejoin_after: float = 60.0
+    """How long a lost node must be back before it gets addresses again, and before anything is rebalanced."""
 
     node_name: str = ""
     node_ip: str = ""
@@ -174,5 +180,7 @@ _WITHIN = {
     "listen_port": (0, 65535, "a port, 0 to 65535"),
     "health_port": (0, 65535, "a port, 0 to 65535"),
     "drain_time": (0.0, 3600.0, "0 to 3600"),
+    "moves_per_minute": (0, 6000, "0 to 6000"),
+    "rejoin_after": (0.0, 86400.0, "0 to 86400"),
 }
 """The bounds of each setting that has two, and how to say them."""

@@ -85,6 +85,16 @@ class Coordination(Connection):
             since = float(self._redis.get(key) or now)
         return now - since < seconds
 
+    def remember(self, what: str, value: str, seconds: float) -> None:
+        """Keeps one text for `seconds`, in place of what was kept under `what`."""
+        with away():
+            self._redis.set(f"hawse:note:{what}", value, px=max(1, int(seconds * 1000)))
+
+    def recall(self, what: str) -> str:
+        """What is kept under `what`, or "" if nothing is any more."""
+        with away():
+            return self._redis.get(f"hawse:note:{what}") or ""
+
     def set_unplaced(self, reasons: Mapping[Address, str]) -> None:
         """Replaces what is known of the addresses that no node can host, and why."""
         with away():
