@@ -292,7 +292,9 @@ class Board:
             return "whose runner has not reported yet"
         if item.address not in link.network:
             return "in a subnet without {address}"
-        return "whose own IP is {address}" if item.address == link.ip else None
+        if item.address in self._own:
+            return "whose own IP is {address}" if item.address == link.ip else "that is not {address} itself"
+        return None
 
     def _passing(self, item: Unplaced, name: str) -> str | None:
         """What speaks against the node because of what it hosts."""

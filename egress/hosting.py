@@ -4,7 +4,7 @@ let one go. Pure; the result does not depend on the order of the objects."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
@@ -44,9 +44,10 @@ def hosting(
     net_namespaces: Iterable[NetNamespace],
     pools: Iterable[EgressPool],
     *,
+    gone: Collection[str] = (),
     all_read: bool = True,
 ) -> Hosting:
-    """The hosting of a whole cluster.
+    """The hosting of a whole cluster. `gone` are nodes that are lost, which keep nothing that another node has too.
 
     Without `all_read` some NetNamespace could not be read: then an address that is in none of the others may be in
     that one, and stays.
@@ -57,7 +58,7 @@ def hosting(
     An address without a claim is an admin's. Where HostSubnets' egressCIDRs hold it and no other HostSubnet has it, it
     goes to one of these, and it leaves them when it is in no NetNamespace any more.
     """
-    build = _Building(list(subnets))
+    build = _Building(list(subnets), gone)
     known = {pool.name: pool for pool in pools}
     claimed: set[Address] = set()
     for claim in sorted(claims, key=lambda claim: claim.address):
@@ -77,7 +78,8 @@ def hosting(
 
 
 class _Building:
-    def __init__(self, subnets: list[HostSubnet]) -> None:
+    def __init__(self, subnets: list[HostSubnet], gone: Collection[str]) -> None:
+        self._gone = gone
         self.siblings: dict[str, set[Address]] = defaultdict(set)
         self._hosts: dict[Address, set[str]] = defaultdict(set)
         for subnet in subnets:
@@ -99,7 +101,7 @@ class _Building:
         fixed = claim.origin is Origin.MANUAL
         if len(hosts) > 1 and fixed:
             return
-        node = claim.node if claim.node in hosts else min(hosts, default="")
+        node = self._keeper(hosts, claim.move_to, claim.node)
         self._let_go(address, hosts - {node})
         pool = pools.get(claim.pool)
         if pool is None:
@@ -115,7 +117,7 @@ class _Building:
         if hosts - covering:  # an admin's choice, before that of ours
             self._let_go(address, hosts & covering)
         elif covering:
-            node = min(hosts, default="")
+            node = self._keeper(hosts)
             self._let_go(address, hosts - {node})
             self._add(Unplaced(address, namespace, None), node)
 
@@ -133,6 +135,11 @@ class _Building:
             self._poolless,
             {name: frozenset(addresses) for name, addresses in self.siblings.items()},
         )
+
+    def _keeper(self, hosts: set[str], *preferred: str) -> str:
+        """The one of `hosts` that keeps the address; "" if there is none."""
+        fit = {host for host in hosts if host not in self._gone} or hosts
+        return next((node for node in preferred if node in fit), min(fit, default=""))
 
     def _covering(self, address: Address) -> set[str]:
         return {name for name, cidrs in self._cidrs.items() if any(address in cidr for cidr in cidrs)}

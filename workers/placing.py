@@ -60,11 +60,11 @@ def run(context: Context) -> Placement:
         view = _view(context)
         decision = _decide(context, view)
         patched = _patch_all(context, view, decision)
-    _record(context, view, decision, patched)
     placement = decision.placement
     if placement.nodes or view.hosting.surplus or placement.refused != context.ledger.unplaced():
         context.ledger.set_unplaced(placement.refused)
         context.ask(PUBLISH_TASK)
+    _record(context, view, decision, patched)
     for address, reason in sorted(placement.refused.items(), key=lambda item: str(item[0])):
         _log.warning("not placed", address=str(address), reason=reason)
     failures = [failure for failure in patched.values() if failure is not None]
@@ -83,17 +83,19 @@ def _view(context: Context) -> _View:
     listed = context.cluster.list(Kind.NET_NAMESPACE).items
     net_namespaces = readable(manifests.net_namespace, listed)
     all_read = len(net_namespaces) == len(listed)
-    found = hosting(claims, subnets, net_namespaces, context.pools(), all_read=all_read)
     machines = context.cluster.list(Kind.NODE).items
     nodes = {node.name: node for node in readable(manifests.node, machines)}
     existing = {str(machine["metadata"]["name"]) for machine in machines}
     reports = context.ledger.reports(subnet.name for subnet in subnets)
     lost = context.ledger.lost()
+    gone = {subnet.name: "without a Node object" for subnet in subnets if subnet.name not in existing}
+    gone |= dict.fromkeys(lost, "lost")
+    found = hosting(claims, subnets, net_namespaces, context.pools(), gone=gone.keys(), all_read=all_read)
     candidates = []
     for subnet in subnets:
-        gone = "lost" if subnet.name in lost else "without a Node object" if subnet.name not in existing else ""
-        kept = _without(subnet, {address for node, address in found.surplus if node == subnet.name})
-        candidates.append(_candidate(context, kept, nodes.get(subnet.name), reports.get(subnet.name), gone))
+        name = subnet.name
+        kept = _without(subnet, {address for node, address in found.surplus if node == name})
+        candidates.append(_candidate(context, kept, nodes.get(name), reports.get(name), gone.get(name, "")))
     return _View(claims, subnets, found, candidates, lost)
 
 

@@ -36,7 +36,7 @@ def tasks_for(kind: Kind, change: Change) -> list[tuple[str, ...]]:
         case Kind.NET_NAMESPACE if _is_hawses_own(change):
             tasks = [(PUBLISH_TASK,)]
         case Kind.NET_NAMESPACE:
-            tasks = [(PUBLISH_TASK,), (NAMESPACE_TASK, name)]
+            tasks = [(PUBLISH_TASK,), (PLACE_TASK,), (NAMESPACE_TASK, name)]  # egressCIDRs may hold what it lists
         case Kind.HOST_SUBNET:
             tasks = [(PUBLISH_TASK,), (PLACE_TASK,)]
         case Kind.EGRESS_ADDRESS if change.deleted:

@@ -44,6 +44,19 @@ def test_quarantine_and_doubles_leave_and_an_admins_double_stays() -> None:
     assert [resident.node for resident in found.residents] == ["n2"]
 
 
+def test_of_several_nodes_one_that_lives_keeps_the_address_first_the_one_asked_for_then_the_one_that_had_it() -> None:
+    hosts = [subnet("n1", A), subnet("n2", A), subnet("n3", A)]
+
+    def keeper(gone: set[str], **changes: str) -> str:
+        return hosting([claim(A, **changes)], hosts, [], [POOL], gone=gone).residents[0].node
+
+    assert keeper(set()) == "n1"
+    assert keeper(set(), node="n3") == "n3"
+    assert keeper(set(), node="n3", move_to="n2") == "n2"
+    assert keeper({"n3"}, node="n3") == "n1"
+    assert keeper({"n1", "n2", "n3"}, node="n3") == "n3"
+
+
 def test_a_manual_claim_is_moved_by_nobody_but_a_request() -> None:
     (resident,) = hosting([claim(A, origin=Origin.MANUAL)], [subnet("n1", A)], [], [POOL]).residents
     assert resident.fixed

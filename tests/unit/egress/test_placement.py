@@ -78,6 +78,12 @@ def test_only_the_pools_own_addresses_fill_a_node_for_it() -> None:
     assert place([wanted(110, pool=LIMITED)], [node("n1", hosted=other)], {}).nodes == {address(110): "n1"}
 
 
+def test_a_nodes_own_ip_goes_to_no_other_node() -> None:
+    refused = place([wanted(11)], [node("n1"), node("n2")], {}).refused
+    reason = "no node is eligible: 1 that is not 192.168.1.11 itself, 1 whose own IP is 192.168.1.11"
+    assert refused == {address(11): reason}
+
+
 def test_no_node_at_all_is_said() -> None:
     assert place([wanted(110)], [], {}).refused == {address(110): "there is no node"}
 
@@ -153,13 +159,24 @@ def test_a_wish_is_granted_before_all_others_if_the_node_is_eligible() -> None:
 
 
 def test_one_with_more_choice_makes_room_for_one_with_less() -> None:
-    # By name the wide one would take n1, and the narrow one of the same size of choice would be left over.
     pools = {name: replace(POOL, name=name, node_selector=Selector({name: ""})) for name in ("p", "q", "r")}
     labels = {"n1": {"p": "", "q": ""}, "n2": {"p": "", "r": ""}, "n3": {"q": "", "r": ""}}
     candidates = [node(name, labels=has, capacity=Capacity(ipv4=1)) for name, has in labels.items()]
     for names in permutations("abc"):
         items = [wanted(110 + i, name, pools["pqr"[i]]) for i, name in enumerate(names)]
         assert place(items, candidates, families(items)).refused == {}
+
+
+def test_room_is_made_over_several_nodes() -> None:
+    # d finds a on n1 and c on n4; c could only go to n1, a only to n2, where b is, which can go to n3.
+    choices = {"a": ("n1", "n2"), "b": ("n2", "n3"), "c": ("n1", "n4"), "d": ("n1", "n4")}
+    pools = {name: replace(POOL, name=name, node_selector=Selector({name: ""})) for name in choices}
+    candidates = [
+        node(name, labels={pool: "" for pool in pools if name in choices[pool]}, capacity=Capacity(ipv4=1))
+        for name in ("n1", "n2", "n3", "n4")
+    ]
+    items = [wanted(110 + number, name, pools[name]) for number, name in enumerate(choices)]
+    assert place(items, candidates, families(items)).refused == {}
 
 
 # Many at once
