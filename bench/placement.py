@@ -10,9 +10,9 @@ from ipaddress import IPv4Address, IPv4Interface
 from bench.rows import Row, milliseconds, row_of
 from egress.addresses import Address
 from egress.board import EGRESS_LABEL, Candidate, Unplaced
-from egress.hosting import Resident
+from egress.hosting import Resident, hosting
 from egress.moves import next_move
-from egress.objects import EgressPool
+from egress.objects import EgressAddress, EgressPool, HostSubnet, NetNamespace
 from egress.placement import place
 
 NODES, ZONES, POOLS = 300, 3, 4
@@ -57,6 +57,15 @@ def _of(size: int) -> Iterator[Row]:
     residents = [Resident(item, placement.nodes[item.address]) for item in items]
     times = milliseconds(lambda: next_move(residents, full, siblings, balance=True), RUNS_FROM_NOTHING)
     yield row_of("placement finds nothing to move, 300 nodes", size, "ms", times)
+
+    claims = [
+        EgressAddress(str(item.address), item.pool.name, item.namespace, "") for item in items if item.pool is not None
+    ]
+    pools = {item.pool.name: item.pool for item in items if item.pool is not None}
+    subnets = [HostSubnet(node.name, str(node.link), tuple(map(str, sorted(node.hosted, key=int)))) for node in full]
+    bound = [NetNamespace(name, 1, tuple(map(str, addresses))) for name, addresses in siblings.items()]
+    times = milliseconds(lambda: hosting(claims, subnets, bound, pools.values()), RUNS_FROM_NOTHING)
+    yield row_of("placement reads what objects say, 300 nodes", size, "ms", times)
 
 
 def _floor(items: list[Unplaced], nodes: list[Candidate]) -> float:

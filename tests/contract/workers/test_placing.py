@@ -211,8 +211,10 @@ def drained(world: Any, *names: str) -> int:
 )
 def test_a_node_that_is_to_be_left_loses_its_addresses_one_at_a_time(ready: Any, leave: Any) -> None:
     leave(ready)
+    ready.tasks.clear()
     ready.run(PLACE_TASK)
     assert drained(ready, "node1") == 1
+    assert (PLACE_TASK, ()) in ready.tasks  # for the one after it
     ready.settle()
     assert drained(ready, "node1") == 1  # the first has not arrived yet
     ready.acknowledge()
@@ -269,8 +271,10 @@ def test_no_more_moves_than_the_setting_allows(ready: Any) -> None:
 @pytest.mark.parametrize("settings", [{"moves_per_minute": 0}])
 def test_planned_moves_can_be_turned_off(ready: Any) -> None:
     annotate(ready, "Node", "node1", DRAIN, "")
+    annotate(ready, "EgressAddress", A, MOVE, "node3")
     ready.run(PLACE_TASK)
     assert drained(ready, "node1") == 2
+    assert wish(ready, A) == "node3"  # it waits
     lose(ready, "node1")
     ready.run(PLACE_TASK)
     assert drained(ready, "node1") == 0

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from itertools import permutations
 
 import pytest
@@ -82,6 +82,22 @@ def test_a_nodes_own_ip_goes_to_no_other_node() -> None:
     refused = place([wanted(11)], [node("n1"), node("n2")], {}).refused
     reason = "no node is eligible: 1 that is not 192.168.1.11 itself, 1 whose own IP is 192.168.1.11"
     assert refused == {address(11): reason}
+
+
+def test_ipv6_addresses_go_to_nodes_of_their_network_and_count_for_themselves() -> None:
+    pool = replace(POOL, name="six", cidrs=("fd00::/64",))
+    six = [IPv6Address(f"fd00::{number}") for number in (1, 2, 3)]
+    link, limit = IPv6Interface("fd00::ffff/64"), Capacity(ipv6=1)
+    candidates = [
+        node("n1"),
+        node("n2", link=link, capacity=limit, hosted=frozenset({six[0]})),
+        node("n3", link=link, capacity=limit, hosted=frozenset({address(100)})),
+    ]
+    result = place([Unplaced(six[1], "a", pool), Unplaced(six[2], "b", pool)], candidates, {})
+    assert result.nodes == {six[1]: "n3"}
+    assert result.refused == {
+        six[2]: "no node is eligible: 1 in a subnet without fd00::3, 2 whose cloud lets it have 1 IPv6 addresses"
+    }
 
 
 def test_no_node_at_all_is_said() -> None:
