@@ -10,11 +10,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The installed wheel is what runs; the tree (lab, tests, bench) is found after it, see $(VENV)/.wheel.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help setup demo kube-apiserver test unit lint format lock images clean
+.PHONY: help setup demo kube-apiserver test unit bench lint format lock images clean
 help:
 	@echo 'make demo         the main job, end to end, on a network lab of its own (KEEP=1 leaves it running)'
 	@echo 'make test         all tests; TESTS=tests/unit for some'
 	@echo 'make kube-apiserver   a real API server for the tests that need one, in .lab/bin'
+	@echo 'make bench        measures, and writes bench/results.json'
 	@echo 'make lint         ruff, mypy and the import contracts'
 	@echo 'make setup        only what these need: Debian packages and $(VENV)'
 
@@ -51,6 +52,9 @@ test: setup
 
 unit: setup
 	@$(BIN)/python -m pytest tests/unit
+
+bench: setup
+	@$(BIN)/python -m bench
 
 lint: setup
 	@$(BIN)/ruff format --check -q .

@@ -18,6 +18,12 @@ OPERATION_ANNOTATION = "egress.hawse.dev/operation"
 EgressAddress the same."""
 CREATED_ANNOTATION = "egress.hawse.dev/created"
 """On a NetNamespace: Hawse created it, and deletes it with its namespace."""
+MOVE_ANNOTATION = "egress.hawse.dev/move-to"
+"""On an EgressAddress: the node that it is to move to. Hawse takes the annotation away once it has, or cannot."""
+DRAIN_ANNOTATION = "egress.hawse.dev/drain"
+"""On a Node: its addresses move elsewhere, one at a time, and it gets no more. Any value but `false`."""
+CAPACITY_ANNOTATION = "cloud.network.openshift.io/egress-ipconfig"
+"""On a Node, by the cloud's controller: how many egress addresses the cloud lets it have."""
 OPT_OUT = "none"
 _OPERATION = re.compile(r"[0-9A-Za-z-]{1,64}")
 
@@ -54,13 +60,31 @@ class NetNamespace:
 
 
 @dataclass(frozen=True, slots=True)
+class Capacity:
+    """How many egress addresses a node's cloud lets it have: of IPv4, of IPv6, of both together. None is any number."""
+
+    ipv4: int | None = None
+    ipv6: int | None = None
+    ip: int | None = None
+
+
+NO_LIMIT = Capacity()
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """A Kubernetes node: what placement asks of it."""
+    """A Kubernetes node: what placement asks of it.
+
+    `drain`: it is to lose its addresses. `problem` is what of its annotations cannot be read, and does not count.
+    """
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
     ready: bool = True
     unschedulable: bool = False
+    drain: bool = False
+    capacity: Capacity = NO_LIMIT
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,3 +216,5 @@ class EgressAddress:
     """When the object was made, RFC 3339."""
     operation: str = ""
     """The admission that it came from, see `operation_of`; "" if it came from none."""
+    move_to: str = ""
+    """The node that somebody wants it on, see `MOVE_ANNOTATION`; "" for none."""

@@ -12,13 +12,13 @@ BACKOFF_CAP = 30.0
 
 
 class Step(StrEnum):
-    """The steps of an assignment: in their order, with those that may come in between."""
+    """The steps of an assignment, in their order; a placed address may move, or fail over, any number of times."""
 
     CLAIM = "claim"
     BIND = "bind"
     PLACE = "place"
-    PROGRAM = "program"
     MOVE = "move"
+    PROGRAM = "program"
     FAILOVER = "failover"
     RELEASE = "release"
     QUARANTINE = "quarantine"

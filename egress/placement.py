@@ -1,41 +1,35 @@
-"""Which node hosts which address. Pure and deterministic: the same input gives the same output, in whatever order."""
+"""Which node hosts which address. Pure and deterministic: the same input gives the same output, in whatever order.
+
+The objective, each part only where those before it leave a choice:
+
+1. Only eligible nodes, and of these the reluctant ones (`Candidate.reluctant`) only for what no other takes. A node is
+   eligible for an address when it takes new addresses at all (`Candidate.barred`), the
+   pool selects it (by its nodeSelector, or without one by the label `egress.hawse.dev/egress-node`; an address of no
+   pool goes by the nodes' egressCIDRs), its link's subnet holds the address, it has room (the pool's
+   maxAddressesPerNode, which counts the pool's own addresses alone, and what the cloud lets the node have), and it
+   hosts no other address of the namespace.
+2. What is hosted stays.
+3. As many addresses as can be get a node.
+4. A namespace's addresses are spread over the values of the pool's topologyKey.
+5. A node with fewer addresses, of whatever pool, comes first.
+6. The pool's addresses are spread over the values of its topologyKey; then the node's name decides.
+
+From nothing, two nodes that are eligible for the same addresses and have the same room differ by one address at most,
+unless 4 wants it otherwise. For part 3, addresses of the same call are moved out of each other's way. That finds room
+wherever there is any, if each namespace has one address and each node one limit; otherwise, and beyond `ATTEMPTS`, an
+address may stay without a node though an arrangement exists. docs/decisions/0015-placement.md has the reasons.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv6Interface
+from dataclasses import dataclass, replace
 
 from egress.addresses import Address
-from egress.objects import EgressPool
-from egress.pools import ranges
+from egress.board import Board, Candidate, Unplaced, without_reluctant
 
-EGRESS_LABEL = "egress.hawse.dev/egress-node"
-"""On a node: it may host addresses of pools that have no nodeSelector."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A node as placement sees it.
-
-    `link` is the node's address and prefix on the outside link, as its runner reported it, or None if it has not yet.
-    """
-
-    name: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-    usable: bool = True
-    link: IPv4Interface | IPv6Interface | None = None
-    hosted: frozenset[Address] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Unplaced:
-    """An address that wants a node: its namespace and pool."""
-
-    address: Address
-    namespace: str
-    pool: EgressPool
+NO_WISHES: Mapping[Address, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,57 +41,48 @@ class Placement:
 
 
 def place(
-    wanted: Collection[Unplaced], candidates: Iterable[Candidate], siblings: Mapping[str, Iterable[Address]]
+    wanted: Collection[Unplaced],
+    candidates: Iterable[Candidate],
+    siblings: Mapping[str, Iterable[Address]],
+    wishes: Mapping[Address, str] = NO_WISHES,
 ) -> Placement:
-    """A node for each of `wanted`, fewest hosted addresses first, ties by name; what is hosted already stays.
+    """A node for each of `wanted`, by the objective above. `siblings`: every address of each namespace. `wishes`: the
+    node that an address goes to before all others are placed, if it is eligible."""
+    nodes = list(candidates)
+    placed = _place(wanted, without_reluctant(nodes), siblings, wishes)
+    if not placed.refused or not any(node.reluctant for node in nodes):
+        return placed
+    given: dict[str, set[Address]] = {}
+    for address, name in placed.nodes.items():
+        given.setdefault(name, set()).add(address)
+    nodes = [replace(node, hosted=node.hosted | given.get(node.name, set())) for node in nodes]
+    rest = _place([item for item in wanted if item.address in placed.refused], nodes, siblings, wishes)
+    return Placement({**placed.nodes, **rest.nodes}, rest.refused)
 
-    A node is eligible when it is usable, its labels match the pool's nodeSelector (without one: it carries
-    `EGRESS_LABEL`), its link's subnet holds the address, it hosts fewer of the pool's addresses than
-    maxAddressesPerNode, and it hosts no other address of the namespace (`siblings`: every address of each namespace).
-    """
-    nodes = {candidate.name: candidate for candidate in candidates}
-    hosted = {name: set(candidate.hosted) for name, candidate in nodes.items()}
-    placed: dict[Address, str] = {}
-    refused: dict[Address, str] = {}
-    for item in sorted(wanted, key=lambda item: (item.address.version, int(item.address))):
-        family = set(siblings.get(item.namespace, ()))
-        reasons: dict[str, int] = defaultdict(int)
-        eligible: list[tuple[int, str]] = []
-        for name, candidate in nodes.items():
-            reason = _objection(item, candidate, hosted[name], family)
-            if reason is None:
-                eligible.append((len(hosted[name]), name))
-            else:
-                reasons[reason] += 1
-        if eligible:
-            _, name = min(eligible)
-            placed[item.address] = name
-            hosted[name].add(item.address)
+
+def _place(
+    wanted: Collection[Unplaced],
+    candidates: Iterable[Candidate],
+    siblings: Mapping[str, Iterable[Address]],
+    wishes: Mapping[Address, str],
+) -> Placement:
+    board = Board(candidates, {item.namespace: siblings.get(item.namespace, ()) for item in wanted})
+    sizes = Counter(item.namespace for item in wanted)
+    # Whoever has the least choice comes first. A namespace's addresses come together: so the nodes stay level.
+    homeless: list[Unplaced] = []
+    rank = {item.address: (board.choices(item), -sizes[item.namespace], *order(item)) for item in wanted}
+    for item in sorted(wanted, key=lambda item: (item.address not in wishes, rank[item.address])):
+        name = wishes.get(item.address)
+        if name is None or board.objection(item, name) is not None:
+            name = board.best(item)
+        if name is None:
+            homeless.append(item)
         else:
-            refused[item.address] = _explained(reasons)
-    return Placement(placed, refused)
+            board.put(item, name)
+    homeless = [item for item in homeless if not board.make_room(item)]
+    return Placement(board.given(), {item.address: board.why_not(item) for item in homeless})
 
 
-def _objection(item: Unplaced, candidate: Candidate, hosted: set[Address], family: set[Address]) -> str | None:
-    """Why `candidate` may not host the address; the first reason that holds, or None."""
-    pool, link = item.pool, candidate.link
-    selected = pool.node_selector.matches(candidate.labels) if pool.node_selector else EGRESS_LABEL in candidate.labels
-    wanted_label = "not matched by the pool's nodeSelector" if pool.node_selector else f"without label {EGRESS_LABEL}"
-    most = pool.max_addresses_per_node
-    full = bool(most) and sum(any(address in piece for piece in ranges(pool)) for address in hosted) >= most
-    objections = (
-        (not selected, wanted_label),
-        (not candidate.usable, "not ready"),
-        (link is None, "whose runner has not reported yet"),
-        (link is not None and item.address not in link.network, f"in a subnet without {item.address}"),
-        (link is not None and item.address == link.ip, f"whose own IP is {item.address}"),
-        (full, f"full with {most} addresses of pool {pool.name}"),
-        (bool(hosted & family), f"hosting another address of namespace {item.namespace}"),
-    )
-    return next((reason for holds, reason in objections if holds), None)
-
-
-def _explained(reasons: Mapping[str, int]) -> str:
-    if not reasons:
-        return "there is no node"
-    return "no node is eligible: " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+def order(item: Unplaced) -> tuple[str, int, int]:
+    """By namespace, then by address."""
+    return item.namespace, item.address.version, int(item.address)

@@ -74,6 +74,13 @@ class Settings:
     """How often the status of an address on its way is written at most. Ready and Failed are written at once."""
     report_wait: float = 10.0
     """How long a rebuilt table waits for the nodes to say what they hold before it counts them as holding nothing."""
+    drain_cordoned: bool = False
+    """Whether a cordoned node's addresses move elsewhere. If not it keeps them, and gets no more."""
+    moves_per_minute: int = 20
+    """How many addresses a minute are moved at most from nodes that live; 0 for none."""
+    rejoin_after: float = 60.0
+    """How long a lost node must have been back before it gets addresses that another node could have, and before
+    anything moves for balance."""
 
     node_name: str = ""
     node_ip: str = ""
@@ -97,8 +104,6 @@ class Settings:
     runner_timeout: float = 120.0
     """After how long without a heartbeat a node counts as lost whose IP still answers, if none of its egress addresses
     does. What a node still answers for is never taken from it."""
-    rejoin_after: float = 60.0
-    """How long a node that was lost must have been back before it gets addresses that another node could have."""
     probe_count: int = 3
     probe_interval: float = 0.15
     probe_wait: float = 0.2
@@ -188,5 +193,7 @@ _WITHIN = {
     "listen_port": (0, 65535, "a port, 0 to 65535"),
     "health_port": (0, 65535, "a port, 0 to 65535"),
     "drain_time": (0.0, 3600.0, "0 to 3600"),
+    "moves_per_minute": (0, 6000, "0 to 6000"),
+    "rejoin_after": (0.0, 86400.0, "0 to 86400"),
 }
 """The bounds of each setting that has two, and how to say them."""

@@ -55,6 +55,7 @@ def run(context: Context) -> dict[str, float]:
             metrics.nodes_lost.inc()
             context.ledger.begin_failover(addresses, lost[subnet.name])
     if lost.keys() != before.keys():
+        context.ledger.end_rest(PLACE_TASK, PUBLISH_TASK)
         context.ask(PLACE_TASK)
         # Placing asks for it too, when addresses have moved. Published before, it would make two passes for the nodes.
         context.ask(PUBLISH_TASK, delay=PLACING_SECONDS)

@@ -25,7 +25,12 @@ from egress.addresses import (
     parse_range,
 )
 from egress.objects import (
+    CAPACITY_ANNOTATION,
+    DRAIN_ANNOTATION,
+    MOVE_ANNOTATION,
+    NO_LIMIT,
     OPERATION_ANNOTATION,
+    Capacity,
     Condition,
     EgressAddress,
     EgressPool,
@@ -125,6 +130,22 @@ class _Node(_Manifest):
     status: _NodeStatus | None = None
 
 
+_Limit = Annotated[int, msgspec.Meta(ge=0)] | None
+
+
+class _CloudCapacity(_Wire):
+    ipv4: _Limit = None
+    ipv6: _Limit = None
+    ip: _Limit = None
+
+
+class _CloudInterface(_Wire):
+    capacity: _CloudCapacity
+
+
+_CLOUD_INTERFACES = msgspec.json.Decoder(tuple[_CloudInterface, ...])
+
+
 class _NamespaceStatus(_Wire):
     phase: str | None = None
 
@@ -222,13 +243,32 @@ def node(manifest: object, *, strict: bool = False) -> Node:
     """The Node of a manifest.
 
     A live node without a Ready condition has never reported, so it is not ready. A manifest that a person wrote
-    (`strict`) has no status, and says nothing against the node.
+    (`strict`) has no status, and says nothing against the node. A capacity that cannot be read is none: the cloud's
+    controller wrote it, and addresses without any node would be the worse for it.
     """
     wire = _convert(_Node, "Node", manifest)
     conditions = (wire.status and wire.status.conditions) or ()
     ready = next((condition.status == "True" for condition in conditions if condition.type == "Ready"), strict)
     unschedulable = bool(wire.spec and wire.spec.unschedulable)
-    return Node(wire.metadata.name, wire.metadata.labels or {}, ready, unschedulable)
+    annotations = wire.metadata.annotations or {}
+    drain = annotations.get(DRAIN_ANNOTATION, "false") != "false"
+    capacity, problem = _capacity(annotations.get(CAPACITY_ANNOTATION))
+    return Node(wire.metadata.name, wire.metadata.labels or {}, ready, unschedulable, drain, capacity, problem)
+
+
+def _capacity(text: str | None) -> tuple[Capacity, str]:
+    """What the cloud's annotation allows, the least of what its interfaces do, and what is wrong with it."""
+    if text is None:
+        return NO_LIMIT, ""
+    try:
+        interfaces = [interface.capacity for interface in _CLOUD_INTERFACES.decode(text)]
+    except msgspec.DecodeError as error:
+        return NO_LIMIT, f"annotation {CAPACITY_ANNOTATION}: {error}"
+
+    def least(limits: Iterable[int | None]) -> int | None:
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    return Capacity(*(least(getattr(each, name) for each in interfaces) for name in ("ipv4", "ipv6", "ip"))), ""
 
 
 def namespace(manifest: object) -> Namespace:
@@ -308,6 +348,7 @@ def egress_address(manifest: object, *, strict: bool = False) -> EgressAddress:
         wire.metadata.resource_version,
         wire.metadata.creation_timestamp or "",
         operation_of(wire.metadata.annotations or {}),
+        (wire.metadata.annotations or {}).get(MOVE_ANNOTATION, "").strip(),
     )
 
 

@@ -62,6 +62,11 @@ class Coordination(Connection):
         with away():
             self._redis.set(f"hawse:rest:{what}", "1", px=max(1, int(seconds * 1000)))
 
+    def end_rest(self, *what: str) -> None:
+        """Lets somebody be at `what` at once."""
+        with away():
+            self._redis.delete(*(f"hawse:rest:{each}" for each in what))
+
     def check_rested(self, what: str) -> None:
         """BusyError while `what` rests."""
         with away():
@@ -90,6 +95,16 @@ class Coordination(Connection):
             self._redis.set(key, f"{now:.3f}", nx=True, ex=3600)
             since = float(self._redis.get(key) or now)
         return now - since < seconds
+
+    def remember(self, what: str, value: str, seconds: float) -> None:
+        """Keeps one text for `seconds`, in place of what was kept under `what`."""
+        with away():
+            self._redis.set(f"hawse:note:{what}", value, px=max(1, int(seconds * 1000)))
+
+    def recall(self, what: str) -> str:
+        """What is kept under `what`, or "" if nothing is any more."""
+        with away():
+            return self._redis.get(f"hawse:note:{what}") or ""
 
     def set_unplaced(self, reasons: Mapping[Address, str]) -> None:
         """Replaces what is known of the addresses that no node can host, and why."""

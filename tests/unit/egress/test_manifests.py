@@ -19,6 +19,8 @@ from egress.adapters import manifests
 from egress.adapters.manifests import ManifestError
 from egress.addresses import object_name
 from egress.objects import (
+    NO_LIMIT,
+    Capacity,
     Condition,
     EgressAddress,
     EgressPool,
@@ -41,6 +43,16 @@ CRDS = {path.stem: path for path in DEPLOY.glob("**/*s.yaml") if "kind: CustomRe
 
 def manifest(name: str = "x", **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - a manifest holds anything
     return {"apiVersion": "any/v1", "kind": "Any", "metadata": {"name": name}, **fields}
+
+
+def annotated(**annotations: str) -> dict[str, Any]:
+    return {"metadata": {"name": "x", "annotations": {f"egress.hawse.dev/{k}": v for k, v in annotations.items()}}}
+
+
+def limited(*capacities: dict[str, int]) -> dict[str, Any]:
+    """A node whose cloud says what each of its interfaces may have."""
+    text = json.dumps([{"interface": "eni-0", "ifaddr": {"ipv4": "10.0.128.0/18"}, "capacity": c} for c in capacities])
+    return {"metadata": {"name": "x", "annotations": {"cloud.network.openshift.io/egress-ipconfig": text}}}
 
 
 # Reading
@@ -74,6 +86,16 @@ def test_a_net_namespace() -> None:
     assert value == NetNamespace("app", 1086658, ("192.168.1.102",), {"a": "b"}, "7")
 
 
+@pytest.mark.parametrize(
+    "text", ["", "no JSON", "{}", '[{"capacity": 3}]', '[{"capacity": {"ipv4": -1}}]', "[[]]", "[{}]"]
+)
+def test_a_capacity_that_cannot_be_read_limits_nothing_and_is_told(text: str) -> None:
+    metadata = {"name": "x", "annotations": {"cloud.network.openshift.io/egress-ipconfig": text}}
+    node = manifests.node({"metadata": metadata}, strict=True)
+    assert node.capacity == NO_LIMIT
+    assert node.problem.startswith("annotation cloud.network.openshift.io/egress-ipconfig: ")
+
+
 def test_fields_that_are_null_count_as_absent() -> None:
     value = manifests.net_namespace(
         {"metadata": {"name": "app", "annotations": None, "labels": None}, "netid": 1, "egressIPs": None}
@@ -95,10 +117,17 @@ def test_unknown_fields_are_ignored() -> None:
         ({}, False, Node("x", ready=False)),
         ({}, True, Node("x")),
         ({"spec": {"unschedulable": True}}, True, Node("x", unschedulable=True)),
+        (annotated(drain=""), True, Node("x", drain=True)),
+        (annotated(drain="yes"), True, Node("x", drain=True)),
+        (annotated(drain="false"), True, Node("x")),
+        (limited({"ipv4": 14, "ipv6": 15}), True, Node("x", capacity=Capacity(14, 15))),
+        (limited({"ip": 10}), True, Node("x", capacity=Capacity(ip=10))),
+        (limited({"ipv4": 14}, {"ipv4": 3, "ip": 9}), True, Node("x", capacity=Capacity(3, ip=9))),
+        (limited(), True, Node("x")),
     ],
 )
 def test_a_node(fields: dict[str, Any], strict: bool, expected: Node) -> None:
-    assert manifests.node(manifest(**fields), strict=strict) == expected
+    assert manifests.node(manifest() | fields, strict=strict) == expected
 
 
 def test_a_namespace() -> None:

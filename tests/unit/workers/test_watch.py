@@ -7,6 +7,7 @@ import pytest
 
 from egress.adapters.cluster import Change, Kind
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
+from egress.objects import MOVE_ANNOTATION
 from workers.watch import WATCHED, Watcher, tasks_for
 
 
@@ -19,7 +20,7 @@ def change(name: str, *, deleted: bool = False, **fields: Any) -> Change:
     ("kind", "tasks"),
     [
         (Kind.NAMESPACE, [(NAMESPACE_TASK, "app")]),
-        (Kind.NET_NAMESPACE, [(PUBLISH_TASK,), (NAMESPACE_TASK, "app")]),
+        (Kind.NET_NAMESPACE, [(PUBLISH_TASK,), (PLACE_TASK,), (NAMESPACE_TASK, "app")]),
         (Kind.HOST_SUBNET, [(PUBLISH_TASK,), (PLACE_TASK,)]),
         (Kind.EGRESS_POOL, [(RECONCILE_TASK,)]),
         (Kind.NODE, [(PLACE_TASK,)]),
@@ -29,17 +30,20 @@ def test_each_kind_asks_for_its_tasks(kind: Kind, tasks: list[tuple[str, ...]], 
     assert tasks_for(kind, change("app", deleted=deleted)) == tasks
 
 
-def test_a_claim_that_went_asks_for_its_namespace_and_others_for_nothing() -> None:
+def test_a_claim_that_went_asks_for_its_namespace_one_that_is_to_move_for_placing_and_others_for_nothing() -> None:
     spec = {"pool": "p", "namespace": {"name": "app"}}
     assert tasks_for(Kind.EGRESS_ADDRESS, change("10.0.0.1", deleted=True, spec=spec)) == [(NAMESPACE_TASK, "app")]
     assert tasks_for(Kind.EGRESS_ADDRESS, change("10.0.0.1", spec=spec)) == []
     assert tasks_for(Kind.EGRESS_ADDRESS, change("10.0.0.1", deleted=True)) == []
+    wished = change("10.0.0.1")
+    wished.manifest["metadata"]["annotations"] = {MOVE_ANNOTATION: "node3"}
+    assert tasks_for(Kind.EGRESS_ADDRESS, wished) == [(PLACE_TASK,)]
 
 
 @pytest.mark.parametrize("name", ["default", "kube-system", "openshift-sdn"])
 def test_system_namespaces_ask_for_nothing_of_their_own(name: str) -> None:
     assert tasks_for(Kind.NAMESPACE, change(name)) == []
-    assert tasks_for(Kind.NET_NAMESPACE, change(name)) == [(PUBLISH_TASK,)]
+    assert tasks_for(Kind.NET_NAMESPACE, change(name)) == [(PUBLISH_TASK,), (PLACE_TASK,)]
 
 
 def test_a_binding_of_hawses_own_is_only_published() -> None:
@@ -48,7 +52,7 @@ def test_a_binding_of_hawses_own_is_only_published() -> None:
     assert tasks_for(Kind.NET_NAMESPACE, made) == [(PUBLISH_TASK,)]
     emptied = Change({"metadata": own, "egressIPs": []}, deleted=False)
     for other in (emptied, replace(made, deleted=True)):
-        assert tasks_for(Kind.NET_NAMESPACE, other) == [(PUBLISH_TASK,), (NAMESPACE_TASK, "app")]
+        assert tasks_for(Kind.NET_NAMESPACE, other) == [(PUBLISH_TASK,), (PLACE_TASK,), (NAMESPACE_TASK, "app")]
 
 
 def test_every_kind_that_work_hangs_on_is_watched() -> None:
