@@ -13,7 +13,7 @@ from egress import pools
 from egress.adapters import manifests
 from egress.adapters.cluster import Change, GoneError, Kind
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
-from egress.objects import CREATED_ANNOTATION
+from egress.objects import CREATED_ANNOTATION, MOVE_ANNOTATION
 from egress.operations import PermanentError, TransientError, backoff
 from workers import metrics
 from workers.context import Context
@@ -41,6 +41,8 @@ def tasks_for(kind: Kind, change: Change) -> list[tuple[str, ...]]:
             tasks = [(PUBLISH_TASK,), (PLACE_TASK,)]
         case Kind.EGRESS_ADDRESS if change.deleted:
             tasks = [(NAMESPACE_TASK, change.manifest.get("spec", {}).get("namespace", {}).get("name", "default"))]
+        case Kind.EGRESS_ADDRESS if MOVE_ANNOTATION in (change.manifest["metadata"].get("annotations") or {}):
+            tasks = [(PLACE_TASK,)]
         case Kind.EGRESS_POOL:
             tasks = [(RECONCILE_TASK,)]
         case Kind.NODE:

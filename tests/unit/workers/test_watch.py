@@ -36,6 +36,11 @@ def test_a_claim_that_went_asks_for_its_namespace_and_others_for_nothing() -> No
     assert tasks_for(Kind.EGRESS_ADDRESS, change("10.0.0.1", deleted=True)) == []
 
 
+def test_a_claim_that_is_wished_elsewhere_asks_for_placement() -> None:
+    wished = {"name": "10.0.0.1", "resourceVersion": "1", "annotations": {"egress.hawse.dev/move-to": "node2"}}
+    assert tasks_for(Kind.EGRESS_ADDRESS, Change({"metadata": wished})) == [(PLACE_TASK,)]
+
+
 @pytest.mark.parametrize("name", ["default", "kube-system", "openshift-sdn"])
 def test_system_namespaces_ask_for_nothing_of_their_own(name: str) -> None:
     assert tasks_for(Kind.NAMESPACE, change(name)) == []
