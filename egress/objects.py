@@ -19,7 +19,7 @@ EgressAddress the same."""
 CREATED_ANNOTATION = "egress.hawse.dev/created"
 """On a NetNamespace: Hawse created it, and deletes it with its namespace."""
 MOVE_ANNOTATION = "egress.hawse.dev/move-to"
-"""On an EgressAddress: the node that a person wants it on. Hawse takes it away when that is done or refused."""
+"""On an EgressAddress: the node that it is to move to. Hawse takes the annotation away once it has, or cannot."""
 OPT_OUT = "none"
 _OPERATION = re.compile(r"[0-9A-Za-z-]{1,64}")
 

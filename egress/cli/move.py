@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -21,6 +22,8 @@ from egress.objects import MOVE_ANNOTATION, EgressAddress, Origin, Phase
 from egress.operations import PermanentError, TransientError
 
 LOOK_SECONDS = 0.5
+EVENT_LOOKS = 4
+"""How often the reason of a refusal is looked for: Hawse tells it after it has taken the wish away."""
 ATTEMPTS = 10
 """How often the wish is written at most: each time somebody else may have changed the object since it was read."""
 
@@ -158,11 +161,16 @@ def _is_there(claim: EgressAddress, node: str) -> bool:
 
 def _move(cluster: Cluster, address: Address, node: str, timeout: float | None) -> Move:
     """Wishes for the move, unless it is done or wished for already, and waits for its end unless `timeout` is None."""
+    known = _warnings(cluster, _look(cluster, address, node).claim.namespace).keys()
     seen = _wish(cluster, address, node)
     claim = seen.claim
     outcome = Outcome.UNCHANGED if progress(seen, node) is Progress.THERE else Outcome.ASKED
     if outcome is Outcome.ASKED and timeout is not None:
-        _wait(cluster, address, node, seen, timeout)
+        seen = _wait(cluster, address, node, seen, timeout)
+        if progress(seen, node) is Progress.REFUSED:
+            raise MoveError(_refusal(cluster, seen, node, known))
+        if progress(seen, node) is Progress.WAITING:
+            raise MoveError(_unfinished(seen, node, timeout))
         outcome = Outcome.MOVED
     return Move(claim.address, claim.namespace, claim.node, node, outcome)
 
@@ -182,19 +190,14 @@ def _wish(cluster: Cluster, address: Address, node: str) -> Sight:
     raise MoveError(f"EgressAddress {address} changes all the time: try again")
 
 
-def _wait(cluster: Cluster, address: Address, node: str, seen: Sight, timeout: float) -> None:
-    """Until the node has the address. MoveError when it was refused, or is not done after `timeout` seconds."""
+def _wait(cluster: Cluster, address: Address, node: str, seen: Sight, timeout: float) -> Sight:
+    """What is to be seen when the move has ended, or after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         with suppress(TransientError):  # an API server that is away comes back: the wish is written
             seen = _look(cluster, address, node)
-        match progress(seen, node):
-            case Progress.THERE:
-                return
-            case Progress.REFUSED:
-                raise MoveError(_refusal(cluster, seen, node))
-        if time.monotonic() >= deadline:
-            raise MoveError(_unfinished(seen, node, timeout))
+        if progress(seen, node) is not Progress.WAITING or time.monotonic() >= deadline:
+            return seen
         time.sleep(LOOK_SECONDS)
 
 
@@ -215,18 +218,25 @@ def _look(cluster: Cluster, address: Address, node: str) -> Sight:
     return Sight(claim, (manifest["metadata"].get("annotations") or {}).get(MOVE_ANNOTATION, ""), listed)
 
 
-def _refusal(cluster: Cluster, seen: Sight, node: str) -> str:
+def _refusal(cluster: Cluster, seen: Sight, node: str, known: AbstractSet[str]) -> str:
+    """Why the move was refused, as an Event says that is not among the `known` ones."""
     claim = seen.claim
     if seen.wish:
         return f"{claim.address} is not moved to {node}: somebody has wished it to {seen.wish} meanwhile"
+    for _ in range(EVENT_LOOKS):
+        for event, text in _warnings(cluster, claim.namespace).items():
+            if event not in known and _names(text, claim.address) and _names(text, node):
+                return text
+        time.sleep(LOOK_SECONDS)
+    return f"Hawse does not move {claim.address} to {node}: `kubectl describe namespace {claim.namespace}` says why"
+
+
+def _warnings(cluster: Cluster, namespace: str) -> dict[str, str]:
+    """The namespace's warning Events; none where they may not be read, which is a right of its own."""
     try:
-        said = [
-            text for text in cluster.warnings(claim.namespace) if _names(text, claim.address) and _names(text, node)
-        ]
-    except (PermanentError, TransientError):  # to read Events is a right of its own
-        said = []
-    reason = said[0] if said else f"`kubectl describe namespace {claim.namespace}` says why"
-    return f"Hawse does not move {claim.address} to {node}: {reason}"
+        return cluster.warnings(namespace)
+    except (PermanentError, TransientError):
+        return {}
 
 
 def _unfinished(seen: Sight, node: str, timeout: float) -> str:

@@ -155,9 +155,30 @@ def test_a_refusal_gives_hawses_reason(moves: Moves, capsys: pytest.CaptureFixtu
     with moves.when_wished(moves.answer):
         assert moves.move(ADDRESS, "node2") == 1
     assert refusal(capsys) == f"Hawse does not move {ADDRESS} to node2: `kubectl describe namespace shop` says why"
-    with moves.when_wished(lambda: say(f"{ADDRESS} cannot move to node2: not ready"), moves.answer):
+    for reason in ("not ready", "full"):  # what an earlier refusal said is not taken for this one's
+        message = f"{ADDRESS} does not move to node2: the node is not eligible: {reason}"
+        with moves.when_wished(lambda message=message: say(message), moves.answer):
+            assert moves.move(ADDRESS, "node2") == 1
+        assert refusal(capsys) == message
+
+
+def test_the_reason_may_come_after_the_refusal(
+    moves: Moves, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = f"{ADDRESS} does not move to node2: not ready"
+    looks: list[object] = []
+    read = Cluster.warnings
+
+    def late(cluster: Cluster, namespace: str) -> dict[str, str]:
+        looks.append(namespace)
+        if len(looks) == 3:  # the first is before the wish
+            moves.events.event({"name": "shop", "uid": "u-1"}, "MoveRefused", message, warning=True)
+        return read(cluster, namespace)
+
+    monkeypatch.setattr(Cluster, "warnings", late)
+    with moves.when_wished(moves.answer):
         assert moves.move(ADDRESS, "node2") == 1
-    assert refusal(capsys) == f"Hawse does not move {ADDRESS} to node2: {ADDRESS} cannot move to node2: not ready"
+    assert refusal(capsys) == message
 
 
 def test_another_wish_ends_the_wait(moves: Moves, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,19 +229,19 @@ def test_what_cannot_be_moved(moves: Moves, capsys: pytest.CaptureFixture[str]) 
 def test_a_claim_that_changes_meanwhile_is_read_again(
     moves: Moves, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each look is followed by a write of somebody else, the first three times."""
+    """Each look is followed by a write of somebody else, the first four times."""
     look, looks = move._look, []
 
     def disturbed(cluster: Cluster, address: Address, node: str) -> move.Sight:
         seen = look(cluster, address, node)
         looks.append(seen)
-        if len(looks) <= 3:
+        if len(looks) <= 4:
             moves.kube.patch("EgressAddress", ADDRESS, {"metadata": {"labels": {"n": str(len(looks))}}})
         return seen
 
     monkeypatch.setattr(move, "_look", disturbed)
     assert moves.move(ADDRESS, "node2", "--no-wait") == 0
-    assert (len(looks), moves.wish()) == (4, "node2")
+    assert (len(looks), moves.wish()) == (5, "node2")
     assert "is asked to move" in capsys.readouterr().out
 
 
