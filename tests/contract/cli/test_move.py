@@ -13,8 +13,10 @@ from egress.adapters.cluster import Cluster
 from egress.addresses import Address
 from egress.cli import main, move
 from lab.apiserver.process import EmbeddedCluster
+from lab.cluster import Cluster as AnyCluster
 from lab.control_plane import install
 from lab.kube import Kube
+from lab.real_cluster import RealCluster
 
 Json = dict[str, Any]
 ADDRESS = "192.168.1.102"
@@ -24,7 +26,7 @@ WISH = "egress.hawse.dev/move-to"
 class Moves:
     """Two nodes, of which node1 hosts the address of namespace shop."""
 
-    def __init__(self, cluster: EmbeddedCluster) -> None:
+    def __init__(self, cluster: AnyCluster) -> None:
         self.kubeconfig = str(cluster.kubeconfig)
         self.kube = Kube(cluster.url, cluster.ca_path, cluster.token)
         self.events = Cluster(self.kubeconfig)
@@ -89,11 +91,18 @@ class Moves:
         assert failures == []
 
 
-@pytest.fixture
-def moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Moves]:
+@pytest.fixture(params=["embedded"])
+def moves(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Moves]:
     monkeypatch.setattr(move, "LOOK_SECONDS", 0.01)
-    with EmbeddedCluster(tmp_path / "cluster") as cluster:
+    if request.param == "real":
+        request.getfixturevalue("real_binaries")
+    cluster: AnyCluster = (RealCluster if request.param == "real" else EmbeddedCluster)(tmp_path / "cluster")
+    with cluster:
         yield Moves(cluster)
+
+
+on_both = pytest.mark.parametrize("moves", ["embedded", "real"], indirect=True)
+"""For what the API server has a say in: conditional patches, which Events a selector finds."""
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:
@@ -104,6 +113,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
     return shown.err.removeprefix("hawse: ").rstrip("\n")
 
 
+@on_both
 def test_an_address_moves_when_its_node_says_so(moves: Moves, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[str | None] = []
     with moves.when_wished(
@@ -146,6 +156,7 @@ def test_a_wish_to_go_elsewhere_is_taken_back(moves: Moves, capsys: pytest.Captu
     assert "is asked to move" in capsys.readouterr().out
 
 
+@on_both
 def test_a_refusal_gives_hawses_reason(moves: Moves, capsys: pytest.CaptureFixture[str]) -> None:
     def say(message: str, *, warning: bool = True) -> None:
         moves.events.event({"name": "shop", "uid": "u-1"}, "MoveRefused", message, warning=warning)
@@ -226,6 +237,7 @@ def test_what_cannot_be_moved(moves: Moves, capsys: pytest.CaptureFixture[str]) 
     assert [moves.wish(name) for name in (ADDRESS, "192.168.1.103", "192.168.1.104")] == [None, None, None]
 
 
+@on_both
 def test_a_claim_that_changes_meanwhile_is_read_again(
     moves: Moves, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
