@@ -6,13 +6,14 @@ can always be mended step by step. What is refused names the objects concerned; 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface
 
 from egress import pools
 from egress.addresses import Address, AddressError, Range, parse_address, subtract
+from egress.listing import Listed
 from egress.objects import ADDRESSES_ANNOTATION, EgressAddress, EgressPool, HostSubnet, NetNamespace
 from egress.planning import MAX_NETID
 
@@ -30,17 +31,26 @@ class RefusedError(Exception):
 class Facts:
     """What the ledger knows. Without any of it, only what an object says of itself is judged.
 
-    `entries` has the addresses that somebody has, of those that matter to the object. `hosts` says which node the
-    nodes' table has for an address, `netids` whose traffic each of its NetIDs is, `links` the nodes' own addresses and
-    subnets on the outside link.
+    `entries` has the addresses that somebody has, of those that matter to the object, and `listed` which objects listed
+    them when the workers looked last. `netids` says whose traffic each NetID of the nodes' table is, `links` the nodes'
+    own addresses and subnets on the outside link.
     """
 
     pools: Sequence[EgressPool] = ()
     node_ips: frozenset[Address] = frozenset()
     entries: Mapping[Address, Entry] = field(default_factory=dict)
-    hosts: Mapping[Address, str] = field(default_factory=dict)
+    listed: Mapping[Address, Listed] = field(default_factory=dict)
     netids: Mapping[int, str] = field(default_factory=dict)
     links: Mapping[str, IPv4Interface | IPv6Interface] = field(default_factory=dict)
+
+    def hosts(self, address: Address) -> frozenset[str]:
+        """The HostSubnets that list the address."""
+        return frozenset(self.listed.get(address, Listed()).hosts)
+
+    def namespaces(self, address: Address) -> frozenset[str]:
+        """The namespaces whose NetNamespace lists the address, or that Hawse has given it to."""
+        kind, _, name = self.entries.get(address, ("", ""))[1].partition("/")
+        return frozenset(self.listed.get(address, Listed()).namespaces) | ({name} if kind == "ns" else frozenset())
 
 
 def addresses_of(texts: Iterable[str]) -> list[Address]:
@@ -75,6 +85,8 @@ def net_namespace(new: NetNamespace, old: NetNamespace | None, facts: Facts) -> 
         if address in facts.node_ips:
             raise RefusedError(f"address {address} is a node's own IP")
         warnings += _claimed_for(address, new.name, facts)
+    for node, together in _grouped(new.egress_ips, added, facts.hosts):
+        warnings.append(_on_one_node(together, new.name, node))
     other = facts.netids.get(new.netid, new.name)
     if other != new.name and new.egress_ips:
         warnings.append(f"NetID {new.netid} is NetNamespace {other}'s too: the traffic of both is dropped")
@@ -92,19 +104,22 @@ def host_subnet(new: HostSubnet, old: HostSubnet | None, facts: Facts) -> list[s
     warnings = []
     own = {*facts.node_ips, *addresses_of([new.host_ip])}
     link = facts.links.get(new.name)
-    for address in _added(new.egress_ips, old.egress_ips if old else ()):
+    added = _added(new.egress_ips, old.egress_ips if old else ())
+    for address in added:
         if address in own:
             raise RefusedError(f"address {address} is a node's own IP")
-        there = facts.hosts.get(address, new.name)
-        if there != new.name:
+        there = _listed(sorted(facts.hosts(address) - {new.name}))
+        if there:
             warnings.append(
-                f"address {address} is on node {there}, and on {new.name} now: its traffic is dropped until one of the "
-                f"two is left; take it out of HostSubnet {there}"
+                f"address {address} is on node {there}, and on {new.name} now: its traffic is dropped until only one "
+                f"has it; take it out of HostSubnet {there}"
             )
         if link is not None and address not in link.network:
             warnings.append(f"address {address} is outside {link.network}, the subnet of {new.name}, which refuses it")
         if address not in facts.entries:
             warnings += _pooled(address, facts)
+    for namespace, together in _grouped(new.egress_ips, added, facts.namespaces):
+        warnings.append(_on_one_node(together, namespace, new.name))
     return warnings
 
 
@@ -193,22 +208,40 @@ def _added(texts: Sequence[str], before: Sequence[str]) -> list[Address]:
     return added
 
 
+def _grouped(
+    texts: Iterable[str], added: Collection[Address], names: Callable[[Address], Iterable[str]]
+) -> list[tuple[str, list[Address]]]:
+    """Each name that several addresses of a list share, one of them at least an added one, with these addresses."""
+    groups: dict[str, list[Address]] = defaultdict(list)
+    for address in dict.fromkeys(addresses_of(texts)):
+        for name in names(address):
+            groups[name].append(address)
+    new = set(added)
+    return [(name, group) for name, group in sorted(groups.items()) if len(group) > 1 and not new.isdisjoint(group)]
+
+
+def _on_one_node(addresses: Sequence[Address], namespace: str, node: str) -> str:
+    return (
+        f"addresses {_listed(addresses)} of namespace {namespace} are on one node, {node}: none of them carries its "
+        "traffic until each is on a node of its own"
+    )
+
+
 def _claimed_for(address: Address, namespace: str, facts: Facts, *, claim: bool = False) -> list[str]:
     """The warnings where `address` is to be `namespace`'s by hand. RefusedError if Hawse has given it to another."""
-    if address not in facts.entries:
-        return [] if claim else _pooled(address, facts)
-    state, holder = facts.entries[address]
+    state, holder = facts.entries.get(address, ("", ""))
     kind, _, name = holder.partition("/")
     if kind == "uid":
         raise RefusedError(f"address {address} is being given to a namespace that is just created: choose another")
     if kind == "ns" and name != namespace:
         raise RefusedError(f"address {address} {_STATES[state].format(name)}: choose another")
     # What was set by hand is known from the last look at the objects, and may have been taken away since.
-    if kind == "manual" and name != namespace and name in facts.netids.values():
+    there = _listed(sorted(facts.namespaces(address) - {namespace}))
+    if there:
         return [
-            f"address {address} was last seen in NetNamespace {name}: while both have it, the traffic of both drops"
+            f"address {address} was last seen in NetNamespace {there}: while both have it, the traffic of both drops"
         ]
-    return []
+    return [] if claim or holder else _pooled(address, facts)
 
 
 _STATES = {

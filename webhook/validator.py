@@ -14,7 +14,6 @@ import structlog
 from egress import pools
 from egress.adapters import manifests
 from egress.adapters.ledger import Ledger, Offer, name_holder, request_holder
-from egress.addresses import Address
 from egress.objects import ADDRESSES_ANNOTATION, OPERATION_ANNOTATION
 from egress.operations import TransientError
 from webhook import review, validation
@@ -86,7 +85,7 @@ class Validator:
     def _host_subnet(self, request: Request[Manifest]) -> list[str]:
         new = manifests.host_subnet(request.object)
         old = _read(manifests.host_subnet, request.old_object)
-        facts, warnings = self._facts(new.egress_ips, table=bool(new.egress_ips), node=new.name)
+        facts, warnings = self._facts(new.egress_ips, node=new.name)
         return validation.host_subnet(new, old, facts) + warnings
 
     def _egress_pool(self, request: Request[Manifest]) -> list[str]:
@@ -101,27 +100,30 @@ class Validator:
     def _egress_address(self, request: Request[Manifest]) -> list[str]:
         new = manifests.egress_address(request.object, strict=True)
         old = _read(manifests.egress_address, request.old_object)
-        facts, warnings = self._facts([new.address], table=True)
+        facts, warnings = self._facts([new.address])
         return validation.egress_address(new, old, facts) + warnings
 
     def _facts(self, texts: Iterable[str] | None, *, table: bool = False, node: str = "") -> tuple[Facts, list[str]]:
-        """What the ledger knows of the addresses in `texts` (None: of all), with the nodes' `table` and `node`'s link
-        if they matter; nothing and a warning if it cannot be reached."""
+        """What the ledger knows of the addresses in `texts` (None: who has any), with the nodes' `table` and `node`'s
+        link if they matter; nothing and a warning if it cannot be reached."""
         try:
-            return self._known(texts, table=table, node=node), []
+            return self._known(texts, table=table, node=node)
         except TransientError as error:
             _log.warning("not validated", error=str(error))
             return Facts(), [UNCHECKED]
 
-    def _known(self, texts: Iterable[str] | None, *, table: bool, node: str) -> Facts:
+    def _known(self, texts: Iterable[str] | None, *, table: bool, node: str) -> tuple[Facts, list[str]]:
         offer: Offer = self.ledger.offer()
-        entries = self.ledger.usage() if texts is None else self.ledger.entries(validation.addresses_of(texts))
-        rows = [row for row in self.ledger.read_table().rows.values() if row is not None] if table else []
-        hosts: dict[Address, str] = {hop.address: hop.node for row in rows for hop in row.hops}
+        addresses = validation.addresses_of(texts or ())
+        entries = self.ledger.usage() if texts is None else self.ledger.entries(addresses)
+        listed = self.ledger.listed(addresses) if addresses else {}
+        # Not yet known: what the index says for sure is said all the same.
+        warnings = [UNCHECKED] if listed is None else []
+        rows = self.ledger.read_table().rows.values() if table else ()
+        netids = {row.netid: row.namespace for row in rows if row is not None}
         report = self.ledger.reports([node]).get(node) if node else None
         links = {node: ipaddress.ip_interface(report.link)} if report is not None and report.link else {}
-        netids = {row.netid: row.namespace for row in rows}
-        return Facts(offer.pools, offer.node_ips, entries, hosts, netids, links)
+        return Facts(offer.pools, offer.node_ips, entries, listed or {}, netids, links), warnings
 
 
 def _read(read: Callable[[object], T], manifest: Manifest | None) -> T | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import structlog
 
+from egress.listing import who_lists
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
 from egress.operations import TransientError
 from egress.planning import plan, with_claims
@@ -45,6 +46,7 @@ def run(context: Context) -> int:
         subnets = context.host_subnets()
         claims = context.egress_addresses()
         net_namespaces = context.net_namespaces()
+        context.ledger.set_listed(who_lists(subnets, net_namespaces))
         if context.ledger.is_news("node IPs", repr(sorted(subnet.host_ip for subnet in subnets))):
             context.ask(RECONCILE_TASK)  # admission must not give a new node's own IP away
         reports = context.ledger.reports(subnet.name for subnet in subnets)

@@ -218,6 +218,14 @@ class Cluster:
         }
         self._call("POST", "/api/v1/namespaces/default/events", manifest)
 
+    def warnings(self, namespace: str) -> dict[str, str]:
+        """The warning Events about a namespace: the message of each by the Event's name, the latest first."""
+        selector = f"involvedObject.kind=Namespace,involvedObject.name={namespace},type=Warning"
+        query = urlencode({"fieldSelector": selector, "limit": str(PAGE)})
+        items = self._call("GET", f"/api/v1/namespaces/default/events?{query}").get("items") or []
+        latest = sorted(items, key=lambda item: item.get("lastTimestamp") or "", reverse=True)
+        return {str(item["metadata"]["name"]): str(item.get("message", "")) for item in latest}
+
     def _call(self, method: str, path: str, body: Manifest | None = None, content_type: str = _JSON) -> Manifest:
         response = self._send(method, path, body, content_type, self._timeout)
         try:

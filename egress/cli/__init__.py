@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 COMMANDS = {
+    "move": ("egress.cli.move", "Move an egress address to another node."),
     "plan": ("egress.cli.plan", "Show what every namespace's traffic and every node would do, from manifests alone."),
 }
 """Each command's module, which exports it as `command`, and its line in `hawse --help`."""
@@ -24,7 +25,14 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        try:
+            command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "egress":
+                raise
+            raise click.ClickException(
+                f"`hawse {cmd_name}` needs the Python package {error.name}: pip install 'hawse[cli]'"
+            ) from None
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

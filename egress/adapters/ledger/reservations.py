@@ -10,6 +10,7 @@ import msgspec
 from egress.adapters import scripts
 from egress.adapters.ledger.connection import Connection, NotReadyError, away, from_key, hexadecimal, key_of
 from egress.addresses import Address, Range, parse_address
+from egress.listing import Listed
 from egress.objects import EgressPool
 
 
@@ -60,6 +61,8 @@ class _Offer(msgspec.Struct, frozen=True):
 REQUEST_PREFIX = "uid/"
 MANUAL_PREFIX = "manual/"
 _OFFER = msgspec.json.Decoder(_Offer)
+_SEEN = ""
+"""A field of `hawse:listed` that is no address: without it an empty hash would say that nothing lists anything."""
 
 
 def name_holder(namespace: str) -> str:
@@ -107,6 +110,30 @@ class Reservations(Connection):
         text = msgspec.json.encode(_Offer(list(offer.pools), sorted(map(str, offer.node_ips))))
         with away():
             self._redis.set("hawse:offer", text)
+
+    def set_listed(self, listed: Mapping[Address, Listed]) -> None:
+        """Replaces what is known of which objects list an address. Writes only what differs."""
+        wanted = {_SEEN: ""}
+        for address, lists in listed.items():
+            wanted[key_of(address)] = f"{','.join(lists.hosts)}|{','.join(lists.namespaces)}"
+        with away():
+            known = self._redis.hgetall("hawse:listed")
+            news = dict(wanted.items() - known.items())
+            gone = known.keys() - wanted.keys()
+            pipeline = self._redis.pipeline()
+            if news:
+                pipeline.hset("hawse:listed", mapping=news)
+            if gone:
+                pipeline.hdel("hawse:listed", *gone)
+            pipeline.execute()
+
+    def listed(self, addresses: Sequence[Address]) -> dict[Address, Listed] | None:
+        """Which objects list each of `addresses`, without those that none lists; None while nothing is known of any."""
+        with away():
+            seen, *values = self._redis.hmget("hawse:listed", [_SEEN, *map(key_of, addresses)])
+        if seen is None:
+            return None
+        return {address: _listed(value) for address, value in zip(addresses, values, strict=True) if value}
 
     def reserve(
         self, holder: str, count: int, ranges: Iterable[Range], requested: Sequence[Address] = ()
@@ -270,3 +297,8 @@ def _entry(text: str) -> tuple[str, str]:
     """State and holder. At admission nobody has checked the name yet, so the holder may hold the separator too."""
     state, _, rest = text.partition("|")
     return state, rest.rpartition("|")[0]
+
+
+def _listed(text: str) -> Listed:
+    hosts, _, namespaces = text.partition("|")
+    return Listed(tuple(filter(None, hosts.split(","))), tuple(filter(None, namespaces.split(","))))

@@ -320,6 +320,7 @@ def test_the_watch_makes_the_certificate_with_the_rights_that_it_has(
         ("hawse-workers", "GET other"),
         ("hawse-webhook", "HSET hawse:table 1 x"),
         ("hawse-webhook", "SET hawse:offer x"),
+        ("hawse-webhook", "HSET hawse:listed c0a80166 node1|"),
         ("hawse-webhook", "SET hawse:node:node1 x"),
         ("hawse-webhook", "DEL hawse:addresses"),
         ("hawse-webhook", "RPOP hawse-broker:control"),

@@ -18,6 +18,7 @@ from egress.adapters.ledger import (
     request_holder,
 )
 from egress.addresses import parse_range
+from egress.listing import Listed
 from egress.objects import EgressPool, Operator, Requirement, Selector
 from egress.pools import ranges
 from lab.net.broker import Broker
@@ -239,3 +240,35 @@ def test_pools_that_cannot_be_read_are_as_none(ledger: Ledger) -> None:
     ledger._redis.set("hawse:offer", '{"pools":7}')
     with pytest.raises(NotReadyError):
         ledger.offer()
+
+
+# Who lists what
+
+
+def test_who_lists_an_address_is_known_once_it_was_looked_at(ledger: Ledger) -> None:
+    assert ledger.listed([A]) is None
+    ledger.set_listed({})
+    assert ledger.listed([A]) == {}
+    six = ip_address("fd00::1")
+    lists = {A: Listed(("node1", "node2"), ("shop",)), B: Listed(("node1",)), six: Listed((), ("shop", "web"))}
+    ledger.set_listed(lists)
+    assert ledger.listed([A, B, C, six]) == lists
+    ledger.set_listed({A: Listed(("node2",))})
+    assert ledger.listed([A, B, six]) == {A: Listed(("node2",))}
+    ledger.set_listed({})
+    assert ledger.listed([A]) == {}
+
+
+def test_the_same_lists_are_written_once(ledger: Ledger) -> None:
+    lists = {A: Listed(("node1",), ("shop",))}
+
+    def writes() -> int:
+        stats = ledger._redis.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("hset", "hdel", "del"))
+
+    ledger.set_listed(lists)
+    before = writes()
+    ledger.set_listed(dict(lists))
+    assert writes() == before
+    ledger.set_listed({B: Listed(("node1",))})
+    assert writes() == before + 2

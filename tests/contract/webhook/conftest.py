@@ -74,8 +74,9 @@ def review() -> Callable[[str], Json]:
 
 @pytest.fixture
 def ready(ledger: Ledger) -> Ledger:
-    """The ledger as the workers leave it: an index, and pools to choose from."""
+    """The ledger as the workers leave it: an index, pools to choose from, and no list with an address."""
     ledger.set_offer(Offer(POOLS, NODES))
+    ledger.set_listed({})
     ledger.sync([], ledger.now(), ready=True)
     return ledger
 

@@ -376,6 +376,35 @@ def test_an_admin_is_told_whose_an_address_is(world: World) -> None:
     assert any("addresses of pool prod are in use" in warning for warning in world.kube.warnings)
 
 
+def test_an_admin_is_warned_of_an_address_on_a_second_node_and_in_a_second_namespace(world: World) -> None:
+    """No table has the address: no NetNamespace lists it when the nodes do."""
+    number = next(_numbers)
+    address = f"172.17.{number // 250}.{1 + number % 250}"
+    nodes = [f"node-{number}-{which}" for which in "ab"]
+    for last, node in enumerate(nodes, 1):
+        head = {"apiVersion": "network.openshift.io/v1", "kind": "HostSubnet", "metadata": {"name": node}}
+        ip = f"172.18.{number}.{last}"
+        world.kube.create(head | {"host": node, "hostIP": ip, "subnet": "10.128.0.0/23"})
+
+    def warnings(kind: str, name: str, addresses: list[str]) -> list[str]:
+        world.kube.warnings.clear()
+        world.kube.patch(kind, name, {"egressIPs": addresses})
+        return list(world.kube.warnings)
+
+    def warned(kind: str, name: str, expected: str) -> bool:
+        warnings(kind, name, [])
+        return any(expected in warning for warning in warnings(kind, name, [address]))
+
+    assert warnings("HostSubnet", nodes[0], [address]) == []
+    until(lambda: warned("HostSubnet", nodes[1], f"address {address} is on node {nodes[0]}, and on {nodes[1]} now"))
+    bound = [f"by-hand-{number}-{which}" for which in "ab"]
+    for netid, name in enumerate(bound, 100_000 + 2 * number):
+        head = {"apiVersion": "network.openshift.io/v1", "kind": "NetNamespace", "metadata": {"name": name}}
+        world.kube.create(head | {"netname": name, "netid": netid, "egressIPs": []})
+    world.kube.patch("NetNamespace", bound[0], {"egressIPs": [address]})
+    until(lambda: warned("NetNamespace", bound[1], f"address {address} was last seen in NetNamespace {bound[0]}"))
+
+
 def test_without_the_webhook_an_admin_can_still_mend_and_the_workers_still_claim(world: World) -> None:
     number = next(_numbers)
     node = f"node-{number}"

@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 
 from egress.adapters.ledger import Ledger, name_holder, request_holder
 from egress.addresses import parse_address
+from egress.listing import Listed
 from egress.settings import Settings
 from egress.table import NodeReport, Steering, SteeringHop
 from lab.net.broker import Broker
@@ -172,18 +173,27 @@ def test_an_address_of_a_request_without_a_name_is_refused(review_of: Callable[.
 
 @pytest.fixture
 def placed(ready: Ledger) -> None:
-    """node2 hosts 192.168.1.50 for namespace shop, NetID 5; node1 is in 192.168.1.0/24."""
+    """node2 hosts 192.168.1.50 for namespace shop, NetID 5, and 192.168.1.51 for nobody; node1 is in 192.168.1.0/24."""
     hop = SteeringHop(parse_address("192.168.1.50"), "node2", parse_address("192.168.1.18"), acknowledged=True)
     assert ready.publish({5: Steering(5, "shop", (hop,))}, expected=0, epoch="e") == 1
     ready.claimed(name_holder("shop"), [parse_address("192.168.1.50")])
+    lists = {
+        "192.168.1.50": Listed(("node2",), ("shop",)),
+        "192.168.1.51": Listed(("node2",)),
+        "10.0.0.7": Listed((), ("by-hand",)),
+    }
+    ready.set_listed({parse_address(address): listed for address, listed in lists.items()})
     ready.report(NodeReport("node1", 0.0, link="192.168.1.17/24", interface="eth0"))
 
 
 @pytest.mark.usefixtures("placed")
-def test_a_host_subnet_is_compared_with_the_table_and_its_link(review_of: Callable[..., Json]) -> None:
+def test_a_host_subnet_is_compared_with_the_others_and_its_link(review_of: Callable[..., Json]) -> None:
     before = host_subnet("node1")
-    (warning,) = review_of("hostsubnets", host_subnet("node1", "192.168.1.50"), before)["warnings"]
-    assert "is on node node2, and on node1 now" in warning
+    for address in ("192.168.1.50", "192.168.1.51"):
+        warning, *_ = review_of("hostsubnets", host_subnet("node1", address), before)["warnings"]
+        assert f"address {address} is on node node2, and on node1 now" in warning
+        other = review_of("hostsubnets", host_subnet("node2", address, ip="192.168.1.18"), host_subnet("node2"))
+        assert not any("is on node" in warning for warning in other.get("warnings", []))
     (warning,) = review_of("hostsubnets", host_subnet("node1", "10.0.0.1"), before)["warnings"]
     assert "outside 192.168.1.0/24, the subnet of node1" in warning
     assert "is a node's own IP" in refusal(review_of("hostsubnets", host_subnet("node1", "192.168.1.18"), before))
@@ -198,6 +208,28 @@ def test_a_net_namespace_is_compared_with_the_table(review_of: Callable[..., Jso
     before = net_namespace("shop", "192.168.1.50", netid=5)
     (warning,) = review_of("netnamespaces", net_namespace("shop", netid=5), before)["warnings"]
     assert "which will put it back" in warning
+
+
+@pytest.mark.usefixtures("placed")
+def test_a_net_namespace_is_compared_with_the_others(review_of: Callable[..., Json]) -> None:
+    (warning,) = review_of("netnamespaces", net_namespace("web", "10.0.0.7"), net_namespace("web"))["warnings"]
+    assert "address 10.0.0.7 was last seen in NetNamespace by-hand" in warning
+    assert review_of("netnamespaces", net_namespace("by-hand", "10.0.0.7")) == {"uid": "u-1", "allowed": True}
+
+
+@pytest.mark.usefixtures("placed")
+def test_before_the_workers_have_looked_only_what_the_index_says_is_refused(
+    review_of: Callable[..., Json], ledger: Ledger
+) -> None:
+    ledger._redis.delete("hawse:listed")
+    for resource, new in (
+        ("hostsubnets", host_subnet("node1", "192.168.1.50")),
+        ("netnamespaces", net_namespace("web", "10.0.0.7")),
+    ):
+        response = review_of(resource, new)
+        assert (response["allowed"], response["warnings"]) == (True, [UNCHECKED])
+    assert "is held by namespace shop" in refusal(review_of("netnamespaces", net_namespace("web", "192.168.1.50")))
+    assert review_of("hostsubnets", host_subnet("node1")) == {"uid": "u-1", "allowed": True}
 
 
 def test_pools(review_of: Callable[..., Json], create: Callable[..., Any]) -> None:

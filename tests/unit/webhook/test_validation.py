@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from egress.addresses import parse_address
+from egress.listing import Listed
 from egress.objects import ADDRESSES_ANNOTATION, EgressAddress, EgressPool, HostSubnet, NetNamespace, Origin
 from webhook import validation
 from webhook.validation import Facts, RefusedError
@@ -28,7 +29,17 @@ FACTS = Facts(
     pools=(PROD,),
     node_ips=frozenset({parse_address("192.168.1.17"), parse_address("192.168.1.97")}),
     entries=HELD,
-    hosts={parse_address("192.168.1.100"): "node2"},
+    listed={
+        parse_address(address): listed
+        for address, listed in {
+            "192.168.1.100": Listed(("node2",), ("shop",)),
+            "192.168.1.104": Listed((), ("by-hand",)),
+            "192.168.1.105": Listed(("node2",)),
+            "10.0.0.4": Listed(("node1", "node2")),
+            "10.0.0.5": Listed(("node2",), ("by-hand",)),
+            "10.0.0.6": Listed(("node2",), ("by-hand", "other")),
+        }.items()
+    },
     netids={5: "shop", 6: "by-hand"},
     links={"node1": IPv4Interface("192.168.1.17/24")},
 )
@@ -107,6 +118,27 @@ def test_an_address_set_by_hand_elsewhere_is_a_warning_for_it_may_be_gone() -> N
     assert "was last seen in NetNamespace by-hand" in warning
 
 
+def test_an_address_of_another_net_namespace_is_a_warning_whoever_has_seen_it() -> None:
+    (warning,) = validation.net_namespace(net_namespace("web", "10.0.0.5"), net_namespace("web"), FACTS)
+    assert warning == (
+        "address 10.0.0.5 was last seen in NetNamespace by-hand: while both have it, the traffic of both drops"
+    )
+    (warning,) = validation.net_namespace(net_namespace("by-hand", "10.0.0.6"), None, FACTS)
+    assert "in NetNamespace other:" in warning
+    assert validation.net_namespace(net_namespace("by-hand", "10.0.0.5"), None, FACTS) == []
+
+
+def test_two_addresses_of_a_net_namespace_on_one_node_are_a_warning() -> None:
+    before = net_namespace("web", "10.0.0.4")
+    (warning,) = validation.net_namespace(net_namespace("web", "10.0.0.4", "192.168.1.105"), before, FACTS)
+    assert warning == (
+        "addresses 10.0.0.4, 192.168.1.105 of namespace web are on one node, node2: none of them carries its traffic "
+        "until each is on a node of its own"
+    )
+    after = net_namespace("web", "10.0.0.4", "192.168.1.105", "10.0.0.1")
+    assert validation.net_namespace(after, net_namespace("web", "10.0.0.4", "192.168.1.105"), FACTS) == []
+
+
 def test_an_address_that_a_node_hosts_by_hand_is_nobodys() -> None:
     assert validation.net_namespace(net_namespace("web", "192.168.1.105"), None, FACTS) == []
 
@@ -175,8 +207,35 @@ def test_a_host_subnet_takes_no_nodes_ip(address: str, message: str) -> None:
 
 def test_an_address_on_two_nodes_is_a_warning_that_names_both() -> None:
     (warning,) = validation.host_subnet(host_subnet("node1", "192.168.1.100"), host_subnet("node1"), FACTS)
-    assert "is on node node2, and on node1 now" in warning
+    assert warning == (
+        "address 192.168.1.100 is on node node2, and on node1 now: its traffic is dropped until only one has it; "
+        "take it out of HostSubnet node2"
+    )
     assert validation.host_subnet(host_subnet("node2", "192.168.1.100"), host_subnet("node2"), FACTS) == []
+
+
+def test_an_address_of_no_namespace_on_two_nodes_is_a_warning_too() -> None:
+    (warning,) = validation.host_subnet(host_subnet("node3", "192.168.1.105"), None, FACTS)
+    assert "is on node node2, and on node3 now" in warning
+
+
+def test_an_address_on_several_nodes_already_is_a_warning_that_names_all() -> None:
+    (warning,) = validation.host_subnet(host_subnet("node3", "10.0.0.4"), None, FACTS)
+    assert "is on node node1, node2, and on node3 now" in warning
+
+
+def test_two_addresses_of_one_namespace_on_a_node_are_a_warning() -> None:
+    """By a NetNamespace's list, or by what Hawse has given and not bound yet."""
+    both = "are on one node, node2: none of them carries its traffic until each is on a node of its own"
+    node2 = host_subnet("node2", "10.0.0.5")
+    for added in ("10.0.0.6", "10.0.0.7"):
+        warnings = validation.host_subnet(replace(node2, egress_ips=("10.0.0.5", added)), node2, FACTS)
+        shared = added == "10.0.0.6"
+        assert [both in warning for warning in warnings] == [True] * shared
+    after = host_subnet("node2", "192.168.1.101", "192.168.1.100")
+    (warning,) = validation.host_subnet(after, host_subnet("node2", "192.168.1.100"), FACTS)
+    assert warning == f"addresses 192.168.1.101, 192.168.1.100 of namespace shop {both}"
+    assert validation.host_subnet(after, host_subnet("node2", *after.egress_ips[::-1]), FACTS) == []
 
 
 def test_an_address_outside_the_nodes_subnet_is_a_warning() -> None:
