@@ -14,6 +14,7 @@ from egress.liveness import Sighting, Silence
 
 SIGHTING_SECONDS = 15.0
 """How long what was seen of a node is kept."""
+NOBODY: Mapping[str, float] = {}
 FAILOVER_SECONDS = 3600
 """How long an address that moves off a lost node is waited for, to say how long it took."""
 
@@ -107,8 +108,8 @@ class Liveness(Connection):
         with away():
             return _times(self._redis.hgetall("hawse:returned"))
 
-    def set_lost(self, lost: Mapping[str, float], returned: Mapping[str, float]) -> None:
-        """Replaces the nodes that count as lost, and those that did."""
+    def set_lost(self, lost: Mapping[str, float], returned: Mapping[str, float] = NOBODY) -> None:
+        """Replaces the nodes that count as lost, and those that did a moment ago."""
         with away():
             pipeline = self._redis.pipeline().delete("hawse:lost", "hawse:returned")
             for key, nodes in (("hawse:lost", lost), ("hawse:returned", returned)):

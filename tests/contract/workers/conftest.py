@@ -140,7 +140,15 @@ class World:
         self.settle()
 
     def acknowledge(self) -> None:
-        """Every node takes what the table gives it, says so, and the workers hear it."""
+        """Every node takes what the table gives it and lets the rest go, says so, and the workers hear it, until
+        nothing changes any more: an address is given on when its node has let it go."""
+        for _ in range(4):
+            before = self.ledger.change_number()
+            self._acknowledge()
+            if self.ledger.change_number() == before:
+                return
+
+    def _acknowledge(self) -> None:
         table = self.ledger.read_table()
         reports = self.ledger.reports(item["metadata"]["name"] for item in self.kube.list("HostSubnet"))
         for name, report in reports.items():
