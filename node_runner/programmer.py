@@ -110,8 +110,9 @@ class Programmer:
         Addresses in `resting` were refused a moment ago and are not asked for again in this pass. `fresh` is a
         runner's first pass: it also looks where nothing of ours should be. What is taken is not announced yet.
 
-        `untouched` says that nobody has told of a change of the node since it was last looked at, a moment ago: where
-        the table changes only where packets are steered to, the node is not read again, which is most of a pass.
+        `untouched` says that nobody has told of a change of the node since it was last looked at, a moment ago. Then
+        the bridge is not read again, and the rules only where the node's own addresses change: legacy iptables tell
+        nobody.
         """
         known, self._known = self._known, None
         try:
@@ -129,17 +130,18 @@ class Programmer:
             self._drivers.links.sweep()
         given = {hop.address: row.netid for row in rows for hop in row.hops if hop.node == self._name}
         refused = self._refused(given, resting)
-        if known is not None and standing(known) != {
-            given[address]: address for address in given if address not in refused
-        }:
-            known = None  # something of its own changes: what it does then depends on what is there
         # The link is asked while the node is read and fenced; but not before the node has let go what is another's by
         # now: two that are to swap addresses would find each other's.
         with ThreadPoolExecutor(1) as link_asker:
-            here = known.addresses if known is not None else self._drivers.links.read()
+            here = self._drivers.links.read()
             asked = frozenset(given.keys() - refused.keys() - here)
             early = link_asker.submit(self._probe, link, asked) if asked and here <= given.keys() else None
-            found = known or self._read(everywhere=fresh)
+            if known is not None:
+                carrying = {netid: address for address, netid in given.items() if address not in refused}
+                rules = known.rules if standing(known) == carrying else self._drivers.nat.read()
+                found = replace(known, addresses=here, rules=rules)
+            else:
+                found = self._read(everywhere=fresh)
             at_work = _Pass(rows, given, found, refused, trusted=known is not None)
             # First without the addresses that are new here: their NetIDs are dropped while the link is asked. But one
             # that only the interface lacks was asked about when its flow and rule were written: somebody took it away.

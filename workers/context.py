@@ -45,8 +45,8 @@ class Context:
         self._ask(f"{NUDGE_TASK}:{node_queue(node)}", NUDGE_TASK, [], node_queue(node), 0.0)
 
     def _ask(self, what: str, task: str, arguments: list[Any], queue: str, delay: float) -> None:
-        # One for later must not keep quiet whoever asks for it now.
-        what, guard = (f"{what}:later", delay) if delay else (what, ASK_GUARD_SECONDS)
+        # One for later must not keep quiet whoever asks for it now, or for sooner.
+        what, guard = (f"{what}:in {delay:g} s", delay) if delay else (what, ASK_GUARD_SECONDS)
         if self.ledger.first_to(what, guard):
             try:
                 self.send(task, arguments, queue, delay)

@@ -20,7 +20,6 @@ from workers.context import Context
 
 _log = structlog.get_logger()
 LOCK_SECONDS = 10.0
-PLACING_SECONDS = 0.5
 
 
 def run(context: Context) -> dict[str, float]:
@@ -56,9 +55,7 @@ def run(context: Context) -> dict[str, float]:
             context.ledger.begin_failover(addresses, lost[subnet.name])
     if lost.keys() != before.keys():
         context.ledger.end_rest(PLACE_TASK, PUBLISH_TASK)
-        context.ask(PLACE_TASK)
-        # Placing asks for it too, when addresses have moved. Published before, it would make two passes for the nodes.
-        context.ask(PUBLISH_TASK, delay=PLACING_SECONDS)
+        context.ask(PLACE_TASK)  # which asks for publishing: before it, that would make one pass more for the nodes
     return lost
 
 

@@ -62,7 +62,9 @@ def run(context: Context) -> Placement:
         decision = _decide(context, view)
         patched = _patch_all(context, view, decision)
     placement = decision.placement
-    if placement.nodes or view.hosting.surplus or placement.refused != context.ledger.unplaced():
+    lost = sorted(candidate.name for candidate in view.candidates if candidate.gone)
+    news = context.ledger.is_news("lost nodes", repr(lost))
+    if news or placement.nodes or view.hosting.surplus or placement.refused != context.ledger.unplaced():
         context.ledger.set_unplaced(placement.refused)
         context.ask(PUBLISH_TASK)
     _record(context, view, decision, patched)

@@ -57,7 +57,7 @@ def test_a_node_of_which_two_others_see_nothing_is_lost_and_its_traffic_is_dropp
     assert not nodes.tasks
     saw(nodes, "node2", "node3")
     assert judge(nodes) == {"node2"}
-    assert {task for task, _ in nodes.tasks} == {PLACE_TASK, PUBLISH_TASK}
+    assert {task for task, _ in nodes.tasks} == {PLACE_TASK}
     assert nodes.ledger.failovers().keys() == {A}
     nodes.settle()
     row = nodes.ledger.read_table().rows[5]
