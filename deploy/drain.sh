@@ -8,8 +8,8 @@ list='{range .items[*]}{.metadata.name}{range .egressIPs[*]} {@}{end}{"\n"}{end}
 # Nobody is given an address any more: neither in admission nor by the workers, who need a pool for it.
 kubectl delete mutatingwebhookconfiguration,validatingwebhookconfiguration hawse --ignore-not-found
 given=$(kubectl get egressaddresses -o 'jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}')
-kubectl delete egresspools --all
-sleep 5 # until the workers have seen that the pools are gone
+kubectl delete egresspools --all --wait=false # they go when nobody has an address of them any more
+sleep 5 # until the workers have seen that the pools are to go
 kubectl annotate namespaces --all egress.hawse.dev/addresses- >/dev/null
 
 # The claims first: one that stands keeps its namespace's traffic from leaving with a node's IP.
@@ -30,3 +30,4 @@ clear() {
 }
 clear netnamespaces # from here on the namespaces' traffic leaves with the nodes' IPs
 clear hostsubnets   # and the nodes let the addresses go
+kubectl wait --for=delete egresspools --all --timeout=60s # the workers let them go: afterwards nobody would

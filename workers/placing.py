@@ -80,7 +80,7 @@ def _without(subnet: HostSubnet, surplus: set[tuple[str, Address]]) -> HostSubne
 
 
 def _homeless(claim: EgressAddress, hosted: set[Address]) -> bool:
-    return claim.phase is not Phase.QUARANTINED and parse_address(claim.address) not in hosted
+    return claim.phase is not Phase.QUARANTINED and not claim.adopted and parse_address(claim.address) not in hosted
 
 
 def _placement(

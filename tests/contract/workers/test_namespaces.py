@@ -11,7 +11,7 @@ from egress.adapters.ledger import request_holder
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
 from egress.operations import TransientError
 from egress.table import NodeReport, Steering
-from workers import namespaces
+from workers import binding, namespaces
 
 A, B, C = "192.168.1.102", "192.168.1.103", "192.168.1.104"
 RANGE = f"{A}-192.168.1.110"
@@ -548,7 +548,7 @@ def test_a_release_that_is_cut_short_is_finished_by_the_reconcile(
         raise TransientError("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(namespaces, "_delete_binding", cut)
+        patched.setattr(binding, "end", cut)
         world.run(NAMESPACE_TASK, "app")
     world.tasks.clear()
     assert world.claims()[A][1] == "Quarantined"
