@@ -143,7 +143,7 @@ class Stock:
     def mismatches(
         self, claims: Iterable[EgressAddress], namespaces: Iterable[Namespace]
     ) -> dict[Address, Condition | None]:
-        """The condition that each standing claim of a live namespace should have, undated; None for those that fit."""
+        """The condition that each claim which a live namespace keeps should have, undated; None for those that fit."""
         live = {(namespace.name, namespace.uid): namespace for namespace in namespaces}
         found: dict[Address, Condition | None] = {}
         for claim in claims:
@@ -151,6 +151,8 @@ class Stock:
             if namespace is None or claim.phase is Phase.QUARANTINED:
                 continue
             standing = self.standing(claim, namespace)
+            if standing.release:
+                continue  # the namespace's task is at it
             condition = Condition(MISMATCH, status=True, reason=standing.reason, message=standing.message)
             found[parse_address(claim.address)] = condition if standing.reason else None
         return found

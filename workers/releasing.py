@@ -12,6 +12,7 @@ from egress.addresses import Address, object_name, parse_address
 from egress.messages import PLACE_TASK, PUBLISH_TASK
 from egress.objects import EgressAddress, Phase
 from egress.operations import Step
+from egress.stock import MISMATCH
 from workers import binding
 from workers.context import Context
 from workers.status import foreign
@@ -53,7 +54,7 @@ def release(
                 "phase": Phase.QUARANTINED.value,
                 "node": "",
                 "quarantinedUntil": manifests.rfc3339(until),
-                "conditions": manifests.conditions_manifest(foreign(claim)),
+                "conditions": manifests.conditions_manifest(item for item in foreign(claim) if item.type != MISMATCH),
             },
         }
         context.cluster.patch(Kind.EGRESS_ADDRESS, object_name(address), patch, subresource="status")
