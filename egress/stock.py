@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import Counter, defaultdict
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Self
 
 from egress.addresses import Address, Range, parse_address
@@ -62,17 +62,17 @@ class Stock:
         index = bisect_right(pieces, Range(address.version, int(address), 1 << 128)) - 1
         return index >= 0 and address in pieces[index]
 
-    def capacity(self, pool: str) -> int:
-        """How many addresses `pool` has."""
-        return sum(piece.size for piece in self.ranges[pool])
-
-    def counts(self, pool: str, usage: Mapping[Address, Entry]) -> PoolCounts:
-        """How full `pool` is. What is reserved counts as allocated, and so does what was set by hand."""
-        states = Counter(state for address, (state, _) in usage.items() if self.covers(pool, address))
-        capacity, quarantined = self.capacity(pool), states["quarantined"]
-        allocated = states.total() - quarantined
-        free = min(capacity - allocated - quarantined, MOST - allocated - quarantined)
-        return PoolCounts(free + allocated + quarantined, allocated, quarantined, free)
+    def counts(self, usage: Mapping[Address, Entry]) -> dict[str, PoolCounts]:
+        """How full each pool is. What is reserved counts as allocated, and so does what was set by hand."""
+        used = sorted((item.version, int(item)) for item in usage)
+        waiting = sorted((item.version, int(item)) for item, (state, _) in usage.items() if state == "quarantined")
+        result = {}
+        for name, pieces in self.ranges.items():
+            quarantined = sum(_within(waiting, piece) for piece in pieces)
+            allocated = sum(_within(used, piece) for piece in pieces) - quarantined
+            free = min(sum(piece.size for piece in pieces), MOST) - allocated - quarantined
+            result[name] = PoolCounts(free + allocated + quarantined, allocated, quarantined, free)
+        return result
 
     def waiting_for(self, pool: str, claims: Iterable[EgressAddress], usage: Mapping[Address, Entry]) -> list[Address]:
         """The addresses that keep `pool` from being deleted: claims of it, quarantined ones too, and what it has
@@ -158,15 +158,31 @@ class Stock:
         return found
 
     def _overlaps(self, pool: str) -> dict[str, list[Range]]:
-        found: dict[str, list[Range]] = defaultdict(list)
+        found: dict[str, list[Range]] = {}
         for name, other in sorted(self.pools.items()):
             if name == pool or other.deleting or self.pools[pool].deleting:
                 continue
-            for one in self.ranges[pool]:
-                for two in self.ranges[name]:
-                    if one.overlaps(two):
-                        found[name].append(Range(one.version, max(one.first, two.first), min(one.last, two.last)))
+            if shared := _shared(self.ranges[pool], self.ranges[name]):
+                found[name] = shared
         return found
+
+
+def _within(items: Sequence[tuple[int, int]], piece: Range) -> int:
+    """How many of `items`, sorted pairs of IP version and address, are in `piece`."""
+    return bisect_right(items, (piece.version, piece.last)) - bisect_left(items, (piece.version, piece.first))
+
+
+def _shared(some: Sequence[Range], others: Sequence[Range]) -> list[Range]:
+    """What two pools' ranges have in common."""
+    found, at = [], 0
+    for piece in some:
+        while at < len(others) and (others[at].version, others[at].last) < (piece.version, piece.first):
+            at += 1
+        for other in islice(others, at, None):
+            if not piece.overlaps(other):
+                break
+            found.append(Range(piece.version, max(piece.first, other.first), min(piece.last, other.last)))
+    return found
 
 
 def _unserved(pool: EgressPool, namespace: Namespace) -> tuple[str, str] | None:

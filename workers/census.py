@@ -53,11 +53,10 @@ def count(
     """The census of these claims, conflicts, addresses in use and pools. Pure."""
     phases = Counter(claim.phase.value for claim in claims)
     states = Counter(state for state, _ in usage.values())
-    stock = Stock.of(offer.pools, offer.withheld)
-    by_pool: dict[str, dict[str, int]] = {}
-    for name in stock.pools:
-        held = stock.counts(name, usage)
-        by_pool[name] = {"free": held.free, "allocated": held.allocated, "quarantined": held.quarantined}
+    by_pool = {
+        name: {"free": held.free, "allocated": held.allocated, "quarantined": held.quarantined}
+        for name, held in Stock.of(offer.pools, offer.withheld).counts(usage).items()
+    }
     return Census(
         {phase.value: phases[phase.value] for phase in Phase},
         {state: states[state] for state in STATES},

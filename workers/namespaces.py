@@ -118,7 +118,7 @@ def _leave(
     leaving = {}
     own = [claim for claim in claims if _is_own(claim, namespace)]
     if own and (offer := _offer(context)):
-        stock = Stock.of(offer.pools, offer.withheld)
+        stock = Stock({pool.name: pool for pool in offer.pools}, {})  # no range ends anything: that is not worked out
         standings = {claim: stock.standing(claim, namespace) for claim in own}
         leaving = {claim: standing.message for claim, standing in standings.items() if standing.release}
     annotated = _annotated(namespace)

@@ -42,6 +42,7 @@ def report(context: Context, claims: Sequence[EgressAddress], usage: Mapping[Add
     """
     items = context.cluster.list(Kind.EGRESS_POOL).items
     stock = Stock.of(read(items), offer.withheld)
+    counts = stock.counts(usage)
     giving = {pool.name for pool in offer.pools if not pool.deleting}
     for item in items:
         try:
@@ -57,8 +58,7 @@ def report(context: Context, claims: Sequence[EgressAddress], usage: Mapping[Add
                 _patch_finalizers(context, header, kept)
             continue
         if header.name in stock.pools:
-            counts = stock.counts(header.name, usage)
-            _write(context, header, counts, stock.conditions(header.name, claims, waiting))
+            _write(context, header, counts[header.name], stock.conditions(header.name, claims, waiting))
         else:
             _write(context, header, None, [_unreadable(item)])
 
@@ -125,6 +125,9 @@ def mark(
         try:
             context.cluster.patch(Kind.EGRESS_ADDRESS, object_name(address), patch, subresource="status")
         except (ConflictError, NotFoundError):
+            continue
+        except PermanentError as error:
+            _log.error("status not written", address=claim.address, error=str(error))
             continue
         if mismatch is not None:
             _log.warning(

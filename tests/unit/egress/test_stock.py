@@ -105,12 +105,12 @@ def test_reservations_and_what_was_set_by_hand_count_as_allocated() -> None:
         ip_address("10.9.9.9"): ("claimed", "ns/elsewhere"),
     }
     stock = Stock.of([PROD], {ip_address("10.0.0.5"), ip_address("10.0.0.6")})
-    assert stock.counts("prod", usage) == PoolCounts(6, 3, 1, 2)
+    assert stock.counts(usage) == {"prod": PoolCounts(6, 3, 1, 2)}
 
 
 def test_a_pool_of_more_addresses_than_a_status_can_hold() -> None:
     stock = Stock.of([EgressPool("six", ("2001:db8::/32",))])
-    counts = stock.counts("six", {ip_address("2001:db8::5"): ("claimed", "ns/a")})
+    counts = stock.counts({ip_address("2001:db8::5"): ("claimed", "ns/a")})["six"]
     assert counts == PoolCounts(MOST, 1, 0, MOST - 1)
 
 
@@ -140,7 +140,7 @@ def test_the_counts_always_add_up_and_lookup_agrees_with_the_ranges(
     members = {item for piece in ranges(pool, withheld) for item in piece}
     assert {item for item in map(address, range(60)) if stock.covers("p", item)} == members
     usage = {address(number): (state, "ns/x") for number, state in used.items()}
-    counts = stock.counts("p", usage)
+    counts = stock.counts(usage)["p"]
     assert counts.capacity == len(members)
     assert counts.allocated + counts.quarantined + counts.free == counts.capacity
     assert counts.quarantined == sum(item in members and state == "quarantined" for item, (state, _) in usage.items())
@@ -196,3 +196,24 @@ def test_a_pool_waits_for_its_claims_and_for_what_it_promised() -> None:
     successor = replace(PROD, name="next", cidrs=("10.0.0.4",))
     assert ip_address("10.0.0.4") not in Stock.of([going, successor]).waiting_for("prod", claims, usage)
     assert Stock.of([going]).waiting_for("prod", [], {}) == []
+
+
+@given(
+    st.lists(_blocks, min_size=1, max_size=5), st.lists(_blocks, min_size=1, max_size=5), st.sets(st.integers(0, 45))
+)
+def test_an_overlap_is_found_where_there_is_one(
+    mine: list[tuple[int, int]], theirs: list[tuple[int, int]], own: set[int]
+) -> None:
+    base = int(ip_address("10.0.0.0"))
+
+    def pool(name: str, pairs: list[tuple[int, int]]) -> EgressPool:
+        texts = (f"{make_address(base + first, 4)}-{make_address(base + last, 4)}" for first, last in pairs)
+        return EgressPool(name, tuple(texts))
+
+    stock = Stock.of([pool("a", mine), pool("b", theirs)], {make_address(base + number, 4) for number in own})
+    everything = [make_address(base + number, 4) for number in range(60)]
+    shared = [item for item in everything if stock.covers("a", item) and stock.covers("b", item)]
+    text = said(stock, "a", [], []).get("Overlapping")
+    assert (text is not None) == bool(shared)
+    if text is not None:
+        assert text.startswith(str(shared[0]))
