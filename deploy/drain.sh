@@ -7,14 +7,18 @@ list='{range .items[*]}{.metadata.name}{range .egressIPs[*]} {@}{end}{"\n"}{end}
 
 # Nobody is given an address any more: neither in admission nor by the workers, who need a pool for it.
 kubectl delete mutatingwebhookconfiguration,validatingwebhookconfiguration hawse --ignore-not-found
-given=$(kubectl get egressaddresses -o 'jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}')
-kubectl delete egresspools --all
-sleep 5 # until the workers have seen that the pools are gone
+# Not those without a pool: they only show what was set by hand, and would come back.
+claims() {
+  kubectl get egressaddresses -o 'jsonpath={range .items[?(@.spec.pool!="")]}{.metadata.name}{"\n"}{end}'
+}
+given=$(claims)
+kubectl delete egresspools --all --wait=false # they go when nobody has an address of them any more
+sleep 5 # until the workers have seen that the pools are to go
 kubectl annotate namespaces --all egress.hawse.dev/addresses- >/dev/null
 
 # The claims first: one that stands keeps its namespace's traffic from leaving with a node's IP.
-until [ -z "$(kubectl get egressaddresses -o name)" ]; do
-  kubectl delete egressaddresses --all
+while left=$(claims) && [ -n "$left" ]; do
+  printf '%s\n' "$left" | xargs kubectl delete egressaddresses --ignore-not-found
   sleep 2
 done
 
@@ -30,3 +34,11 @@ clear() {
 }
 clear netnamespaces # from here on the namespaces' traffic leaves with the nodes' IPs
 clear hostsubnets   # and the nodes let the addresses go
+
+# The workers let the pools go: once these are gone, nobody would.
+tries=60
+while [ -n "$(kubectl get egresspools -o name)" ]; do
+  tries=$((tries - 1))
+  [ "$tries" -gt 0 ] || { echo 'drain.sh: the pools do not go: kubectl describe egresspools' >&2; exit 1; }
+  sleep 1
+done

@@ -55,13 +55,14 @@ def hosting(
     An address with a claim goes where its pool wants it. In quarantine it is on no node. Where several nodes have it,
     one of them keeps it, unless an admin put it there by hand: then it stays a conflict.
 
-    An address without a claim is an admin's. Where HostSubnets' egressCIDRs hold it and no other HostSubnet has it, it
-    goes to one of these, and it leaves them when it is in no NetNamespace any more.
+    An address without a claim is an admin's, and so is one whose claim only shows what an admin has set. Where
+    HostSubnets' egressCIDRs hold it and no other HostSubnet has it, it goes to one of these, and it leaves them when it
+    is in no NetNamespace any more.
     """
     build = _Building(list(subnets), gone)
     known = {pool.name: pool for pool in pools}
     claimed: set[Address] = set()
-    for claim in sorted(claims, key=lambda claim: claim.address):
+    for claim in sorted((claim for claim in claims if not claim.adopted), key=lambda claim: claim.address):
         claimed.add(parse_address(claim.address))
         build.claim(claim, known)
     owners: dict[Address, str] = {}

@@ -24,6 +24,8 @@ DRAIN_ANNOTATION = "egress.hawse.dev/drain"
 """On a Node: its addresses move elsewhere, one at a time, and it gets no more. Any value but `false`."""
 CAPACITY_ANNOTATION = "cloud.network.openshift.io/egress-ipconfig"
 """On a Node, by the cloud's controller: how many egress addresses the cloud lets it have."""
+POOL_FINALIZER = "egress.hawse.dev/in-use"
+"""On an EgressPool: it stays, and gives nothing any more, until nobody has an address of it."""
 OPT_OUT = "none"
 _OPERATION = re.compile(r"[0-9A-Za-z-]{1,64}")
 
@@ -150,9 +152,19 @@ class OnExhausted(StrEnum):
     ADMIT = "admit"
 
 
+class OnUnselected(StrEnum):
+    """What becomes of the addresses of a namespace that the pool's selector no longer matches."""
+
+    KEEP = "keep"
+    RELEASE = "release"
+
+
 @dataclass(frozen=True, slots=True)
 class EgressPool:
-    """A set of addresses, the namespaces it serves and the nodes that may host them. `quarantine` is in seconds."""
+    """A set of addresses, the namespaces it serves and the nodes that may host them. `quarantine` is in seconds.
+
+    One that is `deleting` gives no address any more.
+    """
 
     name: str
     cidrs: tuple[str, ...]
@@ -166,6 +178,42 @@ class EgressPool:
     on_exhausted: OnExhausted = OnExhausted.DENY
     approval_required: bool = False
     ticket_profile: str = ""
+    on_unselected: OnUnselected = OnUnselected.KEEP
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One status condition, as Kubernetes defines them. A status of None is Unknown; `last_transition` is RFC 3339."""
+
+    type: str
+    status: bool | None
+    reason: str
+    message: str = ""
+    last_transition: str = ""
+    observed_generation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolCounts:
+    """How full a pool is, in addresses: allocated, quarantined and free ones together are its capacity."""
+
+    capacity: int
+    allocated: int
+    quarantined: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolHeader:
+    """What an EgressPool object says beside its spec; `counts` is None until it was counted."""
+
+    name: str
+    deleting: bool = False
+    finalizers: tuple[str, ...] = ()
+    counts: PoolCounts | None = None
+    conditions: tuple[Condition, ...] = ()
+    resource_version: str = ""
 
 
 class Origin(StrEnum):
@@ -184,17 +232,6 @@ class Phase(StrEnum):
     READY = "Ready"
     FAILED = "Failed"
     QUARANTINED = "Quarantined"
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """One status condition, as Kubernetes defines them. `last_transition` is RFC 3339."""
-
-    type: str
-    status: bool
-    reason: str
-    message: str = ""
-    last_transition: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,3 +255,8 @@ class EgressAddress:
     """The admission that it came from, see `operation_of`; "" if it came from none."""
     move_to: str = ""
     """The node that somebody wants it on, see `MOVE_ANNOTATION`; "" for none."""
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it only shows what an admin has set by hand: it follows the NetNamespace, and not the other way."""
+        return self.origin is Origin.MANUAL and not self.pool

@@ -121,11 +121,12 @@ def with_claims(net_namespaces: Iterable[NetNamespace], claims: Iterable[EgressA
     """The NetNamespaces, each as if it listed what its namespace has claimed too.
 
     A namespace with a claim is never left without an egress address: somebody who empties its NetNamespace by hand
-    would let its packets out with the nodes' IPs until Hawse has put the addresses back.
+    would let its packets out with the nodes' IPs until Hawse has put the addresses back. Not what was set by hand: who
+    takes that away means it.
     """
     claimed: dict[str, list[str]] = defaultdict(list)
     for claim in claims:
-        if claim.phase is not Phase.QUARANTINED:
+        if claim.phase is not Phase.QUARANTINED and not claim.adopted:
             claimed[claim.namespace].append(claim.address)
     result = []
     for namespace in net_namespaces:

@@ -40,29 +40,33 @@ def choose(
     annotations: Mapping[str, str],
     pools: Iterable[EgressPool],
     node_ips: Collection[Address] = (),
+    gateways: Collection[Address] = (),
 ) -> Choice | None:
     """What the namespace is to get, or None when no pool serves it or it opted out.
 
     The pool its annotation names serves it, whatever that pool's selector says of it; otherwise the first by name of
-    the pools whose selector matches. A pool without a selector serves only those that name it. PoolError when the
-    annotation names no pool, or a request names an address that its pool does not cover.
+    the pools whose selector matches. A pool without a selector serves only those that name it, and one that is being
+    deleted serves nobody. PoolError when the annotation names no pool, or a request names an address that its pool does
+    not cover.
     """
     if is_system(name):
         return None
     known = {pool.name: pool for pool in pools}
     wish = annotations.get(POOL_ANNOTATION, "").strip()
-    if wish == OPT_OUT:
+    if opted_out(annotations):
         return None
     requested = requested_addresses(annotations)
     if wish:
         if wish not in known:
             raise PoolError(f"there is no EgressPool {wish!r}: correct the annotation {POOL_ANNOTATION}")
         pool = known[wish]
+        if pool.deleting:
+            raise PoolError(f"EgressPool {wish!r} is being deleted: name another in the annotation {POOL_ANNOTATION}")
     else:
         serving = [
             pool
             for _, pool in sorted(known.items())
-            if pool.namespace_selector is not None and pool.namespace_selector.matches(labels)
+            if not pool.deleting and pool.namespace_selector is not None and pool.namespace_selector.matches(labels)
         ]
         if requested:
             serving = [pool for pool in serving if _covers_all(pool, requested)] or serving
@@ -72,8 +76,13 @@ def choose(
             return None
         pool = serving[0]
     for address in requested:
-        check_covered(pool, address, node_ips)
+        check_covered(pool, address, node_ips, gateways)
     return Choice(pool, requested)
+
+
+def opted_out(annotations: Mapping[str, str]) -> bool:
+    """Whether the namespace wants no address at all."""
+    return annotations.get(POOL_ANNOTATION, "").strip() == OPT_OUT
 
 
 def annotated_addresses(annotations: Mapping[str, str]) -> tuple[Address, ...]:
@@ -99,19 +108,24 @@ def requested_addresses(annotations: Mapping[str, str]) -> tuple[Address, ...]:
         raise PoolError(f"annotation {REQUEST_ANNOTATION}: {error}") from None
 
 
-def ranges(pool: EgressPool, node_ips: Iterable[Address] = ()) -> tuple[Range, ...]:
-    """The addresses `pool` may give: its CIDRs without its exclusions and the nodes' own IPs, sorted and disjoint.
+def ranges(pool: EgressPool, withheld: Iterable[Address] = ()) -> tuple[Range, ...]:
+    """The addresses `pool` may give: its CIDRs without its exclusions and what is `withheld` from every pool (the
+    nodes' own IPs, their gateways), sorted and disjoint.
 
     AddressError if a CIDR or an exclusion is malformed.
     """
-    own = [Range(address.version, int(address), int(address)) for address in node_ips]
-    return subtract(map(parse_range, pool.cidrs), [*map(parse_block, pool.excluded), *own])
+    holes = [Range(address.version, int(address), int(address)) for address in withheld]
+    return subtract(map(parse_range, pool.cidrs), [*map(parse_block, pool.excluded), *holes])
 
 
-def check_covered(pool: EgressPool, address: Address, node_ips: Collection[Address] = ()) -> None:
+def check_covered(
+    pool: EgressPool, address: Address, node_ips: Collection[Address] = (), gateways: Collection[Address] = ()
+) -> None:
     """PoolError, saying why, unless `pool` may give `address`."""
     if address in node_ips:
         raise PoolError(f"address {address} is a node's own IP")
+    if address in gateways:
+        raise PoolError(f"address {address} is a node's gateway")
     if any(address in piece for piece in ranges(pool)):
         return
     if any(address in parse_block(text) for text in pool.excluded):

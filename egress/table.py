@@ -60,7 +60,7 @@ def traced(rows: Mapping[int, Steering], claims: Iterable[EgressAddress]) -> dic
 
 def unbound(net_namespaces: Iterable[NetNamespace], claims: Iterable[EgressAddress]) -> set[str]:
     """The namespaces that have claims and no NetNamespace: not yet, or not any more."""
-    claiming = {claim.namespace for claim in claims if claim.phase is not Phase.QUARANTINED}
+    claiming = {claim.namespace for claim in claims if claim.phase is not Phase.QUARANTINED and not claim.adopted}
     return claiming - {namespace.name for namespace in net_namespaces}
 
 

@@ -108,13 +108,15 @@ class Admission:
         # A webhook may be called again for one request, with the annotation that it wrote itself.
         if written is not None and not set(written.split(",")) <= set(map(str, self.ledger.held_by(holder))):
             raise _RefusedError(FORGED)
-        choice = pools.choose(known_as, namespace.labels, namespace.annotations, offer.pools, offer.node_ips)
+        choice = pools.choose(
+            known_as, namespace.labels, namespace.annotations, offer.pools, offer.node_ips, offer.gateways
+        )
         if choice is None:
             return _Given()
         pool = choice.pool
         if request.dry_run:
             return _Given(warnings=(f"dry run: pool {pool.name} would give the address",))
-        outcome = self.ledger.reserve(holder, choice.count, pools.ranges(pool, offer.node_ips), choice.requested)
+        outcome = self.ledger.reserve(holder, choice.count, pools.ranges(pool, offer.withheld), choice.requested)
         if isinstance(outcome, Held):
             raise _RefusedError(f"address {outcome.address} is in use", code=409)
         if isinstance(outcome, Exhausted):

@@ -133,7 +133,8 @@ def pool(
     after, before = pools.ranges(new), _ranges(old)
     gained, lost = subtract(after, before), subtract(before, after)
     for other in facts.pools:
-        shared = _shared(gained, _ranges(other)) if other.name != new.name else []
+        # One that is being deleted gives nothing any more: its successor may have the same addresses.
+        shared = _shared(gained, _ranges(other)) if other.name != new.name and not other.deleting else []
         if shared:
             raise RefusedError(
                 f"pools {new.name} and {other.name} overlap in {_listed(shared)}: take it out of one of them"
@@ -161,8 +162,8 @@ def pool_deleted(old: EgressPool, facts: Facts) -> list[str]:
     if not used:
         return []
     return [
-        f"{len(used)} addresses of pool {old.name} are in use ({_listed(used)}): their traffic goes on, but one that "
-        f"loses its node gets no other until there is a pool {old.name} again"
+        f"{len(used)} addresses of pool {old.name} are in use ({_listed(used)}): it gives no more of them, and is gone "
+        "when their namespaces are and their quarantine is over"
     ]
 
 

@@ -6,33 +6,43 @@ A worker that counted for itself would go on showing what was so when it last ha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import structlog
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from egress import pools
 from egress.adapters.ledger import Census, Ledger, Offer
 from egress.addresses import Address
+from egress.messages import PUBLISH_TASK
 from egress.objects import EgressAddress, Phase
 from egress.operations import TransientError
+from egress.stock import Stock
+from workers import pooling
 from workers.context import Context
 
 _log = structlog.get_logger()
-EVERY_SECONDS = 5.0
+EVERY_SECONDS = 1.0
 STATES = ("reserved", "claimed", "quarantined")
 
 
-def take(context: Context, claims: Iterable[EgressAddress], conflicts: int) -> None:
-    """Counts, unless somebody has just done so. It is gone again when nobody counts for four reconciles.
+def take(context: Context, claims: Sequence[EgressAddress], conflicts: int) -> None:
+    """Counts, for the metrics and the status of the pools; unless somebody has just done so: then the next publishing
+    does, which is asked for. The census is gone again when nobody counts for four reconciles.
 
     A ledger that cannot be counted, as while its index is rebuilt, is let be: a count is only news.
     """
+    every = min(EVERY_SECONDS, context.settings.status_interval)
     try:
-        if context.ledger.is_ready() and context.ledger.first_to("census", EVERY_SECONDS):
-            census = count(claims, conflicts, context.ledger.usage(), context.ledger.offer())
-            context.ledger.keep_census(census, max(60.0, 4 * context.settings.reconcile_interval))
+        if not context.ledger.is_ready():
+            return
+        if not context.ledger.first_to("census", every):
+            context.ask(PUBLISH_TASK, delay=every)
+            return
+        usage, offer = context.ledger.usage(), context.ledger.offer()
+        census = count(claims, conflicts, usage, offer)
+        context.ledger.keep_census(census, max(60.0, 4 * context.settings.reconcile_interval))
+        pooling.report(context, claims, usage, offer)
     except TransientError as error:
         _log.info("no census", error=str(error))
 
@@ -43,16 +53,10 @@ def count(
     """The census of these claims, conflicts, addresses in use and pools. Pure."""
     phases = Counter(claim.phase.value for claim in claims)
     states = Counter(state for state, _ in usage.values())
-    by_pool: dict[str, dict[str, int]] = {}
-    for pool in offer.pools:
-        pieces = pools.ranges(pool, offer.node_ips)
-        held = Counter(state for address, (state, _) in usage.items() if any(address in piece for piece in pieces))
-        size = sum(piece.size for piece in pieces)
-        by_pool[pool.name] = {
-            "free": size - held.total(),
-            "allocated": held["reserved"] + held["claimed"],
-            "quarantined": held["quarantined"],
-        }
+    by_pool = {
+        name: {"free": held.free, "allocated": held.allocated, "quarantined": held.quarantined}
+        for name, held in Stock.of(offer.pools, offer.withheld).counts(usage).items()
+    }
     return Census(
         {phase.value: phases[phase.value] for phase in Phase},
         {state: states[state] for state in STATES},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 
 import structlog
@@ -11,12 +12,17 @@ import structlog
 from egress import pools
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind
-from egress.adapters.ledger import Holding, Offer, manual_holder, name_holder
+from egress.adapters.ledger import Holding, Offer, holder_of, manual_holder, name_holder
 from egress.addresses import Address, AddressError, object_name, parse_address
 from egress.messages import FAILOVER_TASK, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
-from egress.objects import CREATED_ANNOTATION, EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace, Phase
+from egress.objects import CREATED_ANNOTATION, EgressAddress, HostSubnet, Namespace, NetNamespace, Origin, Phase
 from egress.operations import Step
+from egress.stock import Stock
+from egress.table import NodeReport
+from workers import pooling
+from workers.adopting import addresses_in
 from workers.context import Context, readable
+from workers.status import UPDATE_SECONDS
 
 _log = structlog.get_logger()
 
@@ -34,9 +40,12 @@ def reconcile(context: Context) -> int:
 def _reconcile(context: Context) -> int:
     rebuilding = not context.ledger.is_ready()
     listed_at = context.ledger.now()
-    pool_list = context.pools()
+    pool_items = context.cluster.list(Kind.EGRESS_POOL).items
+    pooling.protect(context, pool_items)
     subnets = context.host_subnets()
-    context.ledger.set_offer(Offer(tuple(pool_list), _node_ips(subnets)))
+    reports = context.ledger.reports(subnet.name for subnet in subnets)
+    offer = Offer(tuple(pooling.read(pool_items)), _node_ips(subnets), gateways(reports.values()))
+    context.ledger.set_offer(offer)
     bindings = {item.name: item for item in context.net_namespaces()}
     context.ledger.see_netids({item.netid for item in bindings.values()})
     namespaces = readable(manifests.namespace, context.cluster.list(Kind.NAMESPACE).items)
@@ -45,28 +54,20 @@ def _reconcile(context: Context) -> int:
     # Only a rebuild declares the index complete: a flush in between leaves it to the next run.
     context.ledger.sync(holdings, listed_at, ready=rebuilding)
 
-    mine: dict[str, set[Address]] = {}
-    for claim in claims:
-        if claim.phase is not Phase.QUARANTINED:
-            mine.setdefault(claim.namespace_uid, set()).add(parse_address(claim.address))
-    unsettled = {
-        namespace.name
-        for namespace in namespaces
-        if _unsettled(namespace, mine.get(namespace.uid, set()), bindings.get(namespace.name), pool_list)
-    }
-    live = {(namespace.name, namespace.uid) for namespace in namespaces}
-    unsettled |= {
-        claim.namespace
-        for claim in claims
-        if claim.phase is not Phase.QUARANTINED and (claim.namespace, claim.namespace_uid) not in live
-    }
-    unsettled |= _left_behind(bindings.values(), {namespace.name for namespace in namespaces}, claims)
+    stock = Stock.of(offer.pools, offer.withheld)
+    unsettled = _unsettled(namespaces, claims, bindings, stock)
     for name in sorted(unsettled):
         context.ask(NAMESPACE_TASK, name)
     context.ask(FAILOVER_TASK)  # who never said that it lives, and who is silent though nobody said so
     context.ask(PLACE_TASK)
     context.ask(PUBLISH_TASK)
+    pooling.mark(context, claims, namespaces, stock, time.monotonic() + UPDATE_SECONDS)
     return len(unsettled)
+
+
+def gateways(reports: Iterable[NodeReport]) -> frozenset[Address]:
+    """The gateways that the nodes have found: somebody's own addresses, which no pool may give."""
+    return frozenset(gateway for report in reports for gateway in report.gateways)
 
 
 def sweep(context: Context) -> None:
@@ -76,7 +77,8 @@ def sweep(context: Context) -> None:
     lapsed = context.ledger.lapsed(context.settings.reservation_lifetime)
     if lapsed:
         _return_lapsed(context, lapsed)
-    _end_quarantines(context)
+    if _end_quarantines(context) or lapsed:
+        context.ask(PUBLISH_TASK)  # the pools have more free addresses now
 
 
 def _return_lapsed(context: Context, lapsed: dict[Address, str]) -> None:
@@ -96,16 +98,20 @@ def _return_lapsed(context: Context, lapsed: dict[Address, str]) -> None:
             continue
         claim = manifests.egress_address(there)
         settle = context.ledger.quarantined if claim.phase is Phase.QUARANTINED else context.ledger.claimed
-        settle(name_holder(claim.namespace), [address])
+        settle(holder_of(claim), [address])
 
 
-def _end_quarantines(context: Context) -> None:
-    """Gives back what nobody has any more; where a node or the binding still has it, that is seen to first."""
+def _end_quarantines(context: Context) -> int:
+    """Gives back what nobody has any more; where a node or the binding still has it, that is seen to first.
+
+    How many were given back.
+    """
     now = time.time()
     claims = context.egress_addresses()
     over = [claim for claim in claims if claim.phase is Phase.QUARANTINED and claim.quarantined_until <= now]
     if not over:
-        return
+        return 0
+    ended = 0
     hosted = {address for subnet in context.host_subnets() for address in _parsed(subnet.egress_ips)}
     bound = {(item.name, address) for item in context.net_namespaces() for address in _parsed(item.egress_ips)}
     for claim in over:
@@ -128,6 +134,8 @@ def _end_quarantines(context: Context) -> None:
             message="free again",
             operation=claim.operation,
         )
+        ended += 1
+    return ended
 
 
 def _holdings(
@@ -140,9 +148,10 @@ def _holdings(
     """Everything that an object holds.
 
     An EgressAddress first; its namespace's annotation only says that it is no longer on its way out. Where there is
-    none, a HostSubnet or NetNamespace that lists the address: an admin put it there. While the index is rebuilt, at
-    last, an annotation alone: admission may have promised the address just before. At other times the index knows what
-    admission promised, and an annotation that says more is somebody's own invention.
+    none, or one that only shows what was set by hand, a HostSubnet or NetNamespace that lists the address: an admin put
+    it there. While the index is rebuilt, at last, an annotation alone: admission may have promised the address just
+    before. At other times the index knows what admission promised, and an annotation that says more is somebody's own
+    invention.
     """
     holdings: dict[Address, Holding] = {}
     carried = [
@@ -158,14 +167,14 @@ def _holdings(
             holdings[address] = Holding(address, manual_holder(item.name))
     for claim in claims:
         address = parse_address(claim.address)
-        holdings[address] = Holding(address, name_holder(claim.namespace), claim.phase is Phase.QUARANTINED)
+        holdings[address] = Holding(address, holder_of(claim), claim.phase is Phase.QUARANTINED)
     for holding in carried:
         if holding.address in holdings and holdings[holding.address].holder == holding.holder:
             holdings[holding.address] = holding
     return list(holdings.values())
 
 
-def _left_behind(bindings: Iterable[NetNamespace], names: set[str], claims: list[EgressAddress]) -> set[str]:
+def _left_behind(bindings: Iterable[NetNamespace], names: AbstractSet[str], claims: list[EgressAddress]) -> set[str]:
     """The namespaces that are gone but whose binding is not, though it is Hawse's to end."""
     ours = {(claim.namespace, parse_address(claim.address)) for claim in claims}
     return {
@@ -180,18 +189,66 @@ def _left_behind(bindings: Iterable[NetNamespace], names: set[str], claims: list
 
 
 def _unsettled(
-    namespace: Namespace, mine: set[Address], binding: NetNamespace | None, pool_list: list[EgressPool]
+    namespaces: Iterable[Namespace],
+    claims: Iterable[EgressAddress],
+    bindings: Mapping[str, NetNamespace],
+    stock: Stock,
+) -> set[str]:
+    """The names for which something is not as it should be: whose task has something to do."""
+    namespaces, claims = list(namespaces), list(claims)
+    claims_of: dict[str, list[EgressAddress]] = {}
+    for claim in claims:
+        claims_of.setdefault(claim.namespace, []).append(claim)
+    claimed = {parse_address(claim.address) for claim in claims}
+    live = {namespace.name: namespace for namespace in namespaces}
+    names = {
+        name
+        for name, namespace in live.items()
+        if not pools.is_system(name)
+        and _is_unsettled(namespace, claims_of.get(name, []), claimed, bindings.get(name), stock)
+    }
+    names |= {
+        claim.namespace
+        for claim in claims
+        if claim.phase is not Phase.QUARANTINED
+        and (claim.namespace not in live or claim.namespace_uid != live[claim.namespace].uid)
+    }
+    return names | _left_behind(bindings.values(), live.keys(), claims)
+
+
+def _is_unsettled(
+    namespace: Namespace,
+    claims: Iterable[EgressAddress],
+    claimed: AbstractSet[Address],
+    binding: NetNamespace | None,
+    stock: Stock,
 ) -> bool:
-    """Whether the namespace lacks an address that it should have, or a claim or a binding of one that it has."""
-    if namespace.deleting or pools.is_system(namespace.name):
+    """Whether the namespace lacks what it should have, or has what it should not. `claims` are those of its name,
+    `claimed` what anybody has claimed."""
+    if namespace.deleting:
         return False
-    addresses = _annotated(namespace)
+    addresses = set(_annotated(namespace))
+    mine = [item for item in claims if item.namespace_uid == namespace.uid and item.phase is not Phase.QUARANTINED]
+    held = {parse_address(claim.address) for claim in mine}
+    bound = addresses_in(binding)
+    released = {parse_address(claim.address) for claim in claims} - held
+    if (
+        any(stock.standing(claim, namespace).release for claim in mine)
+        or any(claim.adopted and parse_address(claim.address) not in bound for claim in mine)
+        or bound - claimed - addresses  # set by hand, not yet adopted
+        or bound & released - addresses  # a release that was cut short
+    ):
+        return True
     if not addresses:
+        if any(not claim.adopted and claim.pool in stock.pools for claim in mine):
+            return not pools.opted_out(namespace.annotations)
         try:
-            return pools.choose(namespace.name, namespace.labels, namespace.annotations, pool_list) is not None
+            choice = pools.choose(namespace.name, namespace.labels, namespace.annotations, stock.pools.values())
         except pools.PoolError:
             return False  # said when it was created; nothing to do until somebody corrects it
-    return not set(addresses) <= mine or binding is None or not {str(a) for a in addresses} <= set(binding.egress_ips)
+        return choice is not None
+    surplus = {parse_address(claim.address) for claim in mine if claim.origin is not Origin.MANUAL} - addresses
+    return pools.opted_out(namespace.annotations) or bool(surplus) or not addresses <= held & bound
 
 
 def _annotated(namespace: Namespace) -> tuple[Address, ...]:

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
+import structlog
+
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, NotFoundError
 from egress.addresses import Address, AddressError, object_name, parse_address
@@ -18,7 +20,11 @@ from egress.planning import Plan
 from egress.table import Claim, NodeReport
 from workers.context import Context
 
+_log = structlog.get_logger()
 UPDATE_SECONDS = 1.0
+OWN = frozenset({"Claimed", "Bound", "Placed", "Programmed", "Ready"})
+"""The conditions that are written here."""
+CONFLICT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> boo
     """
     complete = True
     until = time.monotonic() + UPDATE_SECONDS
+    _tell_conflicts(context, seen.plan)
     for claim in claims:
         if claim.phase is Phase.QUARANTINED:
             continue
@@ -83,22 +90,55 @@ def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> boo
             context.cluster.patch(Kind.EGRESS_ADDRESS, name, patch, subresource="status")
         except (ConflictError, NotFoundError):
             continue
-        if wanted.phase is not claim.phase and wanted.phase in (Phase.READY, Phase.FAILED):
-            outcome = Outcome.DONE if wanted.phase is Phase.READY else Outcome.RETRY
-            message = wanted.conditions[-1].message
-            context.record(
-                Step.PROGRAM,
-                claim.namespace,
-                outcome=outcome,
-                address=claim.address,
-                node=wanted.node,
-                message=message,
-                operation=claim.operation,
-            )
-            reason = "EgressAddressReady" if wanted.phase is Phase.READY else "EgressAddressFailed"
-            text = message or f"traffic leaves with {claim.address} by {wanted.node}"
-            context.tell(claim.namespace, claim.namespace_uid, reason, text, warning=wanted.phase is Phase.FAILED)
+        _tell(context, claim, wanted)
     return complete
+
+
+def _tell(context: Context, before: EgressAddress, after: EgressAddress) -> None:
+    """The Event, the step and the log line for what changed, where the namespace's owner should know of it."""
+    message = next((condition.message for condition in after.conditions if condition.type == "Ready"), "")
+    moved = bool(before.node and after.node and before.node != after.node)
+    if moved:
+        text = f"{after.address} moves from {before.node} to {after.node}"
+        context.tell(after.namespace, after.namespace_uid, "EgressAddressMoved", text)
+    if after.phase is before.phase:
+        return
+    if after.phase in (Phase.READY, Phase.FAILED):
+        outcome = Outcome.DONE if after.phase is Phase.READY else Outcome.RETRY
+        context.record(
+            Step.PROGRAM,
+            after.namespace,
+            outcome=outcome,
+            address=after.address,
+            node=after.node,
+            message=message,
+            operation=after.operation,
+        )
+        reason = "EgressAddressReady" if after.phase is Phase.READY else "EgressAddressFailed"
+        text = message or f"traffic leaves with {after.address} by {after.node}"
+        context.tell(after.namespace, after.namespace_uid, reason, text, warning=after.phase is Phase.FAILED)
+    elif before.phase is Phase.READY and not moved:
+        text = f"{after.address} is out of use: {message}" if message else f"{after.address} is out of use"
+        _log.warning(
+            "out of use",
+            namespace=after.namespace,
+            address=after.address,
+            node=after.node,
+            error=message,
+            operation=after.operation,
+        )
+        context.tell(after.namespace, after.namespace_uid, "EgressAddressLost", text, warning=True)
+
+
+def _tell_conflicts(context: Context, plan: Plan) -> None:
+    """Tells each namespace of the contradictions that it is a party of, once an hour each."""
+    for name, outcome in plan.namespaces.items():
+        for conflict in sorted(set(outcome.reasons).intersection(plan.conflicts)):
+            if not context.ledger.first_to(f"event:{name}:{conflict}", CONFLICT_SECONDS):
+                continue
+            manifest = context.cluster.get(Kind.NAMESPACE, name)
+            if manifest is not None:
+                context.tell(name, manifests.namespace(manifest).uid, "EgressConflict", conflict, warning=True)
 
 
 def _is_recent(claim: EgressAddress, seconds: float) -> bool:
@@ -122,21 +162,24 @@ def assess(claim: EgressAddress, seen: Seen, now: str) -> EgressAddress:
 
     conditions = [Condition("Claimed", True, "Claimed")]
     why = "; ".join(reasons)
+    in_conflict = not set(reasons).isdisjoint(seen.plan.conflicts)
     conditions.append(Condition("Bound", bound, "Bound" if bound else "NotBound", "" if bound else why))
     if node:
         conditions.append(Condition("Placed", True, "Placed", f"on node {node}"))
     else:
         unplaced = [seen.unplaced[address]] if address in seen.unplaced else []
-        conditions.append(Condition("Placed", False, "NotPlaced", "; ".join([*reasons, *unplaced])))
+        reason = "Conflict" if in_conflict else "NotPlaced"
+        conditions.append(Condition("Placed", False, reason, "; ".join([*reasons, *unplaced])))
     if address in via:
         conditions.append(Condition("Programmed", True, "Programmed"))
     elif refused and answer is not None:
         conditions.append(Condition("Programmed", False, answer.reason, answer.message))
     else:
-        conditions.append(Condition("Programmed", False, "Waiting", why))
+        conditions.append(Condition("Programmed", False, "Conflict" if in_conflict else "Waiting", why))
     ready = all(condition.status for condition in conditions)
     last = next((condition for condition in conditions if not condition.status), None)
     conditions.append(Condition("Ready", ready, "Ready" if ready else last.reason, last.message if last else ""))  # type: ignore[union-attr]
+    conditions += foreign(claim)
 
     phase = Phase.PENDING
     if ready:
@@ -147,7 +190,12 @@ def assess(claim: EgressAddress, seen: Seen, now: str) -> EgressAddress:
         phase = Phase.PLACED
     # While several HostSubnets have the address, the node that had it is remembered: it is the one to keep it.
     remembered = claim.node if (claim.node, address) in seen.hosted else ""
-    return replace(claim, node=node or remembered, phase=phase, conditions=_dated(conditions, claim, now))
+    return replace(claim, node=node or remembered, phase=phase, conditions=dated(conditions, claim.conditions, now))
+
+
+def foreign(claim: EgressAddress) -> list[Condition]:
+    """The conditions that are not written here: they stay as they are."""
+    return [condition for condition in claim.conditions if condition.type not in OWN]
 
 
 def _names(reason: str, address: str) -> bool:
@@ -155,12 +203,12 @@ def _names(reason: str, address: str) -> bool:
     return address in re.findall(r"[0-9A-Fa-f:.]+", reason)
 
 
-def _dated(conditions: list[Condition], claim: EgressAddress, now: str) -> tuple[Condition, ...]:
-    """Each condition with the time at which its status last changed."""
-    before = {condition.type: condition for condition in claim.conditions}
+def dated(conditions: Iterable[Condition], before: Iterable[Condition], now: str) -> tuple[Condition, ...]:
+    """Each condition with the time at which its status last changed: that of `before`, or `now` (RFC 3339)."""
+    known = {condition.type: condition for condition in before}
     result = []
     for condition in conditions:
-        old = before.get(condition.type)
+        old = known.get(condition.type)
         since = old.last_transition if old is not None and old.status == condition.status else now
         result.append(replace(condition, last_transition=since))
     return tuple(result)

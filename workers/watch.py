@@ -67,7 +67,7 @@ class Watcher:
     def __init__(self, kind: Kind, context: Context) -> None:
         self.kind = kind
         self._context = context
-        self._nodes: dict[str, object] = {}
+        self._known: dict[str, object] = {}
         self._listed = False
 
     def verdict(self) -> str | None:
@@ -104,22 +104,29 @@ class Watcher:
                 stop.wait(wait)
 
     def _handle(self, change: Change) -> None:
-        if self.kind is Kind.NODE and not self._is_news(change):
+        if self.kind in (Kind.NODE, Kind.EGRESS_POOL) and not self._is_news(change):
             return
         for task, *arguments in tasks_for(self.kind, change):
             self._context.ask(task, *arguments)
 
     def _is_news(self, change: Change) -> bool:
-        """A kubelet writes its node's status every few seconds; only what placement looks at is news."""
-        try:
-            node = manifests.node(change.manifest)
-        except manifests.ManifestError:
-            return True  # placement leaves it out, and says so
-        name = node.name
-        known = self._nodes.pop(name, None)
+        """Whether it may give work to anybody.
+
+        A kubelet writes its node's status every few seconds; only what placement looks at is news. A pool's status is
+        Hawse's own, and written in every second of a burst; what changes its generation is news.
+        """
+        metadata = change.manifest["metadata"]
+        name: str = metadata["name"]
+        look: object = (metadata.get("uid"), metadata.get("generation"))
+        if self.kind is Kind.NODE:
+            try:
+                look = manifests.node(change.manifest)
+            except manifests.ManifestError:
+                return True  # placement leaves it out, and says so
+        known = self._known.pop(name, None)
         if not change.deleted:
-            self._nodes[name] = node
-        return change.deleted or known != node
+            self._known[name] = look
+        return change.deleted or known != look
 
 
 def start_all(watchers: Iterable[Watcher], crew: Crew, stop: threading.Event) -> None:

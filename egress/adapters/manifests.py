@@ -39,9 +39,12 @@ from egress.objects import (
     NetNamespace,
     Node,
     OnExhausted,
+    OnUnselected,
     Operator,
     Origin,
     Phase,
+    PoolCounts,
+    PoolHeader,
     Requirement,
     Selector,
     operation_of,
@@ -89,6 +92,7 @@ class _Metadata(_Wire):
     resource_version: str = ""
     deletion_timestamp: str | None = None
     creation_timestamp: str | None = None
+    finalizers: Texts | None = None
 
 
 class _Manifest(_Wire):
@@ -119,6 +123,7 @@ class _Condition(_Wire):
     reason: str | None = None
     message: str | None = None
     last_transition_time: str | None = None
+    observed_generation: int | None = None
 
 
 class _NodeStatus(_Wire):
@@ -175,12 +180,25 @@ class _PoolSpec(_Wire):
     max_addresses_per_node: Annotated[int, msgspec.Meta(ge=0)] | None = None
     quarantine: str = "10m"
     on_exhausted: OnExhausted | None = None
+    on_unselected: OnUnselected | None = None
     approval: Literal["none", "required"] | None = None
     ticket_profile: str | None = None
 
 
 class _EgressPool(_Manifest):
     spec: _PoolSpec
+
+
+class _PoolStatus(_Wire):
+    capacity: int | None = None
+    allocated: int | None = None
+    quarantined: int | None = None
+    free: int | None = None
+    conditions: tuple[_Condition, ...] | None = None
+
+
+class _PoolHeader(_Manifest):
+    status: _PoolStatus | None = None
 
 
 class _NamespaceReference(_Wire):
@@ -317,6 +335,24 @@ def egress_pool(manifest: object, *, strict: bool = False) -> EgressPool:
         spec.on_exhausted or OnExhausted.DENY,
         spec.approval == "required",
         spec.ticket_profile or "",
+        spec.on_unselected or OnUnselected.KEEP,
+        wire.metadata.deletion_timestamp is not None,
+    )
+
+
+def pool_header(manifest: object) -> PoolHeader:
+    """What is around an EgressPool's spec, which may be one that nobody can read."""
+    wire = _convert(_PoolHeader, "EgressPool", manifest)
+    metadata, status = wire.metadata, wire.status or _PoolStatus()
+    counts = (status.capacity, status.allocated, status.quarantined, status.free)
+    known = [count for count in counts if count is not None]
+    return PoolHeader(
+        metadata.name,
+        metadata.deletion_timestamp is not None,
+        metadata.finalizers or (),
+        PoolCounts(*known) if len(known) == len(counts) else None,
+        tuple(map(_condition, status.conditions or ())),
+        metadata.resource_version,
     )
 
 
@@ -341,10 +377,7 @@ def egress_address(manifest: object, *, strict: bool = False) -> EgressAddress:
         status.node or "",
         status.phase or Phase.PENDING,
         until.timestamp() if until else 0.0,
-        tuple(
-            Condition(c.type, c.status == "True", c.reason or "", c.message or "", c.last_transition_time or "")
-            for c in status.conditions or ()
-        ),
+        tuple(map(_condition, status.conditions or ())),
         wire.metadata.resource_version,
         wire.metadata.creation_timestamp or "",
         operation_of(wire.metadata.annotations or {}),
@@ -353,6 +386,18 @@ def egress_address(manifest: object, *, strict: bool = False) -> EgressAddress:
 
 
 _NO_STATUS = _AddressStatus()
+
+
+def _condition(wire: _Condition) -> Condition:
+    status = {"True": True, "False": False}.get(wire.status)
+    return Condition(
+        wire.type,
+        status,
+        wire.reason or "",
+        wire.message or "",
+        wire.last_transition_time or "",
+        wire.observed_generation,
+    )
 
 
 # The writers.
@@ -388,17 +433,34 @@ def egress_address_status(value: EgressAddress) -> dict[str, Any]:
         "phase": value.phase.value,
         "node": value.node,
         "quarantinedUntil": rfc3339(until) if until else None,
-        "conditions": [
-            {
-                "type": condition.type,
-                "status": "True" if condition.status else "False",
-                "reason": condition.reason,
-                "message": condition.message,
-                **({"lastTransitionTime": condition.last_transition} if condition.last_transition else {}),
-            }
-            for condition in value.conditions
-        ],
+        "conditions": conditions_manifest(value.conditions),
     }
+
+
+def pool_status(counts: PoolCounts | None, conditions: Iterable[Condition]) -> dict[str, Any]:
+    """An EgressPool's whole status; null counts where nobody knows them."""
+    return {
+        "capacity": counts and counts.capacity,
+        "allocated": counts and counts.allocated,
+        "quarantined": counts and counts.quarantined,
+        "free": counts and counts.free,
+        "conditions": conditions_manifest(conditions),
+    }
+
+
+def conditions_manifest(conditions: Iterable[Condition]) -> list[dict[str, Any]]:
+    """The conditions of a status. A merge patch replaces the list as a whole: it has to name everybody's."""
+    return [
+        {
+            "type": condition.type,
+            "status": {True: "True", False: "False", None: "Unknown"}[condition.status],
+            "reason": condition.reason,
+            "message": condition.message,
+            **({"lastTransitionTime": condition.last_transition} if condition.last_transition else {}),
+            **({"observedGeneration": condition.observed_generation} if condition.observed_generation else {}),
+        }
+        for condition in conditions
+    ]
 
 
 def rfc3339(seconds: float) -> str:

@@ -11,7 +11,7 @@ from egress.adapters import scripts
 from egress.adapters.ledger.connection import Connection, NotReadyError, away, from_key, hexadecimal, key_of
 from egress.addresses import Address, Range, parse_address
 from egress.listing import Listed
-from egress.objects import EgressPool
+from egress.objects import EgressAddress, EgressPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,16 @@ class Exhausted:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What admission chooses from: the pools, and the nodes' own IPs, which no pool may give."""
+    """What admission chooses from: the pools, and the nodes' own IPs and gateways, which no pool may give."""
 
     pools: tuple[EgressPool, ...] = ()
     node_ips: frozenset[Address] = frozenset()
+    gateways: frozenset[Address] = frozenset()
+
+    @property
+    def withheld(self) -> frozenset[Address]:
+        """What no pool may give."""
+        return self.node_ips | self.gateways
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ class Holding:
 class _Offer(msgspec.Struct, frozen=True):
     pools: list[EgressPool]
     node_ips: list[str]
+    gateways: list[str] = []
 
 
 REQUEST_PREFIX = "uid/"
@@ -73,6 +80,11 @@ def name_holder(namespace: str) -> str:
 def manual_holder(name: str) -> str:
     """The holder of an address that an admin assigned by hand, to a NetNamespace or else a HostSubnet of that name."""
     return f"{MANUAL_PREFIX}{name}"
+
+
+def holder_of(claim: EgressAddress) -> str:
+    """Who has the address of a claim: what an admin has set by hand stays the admin's, though a claim shows it."""
+    return manual_holder(claim.namespace) if claim.adopted else name_holder(claim.namespace)
 
 
 def request_holder(uid: str) -> str:
@@ -103,11 +115,13 @@ class Reservations(Connection):
             wire = _OFFER.decode(text)
         except msgspec.DecodeError as error:  # written by another version: the next reconcile replaces it
             raise NotReadyError(f"the pools cannot be read: {error}") from None
-        return Offer(tuple(wire.pools), frozenset(map(parse_address, wire.node_ips)))
+        node_ips, gateways = (frozenset(map(parse_address, texts)) for texts in (wire.node_ips, wire.gateways))
+        return Offer(tuple(wire.pools), node_ips, gateways)
 
     def set_offer(self, offer: Offer) -> None:
         """Replaces the pools."""
-        text = msgspec.json.encode(_Offer(list(offer.pools), sorted(map(str, offer.node_ips))))
+        node_ips, gateways = (sorted(map(str, addresses)) for addresses in (offer.node_ips, offer.gateways))
+        text = msgspec.json.encode(_Offer(list(offer.pools), node_ips, gateways))
         with away():
             self._redis.set("hawse:offer", text)
 

@@ -94,6 +94,8 @@ MUST: dict[str, list[Do]] = {
         Do("PATCH", f"{ADDRESSES}/{ADDRESS}", {"spec": {"namespace": {"uid": "u-2"}}}),
         Do("PATCH", f"{ADDRESSES}/{ADDRESS}/status", {"status": {"phase": "Pending"}}),
         Do("DELETE", f"{ADDRESSES}/{ADDRESS}"),
+        Do("PATCH", f"{POOLS}/{MADE}", {"metadata": {"finalizers": ["egress.hawse.dev/in-use"]}}),
+        Do("PATCH", f"{POOLS}/{MADE}/status", {"status": {"free": 1}}),
         Do("POST", f"{NAMESPACES}/default/events", EVENT),
     ],
     "watch": [
@@ -154,7 +156,7 @@ MUST_NOT: dict[str, list[Do]] = {
         Do("POST", HOSTS, HOST),
         Do("DELETE", f"{HOSTS}/{MADE}"),
         Do("POST", POOLS, POOL),
-        Do("PATCH", f"{POOLS}/{MADE}", {"spec": {"cidrs": ["10.0.0.9"]}}),
+        Do("DELETE", f"{POOLS}/{MADE}"),
         Do("POST", SECRETS, secret("hawse-webhook-tls")),
         Do("POST", LEASES, lease("hawse-beat")),
         Do("POST", f"{SYSTEM}/events", EVENT),
@@ -270,6 +272,22 @@ def test_the_workers_change_nothing_of_a_namespace_but_their_annotations(objects
         return answer if answer.code == 422 else None
 
     assert "ValidatingAdmissionPolicy 'hawse-annotations-alone'" in until(refusal).body["message"]
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        {"spec": {"cidrs": ["10.0.0.9"]}},
+        {"metadata": {"finalizers": ["example.dev/other"]}},
+        {"metadata": {"labels": {"a": "b"}}},
+    ],
+)
+def test_the_workers_change_nothing_of_a_pool_but_their_finalizer(objects: Installed, patch: Json) -> None:
+    def refusal() -> Answer | None:
+        answer = Do("PATCH", f"{POOLS}/{MADE}", patch).by(objects.as_("worker"))
+        return answer if answer.code == 422 else None
+
+    assert "ValidatingAdmissionPolicy 'hawse-finalizer-alone'" in until(refusal).body["message"]
 
 
 # A tenant

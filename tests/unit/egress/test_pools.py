@@ -1,5 +1,6 @@
 """Which pool serves a namespace, and what it can give."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -145,3 +146,18 @@ def test_checking_knows_ipv6() -> None:
     check_covered(pool, parse_address("2001:db8::1:0"))
     with pytest.raises(PoolError, match="excluded"):
         check_covered(pool, parse_address("2001:db8::5"))
+
+
+def test_gateways_are_given_to_nobody() -> None:
+    gateway = parse_address("192.168.1.97")
+    with pytest.raises(PoolError, match=r"192.168.1.97 is a node's gateway"):
+        choose("app", {}, {POOL_ANNOTATION: "a-prod", REQUEST_ANNOTATION: str(gateway)}, POOLS, {NODE}, {gateway})
+    assert str(gateway) not in addresses(PROD, NODE, gateway)
+
+
+def test_a_pool_that_is_being_deleted_serves_nobody() -> None:
+    going = replace(PROD, deleting=True)
+    assert choose("app", {"env": "prod"}, {}, [going, ALL]) == Choice(ALL)
+    assert choose("app", {"env": "prod"}, {}, [going]) is None
+    with pytest.raises(PoolError, match="'a-prod' is being deleted: name another"):
+        choose("app", {}, {POOL_ANNOTATION: "a-prod"}, [going, ALL])

@@ -287,6 +287,14 @@ def test_a_pool_that_loses_addresses_in_use_is_a_warning_with_their_number() -> 
     assert "192.168.1.102 and 1 more" in warning
 
 
+def test_a_pool_may_have_the_addresses_of_one_that_is_being_deleted() -> None:
+    successor = replace(PROD, name="prod-2")
+    with pytest.raises(validation.RefusedError, match="overlap"):
+        validation.pool(successor, None, FACTS)
+    going = replace(FACTS, pools=tuple(replace(pool, deleting=True) for pool in FACTS.pools))
+    validation.pool(successor, None, going)
+
+
 def test_a_deleted_pool_in_use_is_a_warning() -> None:
     (warning,) = validation.pool_deleted(PROD, FACTS)
     assert warning.startswith("4 addresses of pool prod are in use")

@@ -4,7 +4,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 from egress.addresses import Address
-from egress.objects import EgressAddress, HostSubnet, NetNamespace, Phase
+from egress.objects import Condition, EgressAddress, HostSubnet, NetNamespace, Phase
 from egress.planning import plan, with_claims
 from egress.table import Claim
 from workers.status import Seen, assess
@@ -79,7 +79,23 @@ def test_ready() -> None:
 def test_a_conflict_names_its_parties() -> None:
     value = status(bindings=(BOUND, NetNamespace("other", 6, (str(A),))))
     assert value.phase is Phase.PENDING
-    assert told(value)["Ready"][2] == f"address {A} is in NetNamespaces app and other"
+    assert told(value)["Ready"][1:] == ("Conflict", f"address {A} is in NetNamespaces app and other")
+
+
+def test_conditions_of_others_stay_as_they_are() -> None:
+    opened = Condition("FirewallOpen", None, "Asked", "ticket 5", T0, 3)
+    wrong = Condition("PoolMismatch", True, "PoolGone", "gone", T0)
+    value = status(replace(CLAIM, conditions=(opened, wrong)), now=T1)
+    assert value.conditions[-2:] == (opened, wrong)
+    assert [condition.type for condition in value.conditions[:-2]] == [
+        "Claimed",
+        "Bound",
+        "Placed",
+        "Programmed",
+        "Ready",
+    ]
+    assert value.phase is Phase.READY, "they say nothing about whether traffic leaves with the address"
+    assert status(value, now="2026-01-01T00:01:00Z") == value
 
 
 def test_a_condition_keeps_the_time_of_its_last_change_and_twice_is_once() -> None:

@@ -92,3 +92,20 @@ def test_only_what_placement_looks_at_is_news_of_a_node() -> None:
     assert seen(deleted=True)
     assert seen(status=ready)
     assert seen(status="broken")
+
+
+def test_a_pools_status_is_no_news() -> None:
+    asked: Any = _Asked()
+    watcher = Watcher(Kind.EGRESS_POOL, asked)
+
+    def seen(generation: int, *, deleted: bool = False) -> bool:
+        asked.tasks.clear()
+        metadata = {"name": "prod", "resourceVersion": "1", "uid": "u", "generation": generation}
+        watcher._handle(Change({"metadata": metadata}, deleted))
+        return asked.tasks == [RECONCILE_TASK]
+
+    assert seen(1)
+    assert not seen(1)
+    assert seen(2)
+    assert seen(2, deleted=True)
+    assert seen(2)
