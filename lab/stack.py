@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -152,6 +154,12 @@ class Stack:
         with closing(Ledger(self.broker.unix_url)) as ledger:
             report = ledger.reports([host]).get(host)
         return report is not None and report.at > since
+
+    def hawse(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs the command `hawse` as a cluster admin."""
+        command = [str(RUNNER.with_name("hawse")), *arguments]
+        environment = {**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     def lost(self) -> set[str]:
         """The host names of the nodes that count as lost."""

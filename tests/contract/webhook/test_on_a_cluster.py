@@ -383,7 +383,7 @@ def test_an_admin_is_warned_of_an_address_on_a_second_node_and_in_a_second_names
     nodes = [f"node-{number}-{which}" for which in "ab"]
     for last, node in enumerate(nodes, 1):
         head = {"apiVersion": "network.openshift.io/v1", "kind": "HostSubnet", "metadata": {"name": node}}
-        ip = f"172.18.{number}.{last}"
+        ip = f"172.18.{number % 250}.{last}"
         world.kube.create(head | {"host": node, "hostIP": ip, "subnet": "10.128.0.0/23"})
 
     def warnings(kind: str, name: str, addresses: list[str]) -> list[str]:
