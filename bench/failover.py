@@ -1,0 +1,47 @@
+"""How long an address is away when its node dies, on the lab's real data plane; and what others publish of theirs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.rows import Row, row_of
+from lab.failover import EGRESS_NODES, NODES, SETTINGS, Failover
+from lab.net import preflight
+from lab.stack import Stack
+
+RUNS = 10
+GOAL = 3.0
+PUBLISHED = (
+    Row("failover, OpenShift SDN (published log)", 1, "s", 12.0, 12.0, 12.0, 0),
+    Row("failover, OVN-Kubernetes (published)", 1, "s", 13.5, 12.0, 15.0, 0),
+)
+"""Not measured here. OpenShift SDN: 4.0 s to detect, 12.0 s until it has moved, from a log. egressip-ipam-operator:
+minutes, without a figure."""
+
+
+def rows() -> Iterator[Row]:
+    """The time between the last answer before a node loses power and the first one after, at a request every 50 ms.
+
+    The three nodes share one emulated processor, which is most of what it takes beyond the heartbeat's patience.
+    """
+    if problems := preflight.check():
+        print(f"failover is not measured: {'; '.join(problems)}")
+        return
+    outages = []
+    with tempfile.TemporaryDirectory() as directory:
+        lab = Stack(Path(directory), nodes=NODES, egress_nodes=EGRESS_NODES, settings=SETTINGS)
+        with lab:
+            lab.create_pool("pool", "192.168.1.102-192.168.1.160", namespaceSelector={"matchLabels": {"egress": "yes"}})
+            failover = Failover(lab)
+            for _ in range(RUNS):
+                node = failover.holder()
+                seen = failover.kill()
+                if seen.strangers or seen.sources != {failover.address}:
+                    raise RuntimeError(f"seen with {seen.strangers | seen.sources}: not only {failover.address}")
+                outages.append(seen.outage())
+                failover.revive(node)
+    print("failover, seconds: " + " ".join(f"{seconds:.2f}" for seconds in sorted(outages)))
+    yield row_of("failover, a node loses power", 1, "s", outages, goal=GOAL)
+    yield from PUBLISHED
