@@ -89,7 +89,7 @@ class Heartbeat:
                 for silence in silent
                 if silence.node in ips
                 and link.carrier
-                and self._ledger.volunteer(silence.node, WITNESSES, look_interval(silence.seconds))
+                and self._ledger.volunteer(silence.node, self._me.node, WITNESSES, look_interval(silence.seconds))
             ]
             if missed:
                 self._look(link, missed, ips)

@@ -397,9 +397,10 @@ return redis.status_reply('OK')
 )
 
 VOLUNTEER = """
--- ARGV: node, at most, milliseconds: gives 1 to the first `at most` callers within the time, then 0.
+-- ARGV: node, who asks, at most, milliseconds: gives 1 to the first `at most` within the time, to each once; then 0.
 local key = 'hawse:asked:' .. ARGV[1]
-local number = redis.call('INCR', key)
-if number == 1 then redis.call('PEXPIRE', key, ARGV[3]) end
-return number <= tonumber(ARGV[2]) and 1 or 0
+local number = redis.call('SCARD', key)
+if number >= tonumber(ARGV[3]) or redis.call('SADD', key, ARGV[2]) == 0 then return 0 end
+if number == 0 then redis.call('PEXPIRE', key, ARGV[4]) end
+return 1
 """

@@ -71,10 +71,11 @@ class Liveness(Connection):
             ips = self._redis.hmget("hawse:beat-ips", names) if names else []
         return {name: ip for name, ip in zip(names, ips, strict=True) if ip}
 
-    def volunteer(self, node: str, at_most: int, seconds: float) -> bool:
-        """Whether the caller is among the first `at_most` within `seconds` to look for the silent `node`."""
+    def volunteer(self, node: str, witness: str, at_most: int, seconds: float) -> bool:
+        """Whether `witness` is among the first `at_most` within `seconds` to look for the silent `node`, and has not
+        done so already."""
         with away():
-            return bool(self._volunteer(args=[node, at_most, int(seconds * 1000)]))
+            return bool(self._volunteer(args=[node, witness, at_most, int(seconds * 1000)]))
 
     def saw(self, node: str, sighting: Sighting) -> None:
         """Keeps what a witness saw of the silent `node`."""

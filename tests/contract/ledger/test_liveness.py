@@ -49,10 +49,11 @@ def test_a_node_that_never_beat_is_waited_for_and_one_that_is_gone_is_not(ledger
 
 
 def test_only_so_many_look_for_a_silent_node_at_once(ledger: Ledger) -> None:
-    assert [ledger.volunteer("node2", 2, 0.2) for _ in range(4)] == [True, True, False, False]
-    assert ledger.volunteer("node3", 2, 0.2)
+    witnesses = ("a", "a", "b", "c")
+    assert [ledger.volunteer("node2", name, 2, 0.2) for name in witnesses] == [True, False, True, False]
+    assert ledger.volunteer("node3", "a", 2, 0.2)
     time.sleep(0.25)
-    assert ledger.volunteer("node2", 2, 0.2)
+    assert ledger.volunteer("node2", "a", 2, 0.2)
 
 
 def test_sightings_round_trip(ledger: Ledger) -> None:
