@@ -230,6 +230,8 @@ def leaves_of(address: Address, mark: int, layout: Layout) -> frozenset[Rule]:
     leaves = {
         Rule("nat", CLUSTER_CHAIN, f"{exactly} -j MASQUERADE"),
         Rule("filter", INPUT_CHAIN, f"-d {address}/32 {new}"),
+        # What belongs to no connection, as the last packets of one that was ended, is translated to nothing.
+        Rule("filter", GUARD_ADDRESS_CHAIN, f"{exactly} -m conntrack --ctstate INVALID -j DROP"),
         Rule("filter", GUARD_ADDRESS_CHAIN, f"{exactly} {elsewhere} -j {STALE_CHAIN}"),
         Rule("filter", GUARD_ADDRESS_CHAIN, f"-m mark ! --mark {mark:#x} {here} -j {STALE_CHAIN}"),
     }

@@ -147,11 +147,12 @@ def test_a_drained_node_gives_its_address_away(failover: Failover, trio: Stack) 
     wait_for("probation is over", lambda: not probation(trio), 60)
     with failover.watched() as seen:
         trio.kube.patch("Node", host, {"metadata": {"annotations": {"egress.hawse.dev/drain": ""}}})
-        wait_for("another node", lambda: failover.holders() not in ([], [node]), 60)
+        (target,) = set(EGRESS_NODES) - {node}
+        wait_for("the other node", lambda: f" {failover.address}/24 " in " ".join(trio.addresses(target)), 60)
         failover.flowing()
         time.sleep(0.5)
-    check(seen, macs=2)
     trio.kube.patch("Node", host, {"metadata": {"annotations": {"egress.hawse.dev/drain": None}}})
+    check(seen, macs=2)
 
 
 def probation(stack: Stack) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -113,3 +114,34 @@ def test_a_connection_never_goes_on_under_an_address_that_its_namespace_lost(net
     assert network.sources() == set()
     assert KernelConntrack().forget_stale() == 1
     assert network.sources() == {str(NODE_IP)}
+
+
+def test_what_belongs_to_no_connection_never_leaves_with_the_pods_own_ip(network: Network, netns: Netns) -> None:
+    """The last packet of a connection that was ended: conntrack does not take it up, so nothing translates it."""
+    neighbour, pod = netns.beyond
+    ports_and_sequence = struct.pack("!HHII", 5001, 80, 1, 1)
+    fin = ports_and_sequence + struct.pack("!BBHHH", 5 << 4, 0x11, 512, 0, 0)
+    with pod:
+        sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    with neighbour:
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    with sender, receiver:
+        receiver.settimeout(0.3)
+        sender.sendto(_with_checksum(fin, "10.128.0.2"), (str(NEIGHBOUR), 0))
+        assert receiver.recvfrom(128)[1][0] == "10.128.0.2"  # so it is without us
+        network.rules(A)
+        network.flow(MARK[A])
+        sender.sendto(_with_checksum(fin, "10.128.0.2"), (str(NEIGHBOUR), 0))
+        with pytest.raises(TimeoutError):
+            receiver.recvfrom(128)
+        network.flow()
+        sender.sendto(_with_checksum(fin, "10.128.0.2"), (str(NEIGHBOUR), 0))
+        assert receiver.recvfrom(128)[1][0] == "10.128.0.2"  # other namespaces' are not ours to judge
+
+
+def _with_checksum(segment: bytes, source: str) -> bytes:
+    pseudo = IPv4Address(source).packed + NEIGHBOUR.packed + struct.pack("!BBH", 0, 6, len(segment))
+    total = sum(struct.unpack(f"!{(len(pseudo) + len(segment)) // 2}H", pseudo + segment))
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    return segment[:16] + struct.pack("!H", ~total & 0xFFFF) + segment[18:]

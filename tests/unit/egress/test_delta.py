@@ -529,7 +529,7 @@ def test_a_release_closes_the_flow_before_the_address_and_the_rule() -> None:
 def test_the_second_address_costs_its_own_rules_alone() -> None:
     lines = str(next_change(model_with(row(5, A)), row(5, A), row(6, B)).rules).splitlines()
     assert [line for line in lines if line.startswith((":", "-I", "-D", "-F"))] == []
-    assert sum(line.startswith("-A") for line in lines) == 5
+    assert sum(line.startswith("-A") for line in lines) == 6
 
 
 def test_connections_end_when_an_address_changes_hands_on_its_node() -> None:
