@@ -54,6 +54,7 @@ class _Row(msgspec.Struct, frozen=True, omit_defaults=True):
     namespace: str
     hops: list[_Hop]
     operation: str = ""
+    former: int = 0
 
 
 class _Claim(msgspec.Struct, frozen=True):
@@ -193,7 +194,7 @@ def _node_report(name: str, wire: _Report) -> NodeReport:
 
 def _encoded(row: Steering) -> bytes:
     hops = [_Hop(str(hop.address), hop.node, str(hop.node_ip), hop.acknowledged, hop.since) for hop in row.hops]
-    return msgspec.json.encode(_Row(row.namespace, hops, row.operation))
+    return msgspec.json.encode(_Row(row.namespace, hops, row.operation, row.former))
 
 
 def _row(netid: int, text: str) -> Steering | None:
@@ -207,4 +208,4 @@ def _row(netid: int, text: str) -> Steering | None:
         )
     except (msgspec.DecodeError, AddressError) as error:
         raise TransientError(f"the table's row of NetID {netid} cannot be read: {error}") from None
-    return Steering(netid, row.namespace, hops, row.operation)
+    return Steering(netid, row.namespace, hops, row.operation, row.former)

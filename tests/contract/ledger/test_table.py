@@ -41,6 +41,12 @@ def test_a_hop_carries_the_change_that_gave_it(ledger: Ledger) -> None:
     assert ledger.read_table().rows[ROW.netid] == acknowledged
 
 
+def test_a_row_of_a_former_netid_says_so(ledger: Ledger) -> None:
+    row = Steering(5, "five", former=3)
+    ledger.publish({5: row}, expected=0, epoch="e1")
+    assert ledger.read_table().rows == {5: row}
+
+
 def test_an_older_view_never_overwrites_a_newer(ledger: Ledger) -> None:
     ledger.publish({5: Steering(5, "five")}, expected=0, epoch="e1")
     assert ledger.publish({5: None}, expected=0) is None
