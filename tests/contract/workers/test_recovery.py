@@ -88,6 +88,20 @@ def test_the_new_table_waits_for_reports_but_not_for_ever(ready: Any) -> None:
     assert {states[address] for address in ready.hosted("node2")} == {False}
 
 
+def test_a_row_that_cannot_be_read_begins_a_new_table_that_opens_nothing(ready: Any) -> None:
+    before, old = acknowledged(ready), ready.ledger.read_table().epoch
+    netid, fenced = (ready.kube.get("NetNamespace", name)["netid"] for name in ("a", "b"))
+    ready.kube.patch("NetNamespace", "b", {"netid": 77})
+    ready.run(PUBLISH_TASK)
+    ready.acknowledge()
+    ready.ledger._redis.hset("hawse:table", str(netid), '{"namespace":"a"}')
+    ready.run(PUBLISH_TASK)
+    table = ready.ledger.read_table()
+    assert table.epoch not in ("", old)
+    assert table.rows.keys() == {netid, 77, fenced, ready.kube.get("NetNamespace", "c")["netid"]}
+    assert acknowledged(ready) == before
+
+
 def test_a_node_that_holds_an_address_for_another_netid_has_not_acknowledged_it(ready: Any) -> None:
     # After a flush, and just as well while all is there: both NetNamespaces changed between two looks.
     ready.net_namespace("x", 77, BY_HAND)
