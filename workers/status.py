@@ -15,7 +15,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, NotFoundError
 from egress.addresses import Address, AddressError, object_name, parse_address
 from egress.objects import Condition, EgressAddress, HostSubnet, NetNamespace, Phase
-from egress.operations import Outcome, Step
+from egress.operations import Outcome, PermanentError, Step
 from egress.planning import Plan
 from egress.table import Claim, NodeReport
 from workers.context import Context
@@ -62,7 +62,8 @@ def _listing(items: Iterable[HostSubnet | NetNamespace]) -> frozenset[tuple[str,
 
 
 def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> bool:
-    """Writes the status of every EgressAddress that differs from what is so. A conflict is left to the next run.
+    """Writes the status of every EgressAddress that differs from what is so. A conflict is left to the next run, and so
+    is one that the API server refuses.
 
     False when some were not written: time ran out, for the nodes' table is not to wait for it, or they are on their way
     and were written a moment ago. They are for the next run.
@@ -89,6 +90,9 @@ def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> boo
         try:
             context.cluster.patch(Kind.EGRESS_ADDRESS, name, patch, subresource="status")
         except (ConflictError, NotFoundError):
+            continue
+        except PermanentError as error:  # a policy of the cluster's, perhaps: it stops none of the others
+            _log.error("status not written", namespace=claim.namespace, address=claim.address, error=str(error))
             continue
         _tell(context, claim, wanted)
     return complete

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from egress.adapters.cluster import Kind
+from egress.adapters.cluster import Kind, RefusedError
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
 from egress.operations import TransientError
 from egress.table import NodeReport
@@ -224,6 +224,25 @@ def test_broken_objects_stop_nobody(world: Any) -> None:
     world.acknowledge()
     assert world.claims()[world.annotation("app")] == ("app", "Ready")
     assert world.annotation("forged") in world.claims()
+
+
+def test_a_status_that_is_refused_stops_no_other(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.pool("prod", RANGE)
+    world.node("node2", "192.168.1.18")
+    for name in ("a", "b"):
+        world.namespace(name)
+    real = world.context.cluster.patch
+
+    def refuse(kind: Kind, name: str, patch: Any, **options: Any) -> Any:
+        if options.get("subresource") == "status" and name == A:
+            raise RefusedError("a policy says no")
+        return real(kind, name, patch, **options)
+
+    monkeypatch.setattr(world.context.cluster, "patch", refuse)
+    world.reconcile()
+    world.acknowledge()
+    assert world.claims() == {A: (world.claims()[A][0], ""), B: (world.claims()[B][0], "Ready")}
+    assert world.failures == []
 
 
 def test_a_manual_claim_without_a_uid_is_its_namespaces(world: Any) -> None:
