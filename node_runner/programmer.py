@@ -244,21 +244,33 @@ class Programmer:
         return failed
 
     def _retreat(self, rows: list[Steering]) -> None:
-        """Writes the drops that must stand whatever else fails. Should even they fail, it is logged: the caller is
-        about to raise what came first."""
+        """Writes the drops that must stand whatever else fails. Then the node lets go what the table does not give it,
+        for another may have it by now. Should even that fail, it is logged: the caller is about to raise what came
+        first."""
         try:
             flows = self._drivers.flows.read()
             found = Found(flows=flows.flows, foreign_flows=flows.foreign)
             try:
-                found = replace(found, addresses=self._drivers.links.read(), rules=self._drivers.nat.read())
+                found = replace(found, addresses=self._drivers.links.read())
+                found = replace(found, rules=self._drivers.nat.read())
             except NodeError as error:
-                _log.warning("nothing is known of the node's addresses and rules", error=str(error))
+                _log.warning("not all is known of the node's addresses and rules", error=str(error))
             drops = retreat(rows, self._name, found, self._layout)
             if drops:
                 self._drivers.flows.apply(drops)
                 _log.warning("traffic dropped", flows=len(drops.add))
+            self._let_go(found.addresses - {hop.address for row in rows for hop in row.hops if hop.node == self._name})
         except NodeError as error:
-            _log.error("drops not written", reason=error.reason, error=str(error))
+            _log.error("the retreat is not complete", reason=error.reason, error=str(error))
+
+    def _let_go(self, addresses: AbstractSet[Address]) -> dict[Address, Refusal]:
+        """Takes `addresses` off the interface; those that stay, and why."""
+        kept: dict[Address, Refusal] = {}
+        if addresses:
+            for address, error in self._drivers.links.apply(frozenset(), addresses).items():
+                _log.error("address not removed", address=str(address), reason=error.reason, error=str(error))
+                kept[address] = Refusal(error.reason, str(error))
+        return kept
 
 
 def _usurped(netid: int) -> Refusal:

@@ -17,6 +17,7 @@ from node_runner.drivers.errors import (
     LinkFailed,
     NetlinkFailed,
     NodeError,
+    OpenVSwitchRefused,
     PortMissing,
 )
 from node_runner.programmer import Refusal, unacknowledged
@@ -192,6 +193,22 @@ def test_when_the_rules_cannot_even_be_read_our_own_flows_drop(
     with pytest.raises(IptablesFailed):
         lab.run(row())
     assert lab.flow() == "drop"
+
+
+def test_a_node_that_cannot_be_programmed_lets_go_what_is_no_longer_its_own(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run({**row(), **row(str(B), netid=7)})
+    monkeypatch.setattr(lab.fake.nat, "read", failing(IptablesFailed("no")))
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.flows, "apply", failing(OpenVSwitchRefused("no")))
+        with pytest.raises(IptablesFailed):
+            lab.run({**row("192.168.1.102", "node1"), **row(str(B), netid=7)})
+        assert lab.addresses == {str(A), str(B)}, "not while a flow may still hand it packets"
+    with pytest.raises(IptablesFailed):
+        lab.run({**row("192.168.1.102", "node1"), **row(str(B), netid=7)})
+    assert lab.order == ["flows", "addresses"]
+    assert (lab.flow(), lab.addresses) == ("drop", {str(B)})
 
 
 @pytest.mark.parametrize(
