@@ -107,7 +107,10 @@ def fences(
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a node says of one address: held for a NetID's traffic, or refused, with a reason and a message."""
+    """What a node says of one address: held for a NetID's traffic, or refused, with a reason and a message.
+
+    A refused one with NetID 0 is not the node's any more, and still on it: it could not be removed.
+    """
 
     address: Address
     netid: int
@@ -208,7 +211,9 @@ def held_back(
 
     It has to let the address go first, and says so in its next report. Asked for earlier, the new node would find it
     answered for on the link and refuse it for a while. A node that is lost, or silent, is not waited for: whether it
-    still has the address is for the new node's probe to find.
+    still has the address is for the new node's probe to find. Nor is one that says that it cannot let the address go:
+    that may last for ever. Its traffic is dropped, the new node refuses the address and asks for it again and again,
+    and the status has the reasons of both.
     """
     holders: dict[Address, set[str]] = {}
     for node, report in reports.items():

@@ -30,13 +30,14 @@ CONFLICT_SECONDS = 3600.0
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What the status is made from: the plan, what the nodes said of each address, why addresses have no node, which
-    NetNamespaces list an address and which HostSubnets."""
+    NetNamespaces list an address and which HostSubnets, and which a node cannot let go."""
 
     plan: Plan
     said: Mapping[tuple[Address, str], Claim]
     unplaced: Mapping[Address, str]
     bound: Collection[tuple[str, Address]]
     hosted: Collection[tuple[str, Address]]
+    kept: Mapping[Address, str]
 
     @classmethod
     def of(
@@ -49,7 +50,12 @@ class Seen:
     ) -> Self:
         """The same, from the objects and reports."""
         said = {(claim.address, node): claim for node, report in reports.items() for claim in report.claims}
-        return cls(plan, said, unplaced, _listing(net_namespaces), _listing(subnets))
+        kept = {
+            address: f"node {node} cannot let it go: {claim.message}"
+            for (address, node), claim in said.items()
+            if not claim.held and not claim.netid
+        }
+        return cls(plan, said, unplaced, _listing(net_namespaces), _listing(subnets), kept)
 
 
 def _listing(items: Iterable[HostSubnet | NetNamespace]) -> frozenset[tuple[str, Address]]:
@@ -177,7 +183,8 @@ def assess(claim: EgressAddress, seen: Seen, now: str) -> EgressAddress:
     if address in via:
         conditions.append(Condition("Programmed", True, "Programmed"))
     elif refused and answer is not None:
-        conditions.append(Condition("Programmed", False, answer.reason, answer.message))
+        message = "; ".join(filter(None, [answer.message, seen.kept.get(address)]))
+        conditions.append(Condition("Programmed", False, answer.reason, message))
     else:
         conditions.append(Condition("Programmed", False, "Conflict" if in_conflict else "Waiting", why))
     ready = all(condition.status for condition in conditions)

@@ -237,3 +237,9 @@ def test_only_the_hop_that_is_waited_for_is_left_out() -> None:
     both = row(SteeringHop(A, "node3", IP2, acknowledged=False), SteeringHop(B, "node1", IP1, acknowledged=True))
     holder = replace(report("node2", 3, HOLDS), heard=99.0)
     assert held_back(both, {}, {"node2": holder}, (), now=100.0) == row(both[5].hops[1])
+
+
+def test_a_node_that_cannot_let_an_address_go_is_not_waited_for() -> None:
+    stuck = replace(report("node2", 3, Claim(A, 0, held=False, reason="AddressIsPrimary")), heard=99.0)
+    assert held_back(GIVEN, {}, {"node2": stuck}, (), now=100.0) == GIVEN
+    assert acknowledged(GIVEN, {"node2": stuck}, "e") == acknowledged({}, {"node2": stuck}, "") == frozenset()

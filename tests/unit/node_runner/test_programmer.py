@@ -11,6 +11,7 @@ from egress.delta import FlowChange
 from egress.program import Flow
 from egress.table import Claim, Steering
 from node_runner.drivers.errors import (
+    AddressIsPrimary,
     BridgeMissing,
     InterfaceMissing,
     IptablesFailed,
@@ -154,6 +155,31 @@ def test_an_address_that_the_kernel_refuses_is_fenced_off(lab: Any, row: Row, mo
     assert result.claims == (Claim(A, NETID, held=False, reason="NetlinkFailed", message="no buffers"),)
     assert (lab.flow(), lab.addresses, lab.snat) == ("drop", set(), False)
     assert result.taken == frozenset()
+
+
+def test_an_address_that_cannot_be_removed_is_reported_and_is_no_drift(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(row())
+    real = lab.fake.links.apply
+
+    def refuse(add: frozenset[Any], remove: frozenset[Any]) -> Any:
+        return real(add, frozenset()) | {address: AddressIsPrimary("others would go with it") for address in remove}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.links, "apply", refuse)
+        assert lab.run(row(None)).wrote
+        for _ in range(2):
+            result = lab.run(row(None))
+            kept = Claim(A, 0, held=False, reason="AddressIsPrimary", message="others would go with it")
+            assert (result.claims, result.refused, result.wrote) == ((kept,), {}, False)
+            assert (lab.flow(), lab.addresses, lab.snat) == ("drop", {str(A)}, False)
+        both = lab.run({**row(None), **row(str(B), netid=7)})
+        assert both.claims == (kept, Claim(B, 7, held=True))
+        assert lab.run(row()).claims[-1] == Claim(A, NETID, held=True), "it may have it again"
+        lab.run(row(None))
+    assert lab.run(row(None)).claims == ()
+    assert lab.addresses == set()
 
 
 @pytest.mark.parametrize("chain", ["HAWSE-SNAT", "HAWSE-EGRESS", "OPENSHIFT-MASQUERADE"])
