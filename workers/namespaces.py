@@ -67,6 +67,7 @@ def _settle(context: Context, namespace: Namespace, there: NetNamespace | None, 
     addresses = _assigned(context, namespace, claims)
     surplus = [claim for claim in claims if _is_surplus(claim, namespace, addresses)]
     releasing.release(context, name, surplus, why="its namespace has other addresses")
+    releasing.release(context, name, [item for item in claims if item.phase is Phase.QUARANTINED], kept=addresses)
     former = [
         claim.address
         for claim in claims
@@ -76,6 +77,8 @@ def _settle(context: Context, namespace: Namespace, there: NetNamespace | None, 
     ]
     if not addresses:
         binding.unbind(context, name, former)
+        if former:
+            context.ask(PUBLISH_TASK)
         return
     mine = {parse_address(claim.address) for claim in claims if _stands(claim, namespace)}
     lost = [address for address in addresses if address not in mine and not _claim(context, namespace, address)]
@@ -132,7 +135,8 @@ def _leave(
         context.ledger.freed(name_holder(namespace.name), [item for item in given_back if item not in claimed])
     for claim, why in leaving.items():
         releasing.release(context, namespace.name, [claim], why=why)
-    return namespace, [replace(item, phase=Phase.QUARANTINED) if item in leaving else item for item in claims]
+    released = [replace(item, phase=Phase.QUARANTINED) for item in leaving if not item.adopted]
+    return namespace, [item for item in claims if item not in leaving] + released
 
 
 def _offer(context: Context) -> Offer | None:
