@@ -1,13 +1,13 @@
 """Pools in use: how full they say they are, and what becomes of addresses when a pool is edited or deleted."""
 
 from ipaddress import ip_address
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from egress.adapters.ledger import Offer
 from egress.messages import NAMESPACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
+from egress.table import NodeReport
 from workers.reconciling import gateways
 
 A, B, C = "192.168.1.102", "192.168.1.103", "192.168.1.104"
@@ -174,8 +174,8 @@ def test_gateways_are_no_pools_to_give(world: Any) -> None:
 
 
 def test_gateways_come_from_what_the_nodes_report() -> None:
-    reports: list[Any] = [SimpleNamespace(gateways=("192.168.1.1", "nonsense")), SimpleNamespace()]
-    assert gateways(reports) == {ip_address("192.168.1.1")}
+    gateway = ip_address("192.168.1.1")
+    assert gateways([NodeReport("node1", 0.0, gateways=(gateway,)), NodeReport("node2", 0.0)]) == {gateway}
 
 
 def test_a_full_pool_that_admits_gives_the_address_when_one_is_free(world: Any) -> None:
