@@ -551,3 +551,17 @@ def test_what_is_asked_for_later_keeps_nobody_quiet_now(world: Any) -> None:
     world.context.ask(PUBLISH_TASK)
     world.context.ask(PUBLISH_TASK)
     assert world.tasks == [(PUBLISH_TASK, ())] * 2
+
+
+def test_an_annotation_of_thousands_of_addresses_costs_no_look_at_each(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.pool("prod", RANGE)
+    world.reconcile()
+    invented = ",".join(f"10.9.{number // 250}.{number % 250}" for number in range(2000))
+    world.namespace("app", {"egress.hawse.dev/addresses": invented})
+    real, looks = world.context.cluster.get, []
+    monkeypatch.setattr(world.context.cluster, "get", lambda *what, **how: looks.append(what) or real(*what, **how))
+    world.run(NAMESPACE_TASK, "app")
+    assert world.annotation("app") == A
+    assert len(looks) < 10
