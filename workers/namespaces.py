@@ -26,7 +26,7 @@ from egress.objects import ADDRESSES_ANNOTATION, EgressAddress, Namespace, NetNa
 from egress.operations import Outcome, PermanentError, Step, TransientError
 from egress.stock import Stock
 from workers import adopting, binding, releasing
-from workers.context import NAMESPACE_LABEL, Context, readable
+from workers.context import NAMESPACE_LABEL, Context, holder_of_broken, readable
 from workers.status import foreign
 
 _log = structlog.get_logger()
@@ -285,7 +285,12 @@ def _claim(context: Context, namespace: Namespace, address: Address) -> bool:
         there = context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address))
         if there is None:
             raise ConflictError(f"EgressAddress {address} came and went") from None
-        found = manifests.egress_address(there)
+        try:
+            found = manifests.egress_address(there)
+        except manifests.ManifestError:
+            if holder_of_broken(there, address) == name_holder(namespace.name):
+                raise  # its own: it keeps the address, and whoever broke the object is to mend it
+            return False
         if found.namespace != namespace.name:
             return False
         if _stands(found, namespace):
@@ -319,13 +324,17 @@ def _give_up(context: Context, namespace: Namespace, addresses: tuple[Address, .
         there = context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address))
         if there is None:
             continue
-        holder = manifests.egress_address(there)
+        try:
+            holder = manifests.egress_address(there)
+        except manifests.ManifestError as error:
+            context.ledger.claimed(holder_of_broken(there, address), [address])
+            _tell_lost(context, namespace, address, f"{address} cannot be had: {error}")
+            continue
         context.ledger.claimed(holder_of(holder), [address])
         message = (
             f"{address} is held by namespace {holder.namespace}, and {namespace.name} has it in its annotation too"
         )
-        context.record(Step.CLAIM, namespace.name, outcome=Outcome.RETRY, address=str(address), message=message)
-        context.tell(namespace.name, namespace.uid, "AddressLost", message, warning=True)
+        _tell_lost(context, namespace, address, message)
         if holder.namespace_uid:
             context.tell(holder.namespace, holder.namespace_uid, "EgressConflict", message, warning=True)
     try:
@@ -335,6 +344,11 @@ def _give_up(context: Context, namespace: Namespace, addresses: tuple[Address, .
     if not assigned:
         kept = [address for address in addresses if address not in lost]
         _annotate(context, namespace, ",".join(map(str, kept)) or None)
+
+
+def _tell_lost(context: Context, namespace: Namespace, address: Address, message: str) -> None:
+    context.record(Step.CLAIM, namespace.name, outcome=Outcome.RETRY, address=str(address), message=message)
+    context.tell(namespace.name, namespace.uid, "AddressLost", message, warning=True)
 
 
 def _annotated(namespace: Namespace | None) -> tuple[Address, ...]:
