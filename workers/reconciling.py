@@ -12,7 +12,7 @@ import structlog
 from egress import pools
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, Manifest
-from egress.adapters.ledger import Holding, Offer, holder_of, manual_holder, name_holder
+from egress.adapters.ledger import Holding, Offer, holder_of, manual_holder, name_holder, node_holder
 from egress.addresses import Address, AddressError, from_object_name, object_name, parse_address
 from egress.messages import FAILOVER_TASK, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
 from egress.objects import CREATED_ANNOTATION, EgressAddress, HostSubnet, Namespace, NetNamespace, Origin, Phase
@@ -187,7 +187,8 @@ def _holdings(
         holdings = {holding.address: holding for holding in carried}
     for item in listings:
         for address in _parsed(item.egress_ips):
-            holdings[address] = Holding(address, manual_holder(item.name))
+            by_hand = manual_holder if isinstance(item, NetNamespace) else node_holder
+            holdings[address] = Holding(address, by_hand(item.name))
     for claim in claims:
         address = parse_address(claim.address)
         holdings[address] = Holding(address, holder_of(claim), claim.phase is Phase.QUARANTINED)
