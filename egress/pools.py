@@ -10,6 +10,8 @@ from egress.objects import ADDRESSES_ANNOTATION, OPT_OUT, POOL_ANNOTATION, REQUE
 
 SYSTEM_PREFIXES = ("kube-", "openshift-")
 SYSTEM_NAMES = frozenset({"default", "kube", "openshift", "hawse-system"})
+MAX_ADDRESSES = 8
+"""How many addresses a namespace may have of its pool: the most that an EgressPool may say."""
 
 
 class PoolError(ValueError):
@@ -86,9 +88,12 @@ def opted_out(annotations: Mapping[str, str]) -> bool:
 
 
 def annotated_addresses(annotations: Mapping[str, str]) -> tuple[Address, ...]:
-    """The addresses in the annotation that Hawse writes; AddressError if it holds something else."""
-    parts = (part.strip() for part in annotations.get(ADDRESSES_ANNOTATION, "").split(","))
-    return tuple(dict.fromkeys(parse_address(part) for part in parts if part))
+    """The addresses in the annotation that Hawse writes; AddressError if it holds something else, or so many as Hawse
+    never gives: while admission is away, whoever may write it could ask for a look at each."""
+    parts = [part.strip() for part in annotations.get(ADDRESSES_ANNOTATION, "").split(",") if part.strip()]
+    if len(parts) > MAX_ADDRESSES:
+        raise AddressError(f"{len(parts)} addresses: a namespace has at most {MAX_ADDRESSES}")
+    return tuple(dict.fromkeys(map(parse_address, parts)))
 
 
 def exhausted(pool: EgressPool, count: int, used: int, total: int) -> str:
@@ -98,10 +103,12 @@ def exhausted(pool: EgressPool, count: int, used: int, total: int) -> str:
 
 
 def requested_addresses(annotations: Mapping[str, str]) -> tuple[Address, ...]:
-    """The addresses that the request annotation asks for; PoolError if it holds something else."""
+    """The addresses that the request annotation asks for; PoolError if it holds something else, or too many."""
     text = annotations.get(REQUEST_ANNOTATION, "").strip()
     if not text:
         return ()
+    if text.count(",") >= MAX_ADDRESSES:
+        raise PoolError(f"annotation {REQUEST_ANNOTATION}: a namespace has at most {MAX_ADDRESSES} addresses")
     try:
         return tuple(dict.fromkeys(parse_address(part.strip()) for part in text.split(",")))
     except AddressError as error:

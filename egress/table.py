@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from egress.addresses import Address
 from egress.objects import EgressAddress, NetNamespace, Phase
-from egress.planning import Acknowledgement, Plan
+from egress.planning import Acknowledgement, Plan, with_claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,15 @@ class SteeringHop:
 class Steering:
     """What the nodes must do with one NetID's traffic. Without an acknowledged hop it is dropped.
 
-    `operation` is the admission that the assignment came from, for the nodes' logs.
+    `operation` is the admission that the assignment came from, for the nodes' logs. `former` is 0, or the place of the
+    NetID among those that its namespace had before: the higher, the later.
     """
 
     netid: int
     namespace: str
     hops: tuple[SteeringHop, ...] = ()
     operation: str = ""
+    former: int = 0
 
 
 def table_of(plan: Plan) -> dict[int, Steering]:
@@ -64,30 +66,51 @@ def unbound(net_namespaces: Iterable[NetNamespace], claims: Iterable[EgressAddre
     return claiming - {namespace.name for namespace in net_namespaces}
 
 
+FORMER_NETIDS = 8
+"""How many of the NetIDs that a namespace had before are dropped for it, the latest: enough for all that its pods may
+still send with, and no table that grows with each change."""
+
+
 def fences(
     current: Mapping[int, Steering],
     promised: Mapping[str, int],
     net_namespaces: Iterable[NetNamespace],
-    claims: Iterable[EgressAddress],
+    claims: Collection[EgressAddress],
 ) -> dict[int, Steering]:
-    """The rows that must be there, as drops, though no NetNamespace asks for them: of namespaces that have claims and
-    no NetNamespace.
+    """The rows that must be there, as drops, though no NetNamespace asks for them.
 
-    Where it was deleted, the pods run on, and their packets carry its NetID still. Where it is about to be made,
-    `promised` has its NetID by the namespace's name: the nodes drop it before any packet can carry it.
+    Where a namespace has claims and its NetNamespace was deleted, the pods run on, and their packets carry its NetID
+    still. So they do where the NetNamespace of one with egress addresses has another NetID now, until the cluster's
+    network has moved them all: its former NetIDs are dropped while it has an address, the latest FORMER_NETIDS of them.
+    Where the NetNamespace is about to be made, `promised` has its NetID by the namespace's name: the nodes drop it
+    before any packet can carry it. A NetID that a NetNamespace has is never among these: it is that one's.
     """
-    net_namespaces = list(net_namespaces)
+    net_namespaces = with_claims(net_namespaces, claims)
+    taken = {namespace.netid for namespace in net_namespaces}
+    closed = {namespace.name for namespace in net_namespaces if namespace.egress_ips}
     names = unbound(net_namespaces, claims)
-    wanted = {netid: row.namespace for netid, row in current.items() if row.namespace in names}
-    wanted |= {netid: name for name, netid in promised.items() if name in names}
-    for namespace in net_namespaces:
-        wanted.pop(namespace.netid, None)
-    return {netid: Steering(netid, name) for netid, name in wanted.items()}
+    wanted = {netid: Steering(netid, name) for name, netid in promised.items() if name in names and netid not in taken}
+    former: dict[str, list[Steering]] = {}
+    for netid, row in current.items():
+        if netid in taken:
+            continue
+        if row.namespace in names:
+            wanted[netid] = Steering(netid, row.namespace, former=row.former)
+        elif row.namespace in closed:
+            former.setdefault(row.namespace, []).append(row)
+    for rows in former.values():
+        rows.sort(key=lambda row: (not row.former, row.former, row.netid))
+        for place, row in enumerate(rows[-FORMER_NETIDS:], start=1):
+            wanted[row.netid] = Steering(row.netid, row.namespace, former=place)
+    return wanted
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a node says of one address: held for a NetID's traffic, or refused, with a reason and a message."""
+    """What a node says of one address: held for a NetID's traffic, or refused, with a reason and a message.
+
+    A refused one with NetID 0 is not the node's any more, and still on it: it could not be removed.
+    """
 
     address: Address
     netid: int
@@ -188,7 +211,9 @@ def held_back(
 
     It has to let the address go first, and says so in its next report. Asked for earlier, the new node would find it
     answered for on the link and refuse it for a while. A node that is lost, or silent, is not waited for: whether it
-    still has the address is for the new node's probe to find.
+    still has the address is for the new node's probe to find. Nor is one that says that it cannot let the address go:
+    that may last for ever. Its traffic is dropped, the new node refuses the address and asks for it again and again,
+    and the status has the reasons of both.
     """
     holders: dict[Address, set[str]] = {}
     for node, report in reports.items():

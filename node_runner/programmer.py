@@ -49,8 +49,8 @@ FACTS_PASSES = 15
 @dataclass(slots=True)
 class _Pass:
     """A pass under way. `given` are the node's addresses by the table, each with its NetID; `found` is what the node
-    holds by now; `failed` are addresses that a round should have added and could not. In a `trusted` pass the node
-    was not read: nobody has told of a change."""
+    holds by now; `failed` are addresses that a round should have added and could not, `kept` those that it could not
+    remove. In a `trusted` pass the node was not read: nobody has told of a change."""
 
     rows: list[Steering]
     given: Mapping[Address, int]
@@ -58,6 +58,7 @@ class _Pass:
     refused: dict[Address, Refusal]
     program: NodeProgram = field(default_factory=NodeProgram)
     failed: dict[Address, Refusal] = field(default_factory=dict)
+    kept: dict[Address, Refusal] = field(default_factory=dict)
     wrote: bool = False
     trusted: bool = False
 
@@ -162,7 +163,7 @@ class Programmer:
             if ended:
                 _log.info("ended connections that the guard had cut", connections=ended)
         self._known = at_work.found if not at_work.refused else None
-        claims = _claims(given, at_work.program, at_work.refused)
+        claims = _claims(given, at_work.program, at_work.refused, at_work.kept)
         return Result(link, claims, taken, at_work.refused, at_work.wrote)
 
     def _probe(self, link: LinkFacts, asked: AbstractSet[Address]) -> dict[Address, Refusal]:
@@ -188,13 +189,16 @@ class Programmer:
             self.forget_facts()  # flows that went may have gone with the bridge they were on
             program, step = self._plan(at_work, withheld)
         step = replace(step, add_addresses=step.add_addresses - later)
-        failed = self._apply(step)
+        failed, kept = self._apply(step)
         failed |= {address: _usurped(at_work.given[address]) for address in usurped(program, at_work.found)}
         after = applied(program, at_work.found)
         at_work.found = replace(after, addresses=after.addresses - later)
         at_work.program = program
         at_work.failed |= failed
-        at_work.wrote = at_work.wrote or bool(step)
+        at_work.kept = {
+            address: why for address, why in at_work.kept.items() if address not in step.remove_addresses
+        } | kept
+        at_work.wrote = at_work.wrote or bool(_but_for(step, kept))
         return step.add_addresses - failed.keys()
 
     def _plan(self, at_work: _Pass, withheld: AbstractSet[Address]) -> tuple[NodeProgram, Change]:
@@ -215,14 +219,13 @@ class Programmer:
         rules = self._drivers.nat.read()
         return Found(self._drivers.links.read(), flows.flows, flows.groups, rules, flows.foreign)
 
-    def _apply(self, step: Change) -> dict[Address, Refusal]:
-        """Carries out `step` in its order; the addresses that could not be added, and why."""
+    def _apply(self, step: Change) -> tuple[dict[Address, Refusal], dict[Address, Refusal]]:
+        """Carries out `step` in its order; the addresses that could not be added, those that could not be removed, and
+        why."""
         drivers = self._drivers
         if step.fence:
             drivers.flows.apply(step.fence)
-        if step.remove_addresses:
-            for address, error in drivers.links.apply(frozenset(), step.remove_addresses).items():
-                _log.error("address not removed", address=str(address), reason=error.reason, error=str(error))
+        kept = self._let_go(step.remove_addresses)
         if step.forget:
             drivers.conntrack.forget(step.forget)
         if step.rules:
@@ -233,32 +236,44 @@ class Programmer:
         if step.add_addresses:
             for address, error in drivers.links.apply(step.add_addresses, frozenset()).items():
                 failed[address] = Refusal(error.reason, str(error))
-        if step:
+        if done := _but_for(step, kept):
             _log.info(
                 "applied",
                 flows=len(step.fence.add) + len(step.fence.remove) + len(step.admit.add),
                 rules=bool(step.rules),
                 added=sorted(map(str, step.add_addresses)),
-                removed=sorted(map(str, step.remove_addresses)),
+                removed=sorted(map(str, done.remove_addresses)),
             )
-        return failed
+        return failed, kept
 
     def _retreat(self, rows: list[Steering]) -> None:
-        """Writes the drops that must stand whatever else fails. Should even they fail, it is logged: the caller is
-        about to raise what came first."""
+        """Writes the drops that must stand whatever else fails. Then the node lets go what the table does not give it,
+        for another may have it by now. Should even that fail, it is logged: the caller is about to raise what came
+        first."""
         try:
             flows = self._drivers.flows.read()
             found = Found(flows=flows.flows, foreign_flows=flows.foreign)
             try:
-                found = replace(found, addresses=self._drivers.links.read(), rules=self._drivers.nat.read())
+                found = replace(found, addresses=self._drivers.links.read())
+                found = replace(found, rules=self._drivers.nat.read())
             except NodeError as error:
-                _log.warning("nothing is known of the node's addresses and rules", error=str(error))
+                _log.warning("not all is known of the node's addresses and rules", error=str(error))
             drops = retreat(rows, self._name, found, self._layout)
             if drops:
                 self._drivers.flows.apply(drops)
                 _log.warning("traffic dropped", flows=len(drops.add))
+            self._let_go(found.addresses - {hop.address for row in rows for hop in row.hops if hop.node == self._name})
         except NodeError as error:
-            _log.error("drops not written", reason=error.reason, error=str(error))
+            _log.error("the retreat is not complete", reason=error.reason, error=str(error))
+
+    def _let_go(self, addresses: AbstractSet[Address]) -> dict[Address, Refusal]:
+        """Takes `addresses` off the interface; those that stay, and why."""
+        kept: dict[Address, Refusal] = {}
+        if addresses:
+            for address, error in self._drivers.links.apply(frozenset(), addresses).items():
+                _log.error("address not removed", address=str(address), reason=error.reason, error=str(error))
+                kept[address] = Refusal(error.reason, str(error))
+        return kept
 
 
 def _usurped(netid: int) -> Refusal:
@@ -273,10 +288,22 @@ def _standing_but_for_the_interface(
     return frozenset(address for address in asked if carrying.get(given[address]) == address)
 
 
+def _but_for(step: Change, kept: Mapping[Address, Refusal]) -> Change:
+    """`step` without what it could not do, for each pass tries that again."""
+    return replace(step, remove_addresses=step.remove_addresses - kept.keys(), forget=step.forget - kept.keys())
+
+
 def _claims(
-    given: Mapping[Address, int], program: NodeProgram, refused: Mapping[Address, Refusal]
+    given: Mapping[Address, int],
+    program: NodeProgram,
+    refused: Mapping[Address, Refusal],
+    kept: Mapping[Address, Refusal],
 ) -> tuple[Claim, ...]:
-    claims = []
+    claims = [
+        Claim(address, 0, held=False, reason=why.reason, message=why.message)
+        for address, why in sorted(kept.items(), key=lambda item: (item[0].version, int(item[0])))
+        if address not in given
+    ]
     for address, netid in sorted(given.items(), key=lambda item: (item[0].version, int(item[0]))):
         refusal = refused.get(address)
         if refusal is not None:

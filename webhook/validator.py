@@ -120,7 +120,7 @@ class Validator:
         # Not yet known: what the index says for sure is said all the same.
         warnings = [UNCHECKED] if listed is None else []
         rows = self.ledger.read_table().rows.values() if table else ()
-        netids = {row.netid: row.namespace for row in rows if row is not None}
+        netids = {row.netid: row.namespace for row in rows if row is not None and not row.former}
         report = self.ledger.reports([node]).get(node) if node else None
         links = {node: ipaddress.ip_interface(report.link)} if report is not None and report.link else {}
         return Facts(offer.pools, offer.node_ips, entries, listed or {}, netids, links), warnings

@@ -11,7 +11,8 @@ import structlog
 
 from egress.adapters import manifests
 from egress.adapters.cluster import Cluster, Kind, Manifest
-from egress.adapters.ledger import Ledger
+from egress.adapters.ledger import Ledger, name_holder
+from egress.addresses import Address, object_name
 from egress.messages import NUDGE_TASK, node_queue, queue_of
 from egress.objects import EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace
 from egress.operations import Outcome, PermanentError, Step, StepRecord, TransientError
@@ -108,3 +109,14 @@ def readable(read: Callable[[Manifest], T], items: Iterable[Manifest]) -> list[T
         except manifests.ManifestError as error:
             _log.error("object cannot be read", error=str(error))
     return result
+
+
+def holder_of_broken(manifest: Manifest, address: Address) -> str:
+    """Who has the address of an EgressAddress that cannot be read: the namespace that it names, else the object itself.
+
+    Its address is never another's meanwhile.
+    """
+    try:
+        return name_holder(str(manifest["spec"]["namespace"]["name"]))
+    except (KeyError, TypeError):
+        return f"object/{object_name(address)}"

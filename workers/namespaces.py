@@ -26,7 +26,7 @@ from egress.objects import ADDRESSES_ANNOTATION, EgressAddress, Namespace, NetNa
 from egress.operations import Outcome, PermanentError, Step, TransientError
 from egress.stock import Stock
 from workers import adopting, binding, releasing
-from workers.context import NAMESPACE_LABEL, Context, readable
+from workers.context import NAMESPACE_LABEL, Context, holder_of_broken, readable
 from workers.status import foreign
 
 _log = structlog.get_logger()
@@ -67,6 +67,7 @@ def _settle(context: Context, namespace: Namespace, there: NetNamespace | None, 
     addresses = _assigned(context, namespace, claims)
     surplus = [claim for claim in claims if _is_surplus(claim, namespace, addresses)]
     releasing.release(context, name, surplus, why="its namespace has other addresses")
+    releasing.release(context, name, [item for item in claims if item.phase is Phase.QUARANTINED], kept=addresses)
     former = [
         claim.address
         for claim in claims
@@ -76,6 +77,8 @@ def _settle(context: Context, namespace: Namespace, there: NetNamespace | None, 
     ]
     if not addresses:
         binding.unbind(context, name, former)
+        if former:
+            context.ask(PUBLISH_TASK)
         return
     mine = {parse_address(claim.address) for claim in claims if _stands(claim, namespace)}
     lost = [address for address in addresses if address not in mine and not _claim(context, namespace, address)]
@@ -132,7 +135,8 @@ def _leave(
         context.ledger.freed(name_holder(namespace.name), [item for item in given_back if item not in claimed])
     for claim, why in leaving.items():
         releasing.release(context, namespace.name, [claim], why=why)
-    return namespace, [replace(item, phase=Phase.QUARANTINED) if item in leaving else item for item in claims]
+    released = [replace(item, phase=Phase.QUARANTINED) for item in leaving if not item.adopted]
+    return namespace, [item for item in claims if item not in leaving] + released
 
 
 def _offer(context: Context) -> Offer | None:
@@ -281,7 +285,12 @@ def _claim(context: Context, namespace: Namespace, address: Address) -> bool:
         there = context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address))
         if there is None:
             raise ConflictError(f"EgressAddress {address} came and went") from None
-        found = manifests.egress_address(there)
+        try:
+            found = manifests.egress_address(there)
+        except manifests.ManifestError:
+            if holder_of_broken(there, address) == name_holder(namespace.name):
+                raise  # its own: it keeps the address, and whoever broke the object is to mend it
+            return False
         if found.namespace != namespace.name:
             return False
         if _stands(found, namespace):
@@ -315,13 +324,17 @@ def _give_up(context: Context, namespace: Namespace, addresses: tuple[Address, .
         there = context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address))
         if there is None:
             continue
-        holder = manifests.egress_address(there)
+        try:
+            holder = manifests.egress_address(there)
+        except manifests.ManifestError as error:
+            context.ledger.claimed(holder_of_broken(there, address), [address])
+            _tell_lost(context, namespace, address, f"{address} cannot be had: {error}")
+            continue
         context.ledger.claimed(holder_of(holder), [address])
         message = (
             f"{address} is held by namespace {holder.namespace}, and {namespace.name} has it in its annotation too"
         )
-        context.record(Step.CLAIM, namespace.name, outcome=Outcome.RETRY, address=str(address), message=message)
-        context.tell(namespace.name, namespace.uid, "AddressLost", message, warning=True)
+        _tell_lost(context, namespace, address, message)
         if holder.namespace_uid:
             context.tell(holder.namespace, holder.namespace_uid, "EgressConflict", message, warning=True)
     try:
@@ -331,6 +344,11 @@ def _give_up(context: Context, namespace: Namespace, addresses: tuple[Address, .
     if not assigned:
         kept = [address for address in addresses if address not in lost]
         _annotate(context, namespace, ",".join(map(str, kept)) or None)
+
+
+def _tell_lost(context: Context, namespace: Namespace, address: Address, message: str) -> None:
+    context.record(Step.CLAIM, namespace.name, outcome=Outcome.RETRY, address=str(address), message=message)
+    context.tell(namespace.name, namespace.uid, "AddressLost", message, warning=True)
 
 
 def _annotated(namespace: Namespace | None) -> tuple[Address, ...]:

@@ -42,7 +42,8 @@ def run(context: Context) -> int:
     with context.ledger.exclusively("publish", LOCK_SECONDS):
         current = context.ledger.read_table()
         expected = current.change if current.epoch else context.ledger.change_number()
-        rows = {netid: row for netid, row in current.rows.items() if row is not None}
+        known = {netid: row for netid, row in current.rows.items() if row is not None}
+        rows = known if current.epoch else {}  # a table that cannot be read is built anew, but for what it fences
         subnets = context.host_subnets()
         claims = context.egress_addresses()
         net_namespaces = context.net_namespaces()
@@ -58,7 +59,7 @@ def run(context: Context) -> int:
         lost = context.ledger.lost()
         outcome = plan(subnets, with_claims(net_namespaces, claims), offline=lost.keys(), acknowledged=held)
         promised = context.ledger.promised_netids(unbound(net_namespaces, claims))
-        fenced = fences(rows, promised, net_namespaces, claims)
+        fenced = fences(known, promised, net_namespaces, claims)
         wanted = held_back(fenced | table_of(outcome), rows, reports, lost, context.ledger.now())
         desired = traced(carried_over(wanted, rows), claims)
         changes: dict[int, Steering | None] = {

@@ -11,17 +11,17 @@ import structlog
 
 from egress import pools
 from egress.adapters import manifests
-from egress.adapters.cluster import ConflictError, Kind
-from egress.adapters.ledger import Holding, Offer, holder_of, manual_holder, name_holder
-from egress.addresses import Address, AddressError, object_name, parse_address
+from egress.adapters.cluster import ConflictError, Kind, Manifest
+from egress.adapters.ledger import Holding, Offer, holder_of, manual_holder, name_holder, node_holder
+from egress.addresses import Address, AddressError, from_object_name, object_name, parse_address
 from egress.messages import FAILOVER_TASK, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
 from egress.objects import CREATED_ANNOTATION, EgressAddress, HostSubnet, Namespace, NetNamespace, Origin, Phase
-from egress.operations import Step
+from egress.operations import PermanentError, Step
 from egress.stock import Stock
 from egress.table import NodeReport
 from workers import pooling
 from workers.adopting import addresses_in
-from workers.context import Context, readable
+from workers.context import Context, holder_of_broken, readable
 from workers.status import UPDATE_SECONDS
 
 _log = structlog.get_logger()
@@ -49,8 +49,11 @@ def _reconcile(context: Context) -> int:
     bindings = {item.name: item for item in context.net_namespaces()}
     context.ledger.see_netids({item.netid for item in bindings.values()})
     namespaces = readable(manifests.namespace, context.cluster.list(Kind.NAMESPACE).items)
-    claims = context.egress_addresses()  # last: what is bound or hosted without a claim was put there by hand
+    # Last: what is bound or hosted without a claim was put there by hand.
+    claim_items = context.cluster.list(Kind.EGRESS_ADDRESS).items
+    claims = readable(lambda item: manifests.egress_address(item, strict=True), claim_items)
     holdings = _holdings(claims, namespaces, [*subnets, *bindings.values()], rebuilding=rebuilding)
+    holdings += _broken(claim_items, claims)
     # Only a rebuild declares the index complete: a flush in between leaves it to the next run.
     context.ledger.sync(holdings, listed_at, ready=rebuilding)
 
@@ -96,7 +99,12 @@ def _return_lapsed(context: Context, lapsed: dict[Address, str]) -> None:
             context.ledger.lapse(holder, [address], context.settings.reservation_lifetime)
             _log.info("reservation returned", address=str(address), holder=holder)
             continue
-        claim = manifests.egress_address(there)
+        try:
+            claim = manifests.egress_address(there)
+        except manifests.ManifestError as error:
+            _log.error("object cannot be read", error=str(error))
+            context.ledger.claimed(holder_of_broken(there, address), [address])
+            continue
         settle = context.ledger.quarantined if claim.phase is Phase.QUARANTINED else context.ledger.claimed
         settle(holder_of(claim), [address])
 
@@ -126,6 +134,9 @@ def _end_quarantines(context: Context) -> int:
             context.cluster.delete(Kind.EGRESS_ADDRESS, object_name(address), resource_version=claim.resource_version)
         except ConflictError:
             continue  # its namespace came back just now
+        except PermanentError as error:
+            _log.error("quarantine cannot be ended", address=claim.address, error=str(error))
+            continue
         context.ledger.quarantine_over(name_holder(claim.namespace), [address])
         context.record(
             Step.QUARANTINE,
@@ -136,6 +147,18 @@ def _end_quarantines(context: Context) -> int:
         )
         ended += 1
     return ended
+
+
+def _broken(items: Iterable[Manifest], claims: Iterable[EgressAddress]) -> list[Holding]:
+    """What the EgressAddresses hold that cannot be read: to nobody else are they free."""
+    read = {object_name(parse_address(claim.address)) for claim in claims}
+    found = []
+    for item in items:
+        if (name := item["metadata"]["name"]) not in read:
+            with suppress(AddressError):
+                address = from_object_name(name)
+                found.append(Holding(address, holder_of_broken(item, address)))
+    return found
 
 
 def _holdings(
@@ -164,7 +187,8 @@ def _holdings(
         holdings = {holding.address: holding for holding in carried}
     for item in listings:
         for address in _parsed(item.egress_ips):
-            holdings[address] = Holding(address, manual_holder(item.name))
+            by_hand = manual_holder if isinstance(item, NetNamespace) else node_holder
+            holdings[address] = Holding(address, by_hand(item.name))
     for claim in claims:
         address = parse_address(claim.address)
         holdings[address] = Holding(address, holder_of(claim), claim.phase is Phase.QUARANTINED)

@@ -29,6 +29,8 @@ def end(context: Context, name: str, claims: list[EgressAddress]) -> None:
     release(context, name, claims)
     context.ledger.return_netid(name)  # first: what a later namespace of the name finds must not be this one's
     binding.end(context, name, [claim.address for claim in claims if not claim.adopted])
+    if claims:
+        context.ask(PUBLISH_TASK)
 
 
 def release(
@@ -37,36 +39,43 @@ def release(
     """Puts `claims`, all of namespace `name`, into quarantine, but for those of addresses that are `kept`.
 
     The claim's object stays until the quarantine ends, so that it outlives any restart of ours. An adopted one is
-    deleted: the address is its admin's, and has never been a pool's.
+    deleted: the address is its admin's, and has never been a pool's. What follows from a quarantine is seen to for
+    those that are in it already, too: the run that put them there may have been cut short.
     """
     claims = [claim for claim in claims if parse_address(claim.address) not in kept]
     adopted = [claim for claim in claims if claim.adopted]
+    there = [claim for claim in claims if not claim.adopted and claim.phase is Phase.QUARANTINED]
     leaving = [claim for claim in claims if not claim.adopted and claim.phase is not Phase.QUARANTINED]
     for claim in adopted:
         drop(context, claim, why)
+    if there:
+        context.ledger.quarantined(name_holder(name), [parse_address(claim.address) for claim in there])
     periods = {pool.name: pool.quarantine for pool in context.pools()} if leaving else {}
     for claim in leaving:
-        until = time.time() + periods.get(claim.pool, DEFAULT_QUARANTINE)
-        address = parse_address(claim.address)
-        patch = {
-            "metadata": {"resourceVersion": claim.resource_version},
-            "status": {
-                "phase": Phase.QUARANTINED.value,
-                "node": "",
-                "quarantinedUntil": manifests.rfc3339(until),
-                "conditions": manifests.conditions_manifest(item for item in foreign(claim) if item.type != MISMATCH),
-            },
-        }
-        context.cluster.patch(Kind.EGRESS_ADDRESS, object_name(address), patch, subresource="status")
-        context.ledger.quarantined(name_holder(name), [address])
+        _quarantine(context, claim, time.time() + periods.get(claim.pool, DEFAULT_QUARANTINE))
+        context.ledger.quarantined(name_holder(name), [parse_address(claim.address)])
         context.record(Step.RELEASE, name, address=claim.address, message=why, operation=claim.operation)
         if claim.namespace_uid:
             text = f"{claim.address} is released{f': {why}' if why else ''}"
             context.tell(name, claim.namespace_uid, "EgressAddressReleased", text)
-    if leaving:
+    if there or leaving:
         context.ask(PLACE_TASK)
-    if leaving or adopted:
+    if claims:
         context.ask(PUBLISH_TASK)
+
+
+def _quarantine(context: Context, claim: EgressAddress, until: float) -> None:
+    patch = {
+        "metadata": {"resourceVersion": claim.resource_version},
+        "status": {
+            "phase": Phase.QUARANTINED.value,
+            "node": "",
+            "quarantinedUntil": manifests.rfc3339(until),
+            "conditions": manifests.conditions_manifest(item for item in foreign(claim) if item.type != MISMATCH),
+        },
+    }
+    name = object_name(parse_address(claim.address))
+    context.cluster.patch(Kind.EGRESS_ADDRESS, name, patch, subresource="status")
 
 
 def drop(context: Context, claim: EgressAddress, why: str) -> None:

@@ -15,7 +15,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, NotFoundError
 from egress.addresses import Address, AddressError, object_name, parse_address
 from egress.objects import Condition, EgressAddress, HostSubnet, NetNamespace, Phase
-from egress.operations import Outcome, Step
+from egress.operations import Outcome, PermanentError, Step
 from egress.planning import Plan
 from egress.table import Claim, NodeReport
 from workers.context import Context
@@ -30,13 +30,14 @@ CONFLICT_SECONDS = 3600.0
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What the status is made from: the plan, what the nodes said of each address, why addresses have no node, which
-    NetNamespaces list an address and which HostSubnets."""
+    NetNamespaces list an address and which HostSubnets, and which a node cannot let go."""
 
     plan: Plan
     said: Mapping[tuple[Address, str], Claim]
     unplaced: Mapping[Address, str]
     bound: Collection[tuple[str, Address]]
     hosted: Collection[tuple[str, Address]]
+    kept: Mapping[Address, str]
 
     @classmethod
     def of(
@@ -49,7 +50,12 @@ class Seen:
     ) -> Self:
         """The same, from the objects and reports."""
         said = {(claim.address, node): claim for node, report in reports.items() for claim in report.claims}
-        return cls(plan, said, unplaced, _listing(net_namespaces), _listing(subnets))
+        kept = {
+            address: f"node {node} cannot let it go: {claim.message}"
+            for (address, node), claim in said.items()
+            if not claim.held and not claim.netid
+        }
+        return cls(plan, said, unplaced, _listing(net_namespaces), _listing(subnets), kept)
 
 
 def _listing(items: Iterable[HostSubnet | NetNamespace]) -> frozenset[tuple[str, Address]]:
@@ -62,7 +68,8 @@ def _listing(items: Iterable[HostSubnet | NetNamespace]) -> frozenset[tuple[str,
 
 
 def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> bool:
-    """Writes the status of every EgressAddress that differs from what is so. A conflict is left to the next run.
+    """Writes the status of every EgressAddress that differs from what is so. A conflict is left to the next run, and so
+    is one that the API server refuses.
 
     False when some were not written: time ran out, for the nodes' table is not to wait for it, or they are on their way
     and were written a moment ago. They are for the next run.
@@ -89,6 +96,9 @@ def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> boo
         try:
             context.cluster.patch(Kind.EGRESS_ADDRESS, name, patch, subresource="status")
         except (ConflictError, NotFoundError):
+            continue
+        except PermanentError as error:  # a policy of the cluster's, perhaps: it stops none of the others
+            _log.error("status not written", namespace=claim.namespace, address=claim.address, error=str(error))
             continue
         _tell(context, claim, wanted)
     return complete
@@ -173,7 +183,8 @@ def assess(claim: EgressAddress, seen: Seen, now: str) -> EgressAddress:
     if address in via:
         conditions.append(Condition("Programmed", True, "Programmed"))
     elif refused and answer is not None:
-        conditions.append(Condition("Programmed", False, answer.reason, answer.message))
+        message = "; ".join(filter(None, [answer.message, seen.kept.get(address)]))
+        conditions.append(Condition("Programmed", False, answer.reason, message))
     else:
         conditions.append(Condition("Programmed", False, "Conflict" if in_conflict else "Waiting", why))
     ready = all(condition.status for condition in conditions)

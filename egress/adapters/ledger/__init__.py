@@ -19,6 +19,7 @@ from egress.adapters.ledger.reservations import (
     holder_of,
     manual_holder,
     name_holder,
+    node_holder,
     request_holder,
 )
 from egress.adapters.ledger.table import Table, TableRead
@@ -40,6 +41,7 @@ __all__ = [
     "holder_of",
     "manual_holder",
     "name_holder",
+    "node_holder",
     "request_holder",
 ]
 

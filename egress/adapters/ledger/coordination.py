@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import msgspec
+import structlog
 from redis.exceptions import LockError, RedisError
 
 from egress.adapters.ledger.connection import Connection, away, from_key, key_of
@@ -14,6 +15,7 @@ from egress.addresses import Address
 from egress.operations import StepRecord, TransientError
 
 HISTORY_PER_NAMESPACE = 100
+_log = structlog.get_logger()
 _STEP = msgspec.json.Decoder(StepRecord)
 
 
@@ -126,10 +128,14 @@ class Coordination(Connection):
             self._redis.set("hawse:census", msgspec.json.encode(census), px=int(seconds * 1000))
 
     def census(self) -> Census | None:
-        """The last census, or None if there was none lately."""
+        """The last census, or None if there was none lately, or none that can be read: another version's."""
         with away():
             text = self._redis.get("hawse:census")
-        return _CENSUS.decode(text) if text else None
+        try:
+            return _CENSUS.decode(text) if text else None
+        except msgspec.DecodeError as error:
+            _log.warning("the census cannot be read", error=str(error))
+            return None
 
     def record(self, step: StepRecord) -> None:
         """Adds a step to its namespace's history, which keeps the last hundred."""

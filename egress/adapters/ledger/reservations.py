@@ -78,8 +78,13 @@ def name_holder(namespace: str) -> str:
 
 
 def manual_holder(name: str) -> str:
-    """The holder of an address that an admin assigned by hand, to a NetNamespace or else a HostSubnet of that name."""
+    """The holder of an address that an admin assigned by hand to a NetNamespace."""
     return f"{MANUAL_PREFIX}{name}"
+
+
+def node_holder(name: str) -> str:
+    """The holder of an address that an admin put on a HostSubnet and no NetNamespace has. No namespace is named so."""
+    return manual_holder(f"node/{name}")
 
 
 def holder_of(claim: EgressAddress) -> str:

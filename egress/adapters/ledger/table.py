@@ -13,7 +13,6 @@ import structlog
 from egress.adapters import scripts
 from egress.adapters.ledger.connection import Connection, away
 from egress.addresses import AddressError, parse_address
-from egress.operations import TransientError
 from egress.table import Claim, NodeReport, Steering, SteeringHop
 
 _log = structlog.get_logger()
@@ -23,7 +22,8 @@ _log = structlog.get_logger()
 class TableRead:
     """What a reader of the table missed: all of it (`whole`) or the rows that changed. A None row is gone.
 
-    An empty `epoch` means that no table is published now: keep what you have.
+    An empty `epoch` means that no table is published now: keep what you have. So does one with a row that cannot be
+    read, as another version may have written; `rows` are then the others.
     """
 
     epoch: str
@@ -54,6 +54,7 @@ class _Row(msgspec.Struct, frozen=True, omit_defaults=True):
     namespace: str
     hops: list[_Hop]
     operation: str = ""
+    former: int = 0
 
 
 class _Claim(msgspec.Struct, frozen=True):
@@ -101,7 +102,16 @@ class Table(Connection):
         if not head:
             return TableRead("", 0, whole=False, rows={})
         number, kind, *flat = rest
-        rows = {int(netid): _row(int(netid), text) for netid, text in zip(flat[::2], flat[1::2], strict=True)}
+        rows: dict[int, Steering | None] = {}
+        broken = False
+        for netid, text in zip(map(int, flat[::2]), flat[1::2], strict=True):
+            try:
+                rows[netid] = _row(netid, text)
+            except (msgspec.DecodeError, AddressError) as error:
+                _log.error("a row of the table cannot be read", netid=netid, error=str(error))
+                broken = True
+        if broken:
+            return TableRead("", 0, whole=False, rows=rows)
         return TableRead(head, int(number), kind == "all", rows)
 
     def publish(self, changes: Mapping[int, Steering | None], *, expected: int, epoch: str = "") -> int | None:
@@ -193,18 +203,15 @@ def _node_report(name: str, wire: _Report) -> NodeReport:
 
 def _encoded(row: Steering) -> bytes:
     hops = [_Hop(str(hop.address), hop.node, str(hop.node_ip), hop.acknowledged, hop.since) for hop in row.hops]
-    return msgspec.json.encode(_Row(row.namespace, hops, row.operation))
+    return msgspec.json.encode(_Row(row.namespace, hops, row.operation, row.former))
 
 
 def _row(netid: int, text: str) -> Steering | None:
     if not text:
         return None
-    try:
-        row = _ROW.decode(text)
-        hops = tuple(
-            SteeringHop(parse_address(hop.address), hop.node, parse_address(hop.node_ip), hop.ack, hop.since)
-            for hop in row.hops
-        )
-    except (msgspec.DecodeError, AddressError) as error:
-        raise TransientError(f"the table's row of NetID {netid} cannot be read: {error}") from None
-    return Steering(netid, row.namespace, hops, row.operation)
+    row = _ROW.decode(text)
+    hops = tuple(
+        SteeringHop(parse_address(hop.address), hop.node, parse_address(hop.node_ip), hop.ack, hop.since)
+        for hop in row.hops
+    )
+    return Steering(netid, row.namespace, hops, row.operation, row.former)

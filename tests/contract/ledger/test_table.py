@@ -7,8 +7,8 @@ from ipaddress import ip_address
 import pytest
 
 from egress.adapters.ledger import BusyError, Ledger
-from egress.adapters.ledger.table import LastChanges
-from egress.operations import Outcome, Step, StepRecord, TransientError
+from egress.adapters.ledger.table import LastChanges, TableRead
+from egress.operations import Outcome, Step, StepRecord
 from egress.table import Claim, NodeReport, Steering, SteeringHop
 
 HOP = SteeringHop(ip_address("192.168.1.102"), "node2", ip_address("192.168.1.18"), acknowledged=False)
@@ -39,6 +39,12 @@ def test_a_hop_carries_the_change_that_gave_it(ledger: Ledger) -> None:
     acknowledged = replace(row, hops=(replace(row.hops[0], acknowledged=True),))
     ledger.publish({ROW.netid: acknowledged}, expected=2)
     assert ledger.read_table().rows[ROW.netid] == acknowledged
+
+
+def test_a_row_of_a_former_netid_says_so(ledger: Ledger) -> None:
+    row = Steering(5, "five", former=3)
+    ledger.publish({5: row}, expected=0, epoch="e1")
+    assert ledger.read_table().rows == {5: row}
 
 
 def test_an_older_view_never_overwrites_a_newer(ledger: Ledger) -> None:
@@ -101,11 +107,14 @@ def test_a_reader_that_is_ahead_of_the_table_reads_all_of_it(ledger: Ledger) -> 
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"namespace":"a","hops":[{"address":"x"}]}'])
-def test_a_row_that_cannot_be_read_is_an_error_of_ours(ledger: Ledger, text: str) -> None:
-    ledger.publish({5: Steering(5, "five")}, expected=0, epoch="e1")
+def test_a_table_with_a_row_that_cannot_be_read_is_as_none(ledger: Ledger, text: str) -> None:
+    six = Steering(6, "six")
+    ledger.publish({5: Steering(5, "five"), 6: six}, expected=0, epoch="e1")
     ledger._redis.hset("hawse:table", "5", text)
-    with pytest.raises(TransientError, match="NetID 5"):
-        ledger.read_table()
+    assert ledger.read_table() == TableRead("", 0, whole=False, rows={6: six})
+    assert ledger.read_table("e1", 1).epoch == "e1", "who need not read it goes on"
+    assert ledger.publish({6: six}, expected=2, epoch="e2") == 3
+    assert ledger.read_table() == TableRead("e2", 3, whole=True, rows={6: six})
 
 
 def test_asks_for_a_netid_at_the_same_time_get_different_ones(ledger: Ledger) -> None:

@@ -120,6 +120,24 @@ def test_the_drop_of_a_deleted_net_namespace_ends_with_the_claim(flowing: Any) -
     assert row(flowing, NETID) is None
 
 
+def test_a_netid_that_changes_stays_dropped_until_the_address_is_given_up(flowing: Any) -> None:
+    flowing.kube.patch("NetNamespace", "app", {"netid": 77})
+    flowing.run(PUBLISH_TASK)
+    assert row(flowing, NETID) == Steering(NETID, "app", former=1)
+    flowing.acknowledge()
+    assert row(flowing, NETID) == Steering(NETID, "app", former=1)
+    assert flowing.claims()[A] == ("app", "Ready")
+    flowing.net_namespace("other", NETID)
+    flowing.run(PUBLISH_TASK)
+    assert row(flowing, NETID) is None, "it is somebody else's now"
+    flowing.kube.patch("NetNamespace", "app", {"netid": 78})
+    flowing.run(PUBLISH_TASK)
+    assert row(flowing, 77) == Steering(77, "app", former=1)
+    flowing.delete("app")
+    flowing.reconcile()
+    assert flowing.ledger.read_table().rows == {}
+
+
 @pytest.mark.parametrize("hawses_own", [True, False])
 def test_a_release_that_is_cut_short_is_finished_by_the_reconcile(
     world: Any, hawses_own: bool, monkeypatch: pytest.MonkeyPatch

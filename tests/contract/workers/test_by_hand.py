@@ -81,7 +81,7 @@ def test_what_is_taken_away_by_hand_is_gone_without_a_quarantine(byhand: Any) ->
     assert byhand.claims() == {}
     assert byhand.bound("byhand") == []
     byhand.reconcile()
-    assert byhand.holder(HAND) == ("claimed", "manual/node2"), "it is on a HostSubnet still"
+    assert byhand.holder(HAND) == ("claimed", "manual/node/node2"), "it is on a HostSubnet still"
 
 
 def test_an_address_may_go_from_hand_to_hand(byhand: Any) -> None:

@@ -63,3 +63,8 @@ def test_without_redis_a_scrape_shows_the_rest(world: Any, broker: Broker) -> No
         assert shown(world) == []
     finally:
         broker.start()
+
+
+def test_a_census_of_another_version_is_as_none(world: Any) -> None:
+    world.ledger._redis.set("hawse:census", '{"assignments":{}}')
+    assert list(CensusCollector(world.ledger).collect()) == []

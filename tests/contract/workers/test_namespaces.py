@@ -481,7 +481,7 @@ def test_what_an_admin_assigned_by_hand_is_not_given_out(world: Any) -> None:
     world.reconcile()
     assert world.annotation("app") == C
     assert world.holder(A) == ("claimed", "manual/byhand")
-    assert world.holder(B) == ("claimed", "manual/node2")
+    assert world.holder(B) == ("claimed", "manual/node/node2")
     world.kube.patch("HostSubnet", "node2", {"egressIPs": [A]})
     world.reconcile()
     assert world.holder(B) is None
@@ -551,3 +551,26 @@ def test_what_is_asked_for_later_keeps_nobody_quiet_now(world: Any) -> None:
     world.context.ask(PUBLISH_TASK)
     world.context.ask(PUBLISH_TASK)
     assert world.tasks == [(PUBLISH_TASK, ())] * 2
+
+
+def test_an_annotation_of_thousands_of_addresses_costs_no_look_at_each(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.pool("prod", RANGE)
+    world.reconcile()
+    invented = ",".join(f"10.9.{number // 250}.{number % 250}" for number in range(2000))
+    world.namespace("app", {"egress.hawse.dev/addresses": invented})
+    real, looks = world.context.cluster.get, []
+    monkeypatch.setattr(world.context.cluster, "get", lambda *what, **how: looks.append(what) or real(*what, **how))
+    world.run(NAMESPACE_TASK, "app")
+    assert world.annotation("app") == A
+    assert len(looks) < 10
+
+
+def test_a_namespace_named_like_a_node_does_not_get_what_is_only_on_that_node(world: Any) -> None:
+    world.pool("prod", RANGE)
+    world.node("node2", "192.168.1.18", B)
+    world.reconcile()
+    world.namespace("node2", {"egress.hawse.dev/addresses": B})  # while the webhook is away
+    world.run(NAMESPACE_TASK, "node2")
+    assert world.annotation("node2") == A

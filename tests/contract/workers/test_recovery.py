@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from egress.adapters.cluster import Kind
+from egress.adapters.cluster import Kind, RefusedError
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
 from egress.operations import TransientError
 from egress.table import NodeReport
+from lab.kube import KubeError
 from workers import publishing
 from workers.watch import Watcher
 
@@ -86,6 +87,20 @@ def test_the_new_table_waits_for_reports_but_not_for_ever(ready: Any) -> None:
     states = dict(acknowledged(ready))
     assert {states[address] for address in ready.hosted("node1")} == {True}
     assert {states[address] for address in ready.hosted("node2")} == {False}
+
+
+def test_a_row_that_cannot_be_read_begins_a_new_table_that_opens_nothing(ready: Any) -> None:
+    before, old = acknowledged(ready), ready.ledger.read_table().epoch
+    netid, fenced = (ready.kube.get("NetNamespace", name)["netid"] for name in ("a", "b"))
+    ready.kube.patch("NetNamespace", "b", {"netid": 77})
+    ready.run(PUBLISH_TASK)
+    ready.acknowledge()
+    ready.ledger._redis.hset("hawse:table", str(netid), '{"namespace":"a"}')
+    ready.run(PUBLISH_TASK)
+    table = ready.ledger.read_table()
+    assert table.epoch not in ("", old)
+    assert table.rows.keys() == {netid, 77, fenced, ready.kube.get("NetNamespace", "c")["netid"]}
+    assert acknowledged(ready) == before
 
 
 def test_a_node_that_holds_an_address_for_another_netid_has_not_acknowledged_it(ready: Any) -> None:
@@ -210,6 +225,104 @@ def test_broken_objects_stop_nobody(world: Any) -> None:
     world.acknowledge()
     assert world.claims()[world.annotation("app")] == ("app", "Ready")
     assert world.annotation("forged") in world.claims()
+
+
+def broken_claim(world: Any, address: str, **spec: object) -> None:
+    """An EgressAddress as another version might write it."""
+    crd = world.kube.get("CustomResourceDefinition", "egressaddresses.egress.hawse.dev")
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    (version,) = crd["spec"]["versions"]
+    version |= {"schema": {"openAPIV3Schema": anything}}
+    world.kube.patch("CustomResourceDefinition", "egressaddresses.egress.hawse.dev", {"spec": {"versions": [version]}})
+    head = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressAddress", "metadata": {"name": address}}
+    world.until(lambda: created(world, head | {"spec": spec}))
+
+
+def created(world: Any, manifest: Any) -> bool:
+    try:
+        return bool(world.kube.create(manifest))
+    except KubeError:
+        return False
+
+
+def test_the_address_of_a_claim_that_cannot_be_read_is_nobody_elses(world: Any) -> None:
+    world.pool("prod", RANGE)
+    broken_claim(world, A, pool="prod")
+    world.namespace("app")
+    world.reconcile()
+    assert world.annotation("app") == B
+    assert world.holder(A) == ("claimed", f"object/{A}")
+    world.kube.delete("EgressAddress", A)
+    world.reconcile()
+    assert world.holder(A) is None
+
+
+def test_who_was_given_the_address_of_a_claim_that_cannot_be_read_gets_another(world: Any) -> None:
+    world.pool("prod", RANGE)
+    world.reconcile()
+    world.namespace("app", address=A)
+    broken_claim(world, A, pool="prod")
+    world.run(NAMESPACE_TASK, "app")
+    world.settle()
+    assert (world.annotation("app"), world.bound("app")) == (B, [B])
+    assert world.holder(A) == ("claimed", f"object/{A}")
+
+
+def test_a_namespace_keeps_the_address_of_its_own_claim_that_cannot_be_read(world: Any) -> None:
+    world.pool("prod", RANGE)
+    world.reconcile()
+    world.namespace("app", address=A)
+    broken_claim(world, A, namespace={"name": "app"}, origin="of another version")
+    world.reconcile()
+    assert (world.annotation("app"), world.holder(A)) == (A, ("claimed", "ns/app"))
+
+
+@pytest.mark.parametrize("settings", [{"reservation_lifetime": 0.0}])
+def test_one_that_cannot_be_read_or_deleted_keeps_no_quarantine_from_its_end(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.pool("prod", RANGE, quarantine="0")
+    for name in ("a", "b"):
+        world.namespace(name)
+    world.reconcile()
+    for name in ("a", "b"):
+        world.delete(name)
+    world.reconcile()
+    assert {phase for _, phase in world.claims().values()} == {"Quarantined"}
+    assert world.reserve("late", f"{C}-192.168.1.150") == C
+    broken_claim(world, C, pool="prod")
+    real = world.context.cluster.delete
+
+    def refuse(kind: Kind, name: str, **options: Any) -> None:
+        if name == A:
+            raise RefusedError("a policy says no")
+        real(kind, name, **options)
+
+    monkeypatch.setattr(world.context.cluster, "delete", refuse)
+    world.failures.clear()
+    world.run(SWEEP_TASK)
+    assert world.failures == []
+    assert {item["metadata"]["name"] for item in world.kube.list("EgressAddress")} == {A, C}
+    assert world.holder(C) == ("claimed", f"object/{C}")
+
+
+def test_a_status_that_is_refused_stops_no_other(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.pool("prod", RANGE)
+    world.node("node2", "192.168.1.18")
+    for name in ("a", "b"):
+        world.namespace(name)
+    real = world.context.cluster.patch
+
+    def refuse(kind: Kind, name: str, patch: Any, **options: Any) -> Any:
+        if options.get("subresource") == "status" and name == A:
+            raise RefusedError("a policy says no")
+        return real(kind, name, patch, **options)
+
+    monkeypatch.setattr(world.context.cluster, "patch", refuse)
+    world.reconcile()
+    world.acknowledge()
+    assert world.claims() == {A: (world.claims()[A][0], ""), B: (world.claims()[B][0], "Ready")}
+    assert world.failures == []
 
 
 def test_a_manual_claim_without_a_uid_is_its_namespaces(world: Any) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from egress.adapters.ledger import Ledger
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, SWEEP_TASK
 from egress.operations import TransientError
 from workers import binding, releasing
@@ -108,6 +109,34 @@ def test_a_release_opens_last_and_survives_being_cut_short(
         flowing.ledger._redis.delete(key)
     flowing.reconcile()
     assert_released(flowing)
+
+
+def fails(*_: object, **__: object) -> None:
+    raise TransientError("away")
+
+
+@pytest.mark.parametrize(("owner", "cut"), [(binding, "unbind"), (binding, "end"), (Ledger, "quarantined")])
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_release_that_fails_half_way_is_finished_by_its_retry(
+    flowing: Any, owner: Any, cut: str, lives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lives:
+        wish(flowing, "none")
+    else:
+        flowing.delete("app")
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, cut, fails)
+        flowing.run(NAMESPACE_TASK, "app")
+    assert flowing.claims() == {A: ("app", "Quarantined")}
+    for task, *arguments in ((NAMESPACE_TASK, "app"), (PLACE_TASK,), (PUBLISH_TASK,)):
+        flowing.ledger.done_with(":".join((task, *arguments)))  # what was asked for has run, and came too early
+    flowing.tasks.clear()
+    flowing.run(NAMESPACE_TASK, "app")
+    flowing.settle()
+    if lives:
+        assert_released(flowing)
+    assert (flowing.bound("app"), flowing.hosted("node2"), row(flowing)) == ([], [], None)
+    assert flowing.holder(A) == ("quarantined", "ns/app")
 
 
 def test_a_released_address_comes_back_when_it_is_wanted_again(flowing: Any) -> None:

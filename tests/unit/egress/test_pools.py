@@ -6,8 +6,27 @@ from ipaddress import ip_address
 import pytest
 
 from egress.addresses import Address, AddressError, parse_address
-from egress.objects import OPT_OUT, POOL_ANNOTATION, REQUEST_ANNOTATION, EgressPool, Operator, Requirement, Selector
-from egress.pools import Choice, PoolError, check_covered, choose, is_system, ranges
+from egress.objects import (
+    ADDRESSES_ANNOTATION,
+    OPT_OUT,
+    POOL_ANNOTATION,
+    REQUEST_ANNOTATION,
+    EgressPool,
+    Operator,
+    Requirement,
+    Selector,
+)
+from egress.pools import (
+    MAX_ADDRESSES,
+    Choice,
+    PoolError,
+    annotated_addresses,
+    check_covered,
+    choose,
+    is_system,
+    ranges,
+    requested_addresses,
+)
 
 ALL = EgressPool("all", ("10.0.0.0/29",), namespace_selector=Selector())
 PROD = EgressPool(
@@ -161,3 +180,14 @@ def test_a_pool_that_is_being_deleted_serves_nobody() -> None:
     assert choose("app", {"env": "prod"}, {}, [going]) is None
     with pytest.raises(PoolError, match="'a-prod' is being deleted: name another"):
         choose("app", {}, {POOL_ANNOTATION: "a-prod"}, [going, ALL])
+
+
+def test_nobody_asks_for_a_look_at_more_addresses_than_one_may_have() -> None:
+    texts = [f"10.0.0.{number}" for number in range(MAX_ADDRESSES + 1)]
+    most, many = ",".join(texts[:-1]), ",".join(texts)
+    assert [str(address) for address in annotated_addresses({ADDRESSES_ANNOTATION: f"{most},"})] == texts[:-1]
+    assert [str(address) for address in requested_addresses({REQUEST_ANNOTATION: most})] == texts[:-1]
+    with pytest.raises(AddressError, match="9 addresses: a namespace has at most 8"):
+        annotated_addresses({ADDRESSES_ANNOTATION: many})
+    with pytest.raises(PoolError, match="at most 8 addresses"):
+        requested_addresses({REQUEST_ANNOTATION: many})

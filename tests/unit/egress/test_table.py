@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address
+from itertools import pairwise
 
 from egress.objects import EgressAddress, HostSubnet, NetNamespace, Phase
 from egress.planning import plan, with_claims
 from egress.table import (
+    FORMER_NETIDS,
     SILENT_SECONDS,
     Claim,
     NodeReport,
@@ -147,10 +149,33 @@ def test_a_namespace_with_a_claim_is_never_left_without_an_address() -> None:
 def test_the_row_of_a_deleted_net_namespace_stays_as_a_drop_while_a_claim_stands() -> None:
     rows = row(SteeringHop(A, "node2", IP2, acknowledged=True))
     assert fences(rows, {}, [NetNamespace("other", 6)], [CLAIMED]) == row()
-    assert fences(rows, {}, [NetNamespace("app", 7)], [CLAIMED]) == {}
     assert fences(rows, {}, [NetNamespace("other", 5)], [CLAIMED]) == {}
     assert fences(rows, {}, [], []) == {}
     assert fences(rows, {}, [], [replace(CLAIMED, phase=Phase.QUARANTINED)]) == {}
+
+
+def test_a_former_netid_is_dropped_while_its_namespace_has_an_address() -> None:
+    rows = row(SteeringHop(A, "node2", IP2, acknowledged=True))
+    former = {5: Steering(5, "app", former=1)}
+    assert fences(rows, {}, [NetNamespace("app", 7)], [CLAIMED]) == former
+    assert fences(former, {}, [NetNamespace("app", 7)], [CLAIMED]) == former
+    assert fences(former, {}, [], [CLAIMED]) == former, "its NetNamespace is deleted as well"
+    assert fences(rows, {}, [NetNamespace("app", 7, (str(A),))], []) == former, "set by hand"
+    assert fences(rows, {}, [NetNamespace("app", 0, (str(A),))], [CLAIMED]) == former, "it is global now"
+    assert fences(former, {}, [NetNamespace("app", 7), NetNamespace("other", 5)], [CLAIMED]) == {}, "it is other's"
+    assert fences(former, {}, [NetNamespace("app", 5)], [CLAIMED]) == {}, "it has it again"
+    assert fences(former, {}, [NetNamespace("app", 7)], [replace(CLAIMED, phase=Phase.QUARANTINED)]) == {}
+
+
+def test_of_many_former_netids_the_latest_are_dropped() -> None:
+    netids = [500, 7, 300, 9, 100, 11, 12, 400, 14, 13, 600, 1]
+    rows: dict[int, Steering] = {}
+    for before, now in pairwise(netids):
+        claimed = NetNamespace("app", now, (str(A),))
+        rows = fences(rows | row(netid=before), {}, [claimed], [CLAIMED]) | table_of(plan(HOSTS, [claimed]))
+    kept = sorted((row for row in rows.values() if row.former), key=lambda row: row.former)
+    assert [row.netid for row in kept] == netids[-1 - FORMER_NETIDS : -1]
+    assert fences(rows, {}, [NetNamespace("app", 1)], [CLAIMED]) == {row.netid: row for row in kept}
 
 
 def test_a_promised_netid_is_dropped_before_its_net_namespace_is_made() -> None:
@@ -212,3 +237,9 @@ def test_only_the_hop_that_is_waited_for_is_left_out() -> None:
     both = row(SteeringHop(A, "node3", IP2, acknowledged=False), SteeringHop(B, "node1", IP1, acknowledged=True))
     holder = replace(report("node2", 3, HOLDS), heard=99.0)
     assert held_back(both, {}, {"node2": holder}, (), now=100.0) == row(both[5].hops[1])
+
+
+def test_a_node_that_cannot_let_an_address_go_is_not_waited_for() -> None:
+    stuck = replace(report("node2", 3, Claim(A, 0, held=False, reason="AddressIsPrimary")), heard=99.0)
+    assert held_back(GIVEN, {}, {"node2": stuck}, (), now=100.0) == GIVEN
+    assert acknowledged(GIVEN, {"node2": stuck}, "e") == acknowledged({}, {"node2": stuck}, "") == frozenset()

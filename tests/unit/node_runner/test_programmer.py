@@ -11,12 +11,14 @@ from egress.delta import FlowChange
 from egress.program import Flow
 from egress.table import Claim, Steering
 from node_runner.drivers.errors import (
+    AddressIsPrimary,
     BridgeMissing,
     InterfaceMissing,
     IptablesFailed,
     LinkFailed,
     NetlinkFailed,
     NodeError,
+    OpenVSwitchRefused,
     PortMissing,
 )
 from node_runner.programmer import Refusal, unacknowledged
@@ -155,6 +157,31 @@ def test_an_address_that_the_kernel_refuses_is_fenced_off(lab: Any, row: Row, mo
     assert result.taken == frozenset()
 
 
+def test_an_address_that_cannot_be_removed_is_reported_and_is_no_drift(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(row())
+    real = lab.fake.links.apply
+
+    def refuse(add: frozenset[Any], remove: frozenset[Any]) -> Any:
+        return real(add, frozenset()) | {address: AddressIsPrimary("others would go with it") for address in remove}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.links, "apply", refuse)
+        assert lab.run(row(None)).wrote
+        for _ in range(2):
+            result = lab.run(row(None))
+            kept = Claim(A, 0, held=False, reason="AddressIsPrimary", message="others would go with it")
+            assert (result.claims, result.refused, result.wrote) == ((kept,), {}, False)
+            assert (lab.flow(), lab.addresses, lab.snat) == ("drop", {str(A)}, False)
+        both = lab.run({**row(None), **row(str(B), netid=7)})
+        assert both.claims == (kept, Claim(B, 7, held=True))
+        assert lab.run(row()).claims[-1] == Claim(A, NETID, held=True), "it may have it again"
+        lab.run(row(None))
+    assert lab.run(row(None)).claims == ()
+    assert lab.addresses == set()
+
+
 @pytest.mark.parametrize("chain", ["HAWSE-SNAT", "HAWSE-EGRESS", "OPENSHIFT-MASQUERADE"])
 def test_when_the_rules_cannot_be_written_flows_that_lack_one_drop(
     lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch, chain: str
@@ -192,6 +219,22 @@ def test_when_the_rules_cannot_even_be_read_our_own_flows_drop(
     with pytest.raises(IptablesFailed):
         lab.run(row())
     assert lab.flow() == "drop"
+
+
+def test_a_node_that_cannot_be_programmed_lets_go_what_is_no_longer_its_own(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run({**row(), **row(str(B), netid=7)})
+    monkeypatch.setattr(lab.fake.nat, "read", failing(IptablesFailed("no")))
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.flows, "apply", failing(OpenVSwitchRefused("no")))
+        with pytest.raises(IptablesFailed):
+            lab.run({**row("192.168.1.102", "node1"), **row(str(B), netid=7)})
+        assert lab.addresses == {str(A), str(B)}, "not while a flow may still hand it packets"
+    with pytest.raises(IptablesFailed):
+        lab.run({**row("192.168.1.102", "node1"), **row(str(B), netid=7)})
+    assert lab.order == ["flows", "addresses"]
+    assert (lab.flow(), lab.addresses) == ("drop", {str(B)})
 
 
 @pytest.mark.parametrize(

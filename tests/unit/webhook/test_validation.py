@@ -22,7 +22,7 @@ HELD = {
         "192.168.1.102": ("quarantined", "ns/shop"),
         "192.168.1.103": ("reserved", "uid/4711"),
         "192.168.1.104": ("claimed", "manual/by-hand"),
-        "192.168.1.105": ("claimed", "manual/node2"),
+        "192.168.1.105": ("claimed", "manual/node/node2"),
     }.items()
 }
 FACTS = Facts(

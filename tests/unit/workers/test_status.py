@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 from egress.addresses import Address
 from egress.objects import Condition, EgressAddress, HostSubnet, NetNamespace, Phase
 from egress.planning import plan, with_claims
-from egress.table import Claim
+from egress.table import Claim, NodeReport
 from workers.status import Seen, assess
 
 A = IPv4Address("192.168.1.102")
@@ -134,3 +134,14 @@ def test_the_node_is_remembered_while_several_have_the_address() -> None:
     doubled = status(placed, hosts=(HOST, HostSubnet("node1", "192.168.1.17", (str(A),))))
     assert (doubled.node, doubled.phase) == ("node2", Phase.PENDING)
     assert status(placed, hosts=()).node == ""
+
+
+def test_why_a_node_cannot_let_an_address_go_stands_beside_what_it_does_to_the_next() -> None:
+    reports = {
+        "node1": NodeReport("node1", 0.0, claims=(Claim(A, 0, held=False, reason="AddressIsPrimary", message="why"),)),
+        "node2": NodeReport("node2", 0.0, claims=(Claim(A, 5, held=False, reason="AddressInUse", message="aa:bb"),)),
+    }
+    outcome = plan([HOST], with_claims([BOUND], [CLAIM]), acknowledged=frozenset())
+    value = assess(CLAIM, Seen.of(outcome, [HOST], [BOUND], reports, {}), T0)
+    assert value.phase is Phase.FAILED
+    assert told(value)["Programmed"] == (False, "AddressInUse", "aa:bb; node node1 cannot let it go: why")
