@@ -117,7 +117,8 @@ def change(program: NodeProgram, found: Found) -> Change:
     wanted = {flow for flow in program.flows if flow.key not in found.foreign_flows}
     kept_keys = {flow.key for flow in wanted}
     changed = wanted - found.flows
-    late = {flow for flow in changed if netid_of(flow) in program.own} if "nat" in rules.scripts else set()
+    # Neither the address's own rules nor the guard against connections that began without it may be missing.
+    late = {flow for flow in changed if netid_of(flow) in program.own} if rules else set()
     early = changed - late
     # A key that gets its flow late drops until its rule stands: an old flow would hand packets to a rule that goes,
     # and no flow at all, should the rules fail, would send them out with the node's IP.

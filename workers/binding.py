@@ -43,6 +43,7 @@ def bind(
             return False
     else:
         if there.netid == 0:
+            unbind(context, namespace.name, former)  # else their quarantine would never end
             raise PermanentError(f"namespace {namespace.name} is in the global network (NetID 0): it gets no address")
         kept = [text for text in there.egress_ips if text not in former]
         bound = [*kept, *(text for text in wanted if text not in kept)]

@@ -33,6 +33,22 @@ def test_netid_0_is_refused_with_a_reason(world: Any) -> None:
     assert any("NetID 0" in failure for failure in world.failures)
 
 
+def test_a_net_namespace_made_global_lets_go_of_an_earlier_namespaces_address(world: Any) -> None:
+    world.pool("prod", RANGE, quarantine="0s")
+    world.pool("other", "192.168.1.200", namespaceSelector={"matchLabels": {"pool": "other"}})
+    world.namespace("app")
+    world.reconcile()
+    assert world.bound("app") == [A]
+    world.delete("app")
+    world.namespace("app", {"egress.hawse.dev/pool": "other"})
+    world.kube.patch("NetNamespace", "app", {"netid": 0})
+    world.reconcile()
+    assert world.bound("app") == []
+    world.run(SWEEP_TASK)
+    world.settle()
+    assert A not in world.claims()
+
+
 def test_binding_is_conditional(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     world.pool("prod", RANGE)
     world.net_namespace("app", 5)

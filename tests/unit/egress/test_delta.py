@@ -22,6 +22,7 @@ from egress.delta import (
     applied,
     change,
     diff,
+    dropping,
     is_ours,
     marks_of,
     netid_of,
@@ -515,6 +516,17 @@ def test_a_claim_that_drops_already_needs_no_fence() -> None:
     todo = next_change(model, row(5, A))
     assert not todo.fence
     assert todo.admit
+
+
+def test_a_flow_is_not_admitted_before_the_guard_stands_again() -> None:
+    # As a retreat leaves it: the flow drops, the nat rules stand. Meanwhile somebody has flushed FORWARD.
+    model = model_with(row(5, A))
+    model.flows = {key: dropping(flow) for key, flow in model.flows.items()}
+    model.tables["filter"]["FORWARD"].clear()
+    todo = next_change(model, row(5, A))
+    assert list(todo.rules.scripts) == ["filter"]
+    assert not todo.fence
+    assert [mark_in(flow) for flow in todo.admit.add] == [0xC0A80166]
 
 
 def test_a_release_closes_the_flow_before_the_address_and_the_rule() -> None:

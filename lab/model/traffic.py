@@ -1,0 +1,88 @@
+"""Where a namespace's packets go, told from what the nodes really hold: flows, rules and addresses. Pure.
+
+It knows nothing of tables, plans or programs: what it finds is what Open vSwitch and the kernel would do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from egress.addresses import Address
+from egress.delta import Found, mark_in
+from egress.program import CLUSTER_CHAIN, GUARD_CHAIN, SNAT_CHAIN, SPINE_CHAIN, Flow, Layout
+
+_STEER = re.compile(r"set_field:([0-9.]+)->tun_dst")
+_SNAT = re.compile(r"-s \S+ -m mark --mark (0x[0-9a-f]+) -j SNAT --to-source ([0-9.]+)")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Exit:
+    """Packets leave the cluster at `node`: with `address`, or with None by the node's own IP."""
+
+    node: str
+    address: Address | None
+
+
+def flow_for(found: Found, netid: int) -> Flow | None:
+    """The flow of ours that a NetID's packets meet."""
+    return next((flow for flow in found.flows if flow.match == f"ip,reg0={netid:#x}"), None)
+
+
+def exits(
+    netid: int, source: str, nodes: Mapping[str, Found], ips: Mapping[str, str], layout: Layout
+) -> frozenset[Exit]:
+    """Where packets of `netid` leave that a pod on `source` sends out of the cluster; nothing when they are dropped.
+
+    A node that is not in `nodes` is away, and what is sent to it is lost. `ips` are the nodes' names by their IPs.
+    """
+    flow = flow_for(nodes[source], netid)
+    if flow is None:
+        return frozenset({Exit(source, None)})
+    if mark_in(flow) is not None:
+        return frozenset({_sent_out(flow, source, nodes[source], layout)})
+    found = set()
+    for steered in _targets(flow, nodes[source]):
+        target = ips.get(steered, "")
+        if target not in nodes or target == source:
+            continue
+        there = flow_for(nodes[target], netid)
+        if there is None:
+            found.add(Exit(target, None))
+        elif mark_in(there) is not None:
+            found.add(_sent_out(there, target, nodes[target], layout))
+        # Else it drops, or steers on: Open vSwitch never sends a packet back to the port that it came from.
+    return frozenset(found)
+
+
+def _targets(flow: Flow, found: Found) -> Iterator[str]:
+    """The IPs of the nodes to which the flow may send packets."""
+    texts = [flow.actions]
+    for group in found.groups:
+        if flow.actions == f"group:{group.group_id}":
+            texts += group.buckets
+    for text in texts:
+        yield from _STEER.findall(text)
+
+
+def _sent_out(flow: Flow, node: str, found: Found, layout: Layout) -> Exit:
+    """What the node's nat table makes of the flow's packets: the first rule with their mark decides."""
+    own, parents = found.rules.own, found.rules.parents
+    leads = (
+        parents.get(("nat", layout.masquerade_chain), ())[:1] == (f"-j {SPINE_CHAIN}",)
+        and own.get(("nat", SPINE_CHAIN), ())[-1:] == (f"-j {SNAT_CHAIN}",)
+        and ("nat", CLUSTER_CHAIN) in own
+    )
+    if leads:
+        for spec in own.get(("nat", SNAT_CHAIN), ()):
+            match = _SNAT.fullmatch(spec)
+            if match is not None and int(match[1], 16) == mark_in(flow):
+                return Exit(node, IPv4Address(match[2]))
+    return Exit(node, None)
+
+
+def is_guarded(found: Found) -> bool:
+    """Whether connections that began before their namespace got its address are cut on this node."""
+    return found.rules.parents.get(("filter", "FORWARD"), ())[:1] == (f"-j {GUARD_CHAIN}",)
