@@ -99,7 +99,7 @@ class Settings:
     """How often a runner compares its node with its program when nothing wakes it."""
     heartbeat_interval: float = 0.2
     """How often a runner says that its node lives."""
-    heartbeat_patience: float = 0.7
+    heartbeat_patience: float = 0.6
     """After how long without a heartbeat other nodes look for the node on the link."""
     runner_timeout: float = 120.0
     """After how long without a heartbeat a node counts as lost whose IP still answers, if none of its egress addresses

@@ -233,6 +233,27 @@ def held_back(
     return result
 
 
+def only_claimants(
+    changes: Mapping[int, Steering | None], current: Mapping[int, Steering], lost: Collection[str]
+) -> set[str] | None:
+    """The nodes that alone have something to do at once about `changes`; None if all have.
+
+    Where a row's addresses are all still to be taken, and no living node carried its traffic before, it is for those
+    that are to take them: whatever the others do with the packets now, drop them or send them to a dead node, may wait
+    until there is a node to send them to.
+    """
+    claimants: set[str] = set()
+    for netid, row in changes.items():
+        before = current[netid].hops if netid in current else ()
+        carried = any(hop.acknowledged and hop.node not in lost for hop in before)
+        if row is None or not row.hops or carried or any(hop.acknowledged for hop in row.hops):
+            return None
+        if netid not in current:
+            return None  # a NetID that is to be dropped from now on
+        claimants |= {hop.node for hop in row.hops}
+    return claimants
+
+
 def carried_over(desired: Mapping[int, Steering], current: Mapping[int, Steering]) -> dict[int, Steering]:
     """`desired` with the `since` of every hop that `current` gives the same NetID already."""
     result: dict[int, Steering] = {}

@@ -19,6 +19,7 @@ from egress.table import (
     fences,
     held_back,
     lagging,
+    only_claimants,
     row_key,
     table_of,
     traced,
@@ -71,8 +72,11 @@ def run(context: Context) -> int:
                 raise TransientError("the table changed while it was read")
             _log.info("published", change=number, rows=len(changes), new_table=bool(epoch))
             context.ledger.done_with("rebuild")
+            # A node that is not nudged reads the table by its clock.
+            first = only_claimants(changes, rows, lost) if not epoch else None
             for subnet in subnets:
-                context.nudge(subnet.name)
+                if first is None or subnet.name in first:
+                    context.nudge(subnet.name)
         for conflict in outcome.conflicts:
             _log.warning("conflict", conflict=conflict)
     _go_on(context, promised, {subnet.name for subnet in subnets}, reports)

@@ -20,6 +20,7 @@ from egress.table import (
     fences,
     held_back,
     lagging,
+    only_claimants,
     table_of,
     traced,
 )
@@ -243,3 +244,26 @@ def test_a_node_that_cannot_let_an_address_go_is_not_waited_for() -> None:
     stuck = replace(report("node2", 3, Claim(A, 0, held=False, reason="AddressIsPrimary")), heard=99.0)
     assert held_back(GIVEN, {}, {"node2": stuck}, (), now=100.0) == GIVEN
     assert acknowledged(GIVEN, {"node2": stuck}, "e") == acknowledged({}, {"node2": stuck}, "") == frozenset()
+
+
+def hop(node: str, *, acknowledged: bool = False) -> SteeringHop:
+    return SteeringHop(A, node, IP2, acknowledged)
+
+
+def test_what_is_only_to_be_taken_concerns_those_who_are_to_take_it() -> None:
+    dropped, carried = row(), row(hop("node2", acknowledged=True))
+    assert only_claimants(row(hop("node3")), dropped, ()) == {"node3"}
+    assert only_claimants(row(hop("node3")), row(hop("node2")), ()) == {"node3"}
+    assert only_claimants(row(hop("node3")), carried, ("node2",)) == {"node3"}
+    several = row(hop("node3")) | row(hop("node4"), netid=6)
+    assert only_claimants(several, dropped | row(netid=6), ()) == {"node3", "node4"}
+
+
+def test_everything_else_concerns_all() -> None:
+    carried = row(hop("node2", acknowledged=True))
+    assert only_claimants(row(hop("node3")), {}, ()) is None  # to be dropped from now on
+    assert only_claimants(row(hop("node3")), carried, ()) is None  # a living node carries it
+    assert only_claimants(row(), carried, ("node2",)) is None
+    assert only_claimants({5: None}, carried, ()) is None
+    assert only_claimants(row(hop("node3", acknowledged=True)), row(hop("node3")), ()) is None
+    assert only_claimants(row(hop("node3")) | row(netid=6), row() | row(hop("node2"), netid=6), ()) is None
