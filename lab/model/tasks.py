@@ -240,7 +240,8 @@ def _holdings(
     carried = {address: holder(namespace.name) for namespace in namespaces for address in annotated(namespace)}
     held = {address: ("claimed", name) for address, name in carried.items()} if rebuilding else {}
     for item in listings:
-        held |= {parse_address(text): ("claimed", f"manual/{item.name}") for text in item.egress_ips}
+        owner = f"manual/node/{item.name}" if isinstance(item, HostSubnet) else f"manual/{item.name}"
+        held |= {parse_address(text): ("claimed", owner) for text in item.egress_ips}
     for claim in claims:
         address = parse_address(claim.address)
         quarantined = claim.phase is Phase.QUARANTINED and carried.get(address) != holder(claim.namespace)
