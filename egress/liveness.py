@@ -59,15 +59,15 @@ def judge(silence: Silence, sightings: Collection[Sighting], witnesses: int, now
 
     Lost is a node of which two witnesses see nothing at all, neither its IP nor any address of it; where there is one
     witness only, that one. One that answers lives, whatever became of its runner: it goes on forwarding, and what it
-    holds is not taken from it. But where its IP answers and none of its addresses has for as long as its runner has
-    been silent, it is lost after `timeout` seconds: nobody will put them back. What was seen before it fell silent,
+    holds is not taken from it. But where, after `timeout` seconds, two witnesses see its IP answer and none of its
+    addresses, it is lost as well: nobody will put them back. What was seen before it fell silent,
     or too long ago, does not count.
     """
     recent = look_interval(silence.seconds) + 2.0
     fresh = [seen for seen in sightings if seen.at >= now - min(silence.seconds, recent)]
     if any(seen.held for seen in fresh):
         return Verdict.ALIVE
+    enough = len({seen.witness for seen in fresh}) >= min(2, max(1, witnesses))
     if any(seen.answers for seen in fresh):
-        return Verdict.LOST if silence.seconds > timeout else Verdict.ALIVE
-    enough = min(2, max(1, witnesses))
-    return Verdict.LOST if len({seen.witness for seen in fresh}) >= enough else Verdict.UNKNOWN
+        return Verdict.LOST if enough and silence.seconds > timeout else Verdict.ALIVE
+    return Verdict.LOST if enough else Verdict.UNKNOWN

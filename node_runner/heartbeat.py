@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection
 from ipaddress import ip_interface
 
@@ -19,6 +20,8 @@ from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
 _log = structlog.get_logger()
 TIMING = ProbeTiming(3, 0.08, 0.15)
 """Three lost frames in a row and two witnesses who lose them: what answers at all is not taken for lost."""
+TELL_SECONDS = 2.0
+"""How often a node that counts as lost, and lives, says so."""
 CONTROLS, SAMPLE = 3, 64
 """How many living neighbours, and how many of a silent node's addresses, are asked for at most."""
 
@@ -47,6 +50,7 @@ class Heartbeat:
         self._patience = patience
         self._silent: queue.Queue[tuple[Silence, ...]] = queue.Queue(maxsize=1)
         self._away = False
+        self._tell_again = float("-inf")
 
     def beat_until(self, stop: threading.Event, interval: float) -> None:
         """Beats every `interval` seconds."""
@@ -67,8 +71,9 @@ class Heartbeat:
         """Says once that the node lives."""
         try:
             heard = self._ledger.beat(self._me.node, self._me.ip, self._patience)
-            if heard.lost:
+            if heard.lost and time.monotonic() >= self._tell_again:
                 self._tell()
+                self._tell_again = time.monotonic() + TELL_SECONDS
         except TransientError as error:
             if not self._away:  # once, and not three times a second while it lasts
                 _log.warning("no heartbeat", error=str(error))

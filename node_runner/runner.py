@@ -49,7 +49,10 @@ class Runner:
         self._tell = tell
         self._retry = retry
         self._patience = patience
-        self._cut_off: float | None = None
+        self._hears = True
+        self._down_since: float | None = None
+        self._longest_cut = 0.0
+        self._look_at = float("inf")
         self._wake = threading.Event()
         self._epoch = ""
         self._change = 0
@@ -66,7 +69,7 @@ class Runner:
         self._repairs = 0
         self._wrote = self._look_by = float("-inf")
         self._interval = 2.0
-        self._untouched = self._nudged = False
+        self._untouched = self._nudged = self._pressing = False
 
     def namespaces(self) -> dict[int, str]:
         """The namespace of each NetID of the table. May be called from any thread."""
@@ -74,31 +77,47 @@ class Runner:
 
     def wake(self) -> None:
         """The table may have changed: look now."""
-        self._nudged = True
+        self._nudged = self._pressing = True
         self._wake.set()
 
     def touched(self) -> None:
-        """Somebody has touched the node: look now. If the runner itself has, a moment ago, leave it to the next look by
-        the clock: what is told is most likely its own doing, and a look at it would keep what comes next waiting."""
+        """Somebody has touched the node: look now. If the runner itself has, a moment ago, look a moment later: what is
+        told is most likely its own doing, and a look at it would keep what comes next waiting."""
         echo = time.monotonic() - self._wrote < ECHO_SECONDS
         _log.debug("touched", echo=echo)
-        if not echo:
-            self._untouched = False
-            self._wake.set()
+        if echo:
+            self._look_at = self._wrote + ECHO_SECONDS
+        else:
+            self._untouched, self._pressing = False, True
+        self._wake.set()
 
     def look_anew(self) -> None:
         """Somebody may have changed the bridge or the interface: look, and count on nothing known of them."""
         self._programmer.forget_facts()
+        self._note_carrier()
         self.touched()
 
     def run(self, stop: threading.Event, interval: float) -> None:
-        """Passes until `stop`; at least one every `interval` seconds, and as often one that reads the whole node."""
+        """Passes until `stop`; at least every `interval` seconds one that reads the whole node."""
         self._interval = interval
         while not stop.is_set():
-            self._wake.clear()
+            self._pressing = False
             self.step()
-            due = min([when for when, _ in self._announcements], default=float("inf")) - time.monotonic()
-            self._wake.wait(max(0.0, min(interval, due)))
+            clock = time.monotonic() + interval
+            while not self._pressing and not stop.is_set():
+                self._wake.clear()
+                if self._pressing or not self._wake.wait(max(0.0, self._due(clock) - time.monotonic())):
+                    break
+
+    def _due(self, clock: float) -> float:
+        """When the next pass is due if nobody presses for one; `clock` at the latest."""
+        now = time.monotonic()
+        due = [clock, self._look_at, *(when for when, _ in self._announcements)]
+        if self._look_by > now:
+            due.append(self._look_by)
+        if self._down_since is not None and not self._hears:
+            due.append(max(now, self._down_since + self._patience))
+        return min(due)
 
     def watch(self, what: Watchable, touched: Callable[[], None], stop: threading.Event) -> None:
         """Calls `touched` whenever somebody touches this part of the node. Runs in a thread of its own."""
@@ -116,8 +135,13 @@ class Runner:
     def step(self) -> None:
         """One pass: read the table, program the node, report."""
         began = time.monotonic()
-        current = self._refresh()
-        self._yield_if_cut_off(current)
+        self._note_carrier()
+        if self._look_at <= began:
+            self._untouched, self._look_at = False, float("inf")
+        # Whoever must let go does so first: to ask a ledger that is away takes seconds.
+        current = self._hears = not self._yields() and self._refresh()
+        if current:
+            self._longest_cut = 0.0
         link: LinkFacts | None = None
         claims: tuple[Claim, ...] = ()
         problem = ""
@@ -150,25 +174,34 @@ class Runner:
         self._merge(read)
         return True
 
-    def _yield_if_cut_off(self, current: bool) -> None:
-        """Gives up the node's addresses, where others may have been given them and it could not hear of it: it may
-        come back to the link before it hears of the table, and must not answer for what is another's by then."""
+    def _note_carrier(self) -> None:
+        """Notes how long the link is, or was, down. Called whenever the interface changes, for a pass may take long."""
         try:
-            alone = not current and not self._programmer.link().carrier
+            carrier = self._programmer.link().carrier
         except NodeError:
             return
-        if not alone:
-            self._cut_off = None
-            return
         now = time.monotonic()
-        self._cut_off = self._cut_off if self._cut_off is not None else now
-        if now - self._cut_off < self._patience or self._table is None:
-            return
+        if not carrier:
+            self._down_since = now if self._down_since is None else self._down_since
+        elif self._down_since is not None:
+            self._longest_cut, self._down_since = max(self._longest_cut, now - self._down_since), None
+
+    def _yields(self) -> bool:
+        """Gives up the node's addresses, where others may have been given them and it could not hear of it: it may
+        come back to the link before it hears of the table, and must not answer for what is another's by then."""
+        cut = self._longest_cut
+        if self._down_since is not None:
+            cut = max(cut, time.monotonic() - self._down_since)
+        if self._hears or cut < self._patience or self._table is None:
+            return False
         mine = [row for row in self._table.values() if any(hop.node == self._name for hop in row.hops)]
-        if mine:
-            _log.error("without a link and without the table: gives its addresses up", namespaces=len(mine))
-            self._table |= {row.netid: replace(row, hops=()) for row in mine}
-            self._epoch, self._change = "", 0  # the next table that is heard is read whole
+        if not mine:
+            return False
+        _log.error("without a link and without the table: gives its addresses up", namespaces=len(mine))
+        self._table |= {row.netid: replace(row, hops=()) for row in mine}
+        self._epoch, self._change = "", 0  # the next table that is heard is read whole
+        self._news = True
+        return True
 
     def addresses_of(self, node: str) -> frozenset[Address]:
         """The addresses that the table gives a node. May be called from any thread."""
@@ -203,7 +236,7 @@ class Runner:
             if not untouched:
                 self._look_by = time.monotonic() + self._interval
         except NodeError:
-            self._wrote = time.monotonic()
+            self._look_by = float("-inf")
             raise
         if result.wrote:
             self._wrote = time.monotonic()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
@@ -37,7 +38,7 @@ def run(context: Context) -> dict[str, float]:
         silent = {item.node: item for item in context.ledger.silent(context.settings.heartbeat_patience)}
         lost = {}
         for subnet in subnets:
-            since = _lost_since(context, subnet, silent.get(subnet.name), reports, before.get(subnet.name), now)
+            since = _lost_since(context, subnet, silent, reports, before.get(subnet.name), now)
             if since is not None:
                 lost[subnet.name] = since
         returned = {node: since for node, since in context.ledger.returned().items() if node not in lost}
@@ -45,6 +46,9 @@ def run(context: Context) -> dict[str, float]:
             returned[node] = now
             _log.warning("node is back", node=node, away=round(now - before[node], 1))
         rejoining = {node: since for node, since in returned.items() if now - since < context.settings.rejoin_after}
+        for subnet in subnets:
+            if subnet.name in lost and subnet.name not in before:
+                context.ledger.begin_failover(_addresses(subnet), lost[subnet.name])
         if lost != before or rejoining != context.ledger.returned():
             context.ledger.set_lost(lost, rejoining)
     for subnet in subnets:
@@ -52,9 +56,9 @@ def run(context: Context) -> dict[str, float]:
             addresses = _addresses(subnet)
             _log.error("node is lost", node=subnet.name, addresses=list(map(str, addresses)))
             metrics.nodes_lost.inc()
-            context.ledger.begin_failover(addresses, lost[subnet.name])
     if lost.keys() != before.keys():
         context.ledger.end_rest(PLACE_TASK, PUBLISH_TASK)
+    if lost.keys() != before.keys() or any(_addresses(subnet) for subnet in subnets if subnet.name in lost):
         context.ask(PLACE_TASK)  # which asks for publishing: before it, that would make one pass more for the nodes
     return lost
 
@@ -62,22 +66,25 @@ def run(context: Context) -> dict[str, float]:
 def _lost_since(
     context: Context,
     subnet: HostSubnet,
-    silence: Silence | None,
+    silent: Mapping[str, Silence],
     reports: Mapping[str, NodeReport],
     before: float | None,
     now: float,
 ) -> float | None:
     """Since when the node counts as lost, or None."""
-    report = reports.get(subnet.name)
+    report, silence = reports.get(subnet.name), silent.get(subnet.name)
     if silence is not None and before is not None:
         return before
     if silence is None:
         if report is not None and not report.carrier:
             return before if before is not None else now
         return None
-    others = [other for node, other in reports.items() if node != subnet.name and now - other.heard < 10.0]
-    witnesses = _on_link(others, subnet)
-    verdict = judge(silence, context.ledger.sightings(subnet.name), witnesses, now, context.settings.runner_timeout)
+    able = [other for node, other in reports.items() if node not in silent and other.carrier]
+    witnesses = _on_link(able, subnet)
+    # What it refused itself is somebody else's, who goes on answering.
+    refused = {claim.address for claim in report.claims if not claim.held and claim.reason} if report else set()
+    sightings = [replace(seen, held=seen.held - refused) for seen in context.ledger.sightings(subnet.name)]
+    verdict = judge(silence, sightings, witnesses, now, context.settings.runner_timeout)
     if verdict is Verdict.ALIVE and context.ledger.first_to(f"silent:{subnet.name}", 60.0):
         _log.error(
             "a node's runner is silent, but the node answers: it goes on as it is",
@@ -104,15 +111,19 @@ def _addresses(subnet: HostSubnet) -> list[Address]:
     return found
 
 
-def finish(context: Context, plan: Plan) -> None:
-    """Ends the failovers of the addresses that carry traffic again, and says how long each took."""
+def finish(context: Context, plan: Plan, lost: Collection[str], claimed: Collection[Address]) -> None:
+    """Ends the failovers of the addresses that carry traffic again, and says how long each took; and, without a word,
+    those of addresses that nobody has `claimed` any more."""
     waiting = context.ledger.failovers()
     if not waiting:
         return
-    carrying = {hop.address: (hop.node, outcome.name) for outcome in plan.namespaces.values() for hop in outcome.via}
+    hops = [(hop, outcome.name) for outcome in plan.namespaces.values() for hop in outcome.via]
+    carrying = {hop.address: (hop.node, name) for hop, name in hops if hop.node not in lost}
     now = context.ledger.now()
     for address, since in waiting.items():
-        if address in carrying and context.ledger.end_failover(address):
+        if address not in claimed:
+            context.ledger.end_failover(address)
+        elif address in carrying and context.ledger.end_failover(address):
             node, namespace = carrying[address]
             metrics.failover_duration.observe(now - since)
             message = f"carried again {now - since:.1f} s after its node was last heard of"

@@ -69,7 +69,9 @@ def run(context: Context) -> Placement:
         context.ask(PUBLISH_TASK)
     _record(context, view, decision, patched)
     for address, reason in sorted(placement.refused.items(), key=lambda item: str(item[0])):
-        _log.warning("not placed", address=str(address), reason=reason)
+        claim = next((claim for claim in view.claims if claim.address == str(address)), None)
+        facts = {"namespace": claim.namespace, "operation": claim.operation} if claim is not None else {}
+        _log.warning("not placed", address=str(address), reason=reason, **facts)
     failures = [failure for failure in patched.values() if failure is not None]
     if failures:
         raise next((failure for failure in failures if isinstance(failure, TransientError)), failures[0])
@@ -104,7 +106,9 @@ def _view(context: Context) -> _View:
         kept = _without(subnet, {address for node, address in found.surplus if node == name})
         candidate = _candidate(context, kept, nodes.get(name), reports.get(name), gone.get(name, ""))
         candidates.append(replace(candidate, reluctant=reluctant.get(name, "")))
-    return _View(claims, subnets, found, candidates, settled=not lost and not returned)
+    # A node that never had anything, or any runner, unsettles nobody.
+    harm = [subnet.name for subnet in subnets if subnet.name in lost and (subnet.egress_ips or subnet.name in reports)]
+    return _View(claims, subnets, found, candidates, settled=not returned and not harm)
 
 
 def _candidate(
@@ -163,8 +167,11 @@ def _decide(context: Context, view: _View) -> _Decision:
         }
         return _Decision(placement, moves)
     outlook = next_move(found.residents, view.candidates, found.siblings, balance=view.settled)
+    homes = {resident.item.address: resident for resident in found.residents}
     for address, reason in outlook.stuck.items():
-        _log.warning("cannot leave its node", address=str(address), reason=reason)
+        home = homes[address]
+        facts = {"namespace": home.item.namespace, "node": home.node}
+        _log.warning("cannot leave its node", address=str(address), reason=reason, **facts)
     move = outlook.move
     if move is None or not _may_move(context, view):
         return _Decision(placement, {})

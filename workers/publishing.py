@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import structlog
 
+from egress.hosting import addresses_of
 from egress.listing import who_lists
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
 from egress.operations import TransientError
@@ -80,7 +81,8 @@ def run(context: Context) -> int:
         for conflict in outcome.conflicts:
             _log.warning("conflict", conflict=conflict)
     _go_on(context, promised, {subnet.name for subnet in subnets}, reports)
-    failover.finish(context, outcome)
+    in_use = [namespace.egress_ips for namespace in with_claims(net_namespaces, claims)]
+    failover.finish(context, outcome, lost, {address for texts in in_use for address in addresses_of(texts)})
     unplaced = context.ledger.unplaced()
     census.take(context, claims, len(outcome.conflicts))
     if not status.update(context, claims, Seen.of(outcome, subnets, net_namespaces, reports, unplaced)):

@@ -140,3 +140,49 @@ def test_after_a_flush_nobody_counts_as_lost(nodes: World) -> None:
     for name in ("node1", "node3"):
         nodes.ledger.report(NodeReport(name, 0.0, link=f"{IPS[name]}/24", interface="eth0"))
     assert judge(nodes) == {"node2"}
+
+
+def test_a_node_without_a_link_is_no_witness(nodes: World) -> None:
+    report = nodes.ledger.reports(["node3"])["node3"]
+    nodes.ledger.report(replace(report, carrier=False))
+    beat(nodes, *IPS)
+    beat(nodes, "node1", "node3")
+    saw(nodes, "node2", "node1")
+    assert judge(nodes) == {"node2", "node3"}
+
+
+def test_neither_is_one_that_is_silent_itself(nodes: World) -> None:
+    beat(nodes, *IPS)
+    beat(nodes, "node1")
+    saw(nodes, "node2", "node1")
+    saw(nodes, "node3", "node1")
+    assert judge(nodes) == {"node2", "node3"}
+
+
+def test_what_somebody_else_answers_for_keeps_no_dead_node_alive(nodes: World) -> None:
+    report = nodes.ledger.reports(["node2"])["node2"]
+    refused = replace(report.claims[0], held=False, reason="AddressInUse", message="02:00 answers")
+    nodes.ledger.report(replace(report, claims=(refused,)))
+    beat(nodes, *IPS)
+    beat(nodes, "node1", "node3")
+    saw(nodes, "node2", "node1", "node3", held=True)
+    assert judge(nodes) == {"node2"}
+
+
+def test_what_was_not_placed_is_asked_for_again(nodes: World) -> None:
+    """The worker was killed between what it decided and what it asked for."""
+    nodes.ledger.set_lost({"node2": 1.0})
+    beat(nodes, "node1", "node3")
+    nodes.run(FAILOVER_TASK)
+    assert PLACE_TASK in {task for task, _ in nodes.tasks}
+
+
+def test_a_failover_of_what_nobody_has_any_more_ends_without_a_word(nodes: World) -> None:
+    other = ip_address("192.168.1.150")
+    nodes.ledger.begin_failover([other], 1.0)
+    nodes.ledger.begin_failover([A], nodes.ledger.now())
+    nodes.ledger.set_lost({"node2": 1.0})
+    before = metrics.failover_duration._sum.get()
+    nodes.run(PUBLISH_TASK)
+    assert nodes.ledger.failovers().keys() == {A}  # the dead node itself ends nothing
+    assert metrics.failover_duration._sum.get() == before

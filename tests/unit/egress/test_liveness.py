@@ -37,6 +37,7 @@ def test_a_node_that_answers_without_its_addresses_is_lost_in_the_end() -> None:
     seen = [saw("node1", answers=True), saw("node3", answers=True)]
     assert judge(Silence("node2", "", 119.0), seen, 2, NOW, TIMEOUT) is Verdict.ALIVE
     assert judge(Silence("node2", "", 121.0), seen, 2, NOW, TIMEOUT) is Verdict.LOST
+    assert judge(Silence("node2", "", 121.0), seen[:1], 2, NOW, TIMEOUT) is Verdict.ALIVE
 
 
 def test_what_it_holds_is_never_taken_from_a_node() -> None:

@@ -399,7 +399,7 @@ def test_the_loop_looks_as_soon_as_somebody_touches_the_flows(
     stop = threading.Event()
     lab.fake.flows.present = False
     loop = threading.Thread(target=runner.run, args=(stop, 60))
-    watch = threading.Thread(target=runner.watch, args=(lab.fake.flows, runner.wake, stop))
+    watch = threading.Thread(target=runner.watch, args=(lab.fake.flows, runner.touched, stop))
     loop.start()
     watch.start()
     try:
@@ -485,6 +485,7 @@ def test_without_its_link_and_the_table_a_node_gives_its_addresses_up(
     hasty.step()
     assert lab.addresses == set()
     assert lab.flow() == "drop"
+    assert ledger.last.repairs == 0
     lab.fake.links.carrier = True
     hasty.step()
     assert lab.addresses == set()  # others may have it by now; only the table can tell
@@ -504,6 +505,22 @@ def test_with_either_of_them_it_keeps_them(hasty: Runner, lab: Any, ledger: Fake
         time.sleep(0.06)
     assert lab.addresses == {str(A)}
     assert "set_field" in lab.flow()
+
+
+def test_a_link_that_was_down_for_long_while_a_pass_went_on_counts(
+    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row
+) -> None:
+    ledger.begin("e1", row(acknowledged=True))
+    hasty.step()
+    ledger.away = True
+    hasty.step()
+    lab.fake.links.carrier = False
+    hasty.look_anew()  # the kernel tells of it
+    time.sleep(0.06)
+    lab.fake.links.carrier = True
+    hasty.look_anew()
+    hasty.step()
+    assert lab.addresses == set()
 
 
 def test_a_cut_that_ends_in_time_is_forgotten(hasty: Runner, lab: Any, ledger: FakeLedger, row: Row) -> None:
@@ -552,3 +569,43 @@ def test_who_is_told_of_a_change_looks_though_it_was_nudged(
     runner.wake()
     runner.step()
     assert lab.flow() != ""
+
+
+def test_its_own_writing_brings_one_look_a_moment_later(lab: Any, ledger: FakeLedger, told: Told, row: Row) -> None:
+    runner = restarted(lab, ledger, told)
+    ledger.begin("e1", row())
+    stop = threading.Event()
+    loop = threading.Thread(target=runner.run, args=(stop, 60))
+    watch = threading.Thread(target=runner.watch, args=(lab.fake.flows, runner.touched, stop))
+    loop.start()
+    watch.start()
+    try:
+        eventually(lambda: lab.addresses)
+        lab.fake.flows.wipe()  # told within the moment in which it may be the runner's own doing
+        eventually(lab.flow)
+    finally:
+        stop.set()
+        runner.wake()
+        loop.join(5)
+        watch.join(5)
+    assert not loop.is_alive()
+
+
+def test_nudges_do_not_put_the_look_by_the_clock_off(lab: Any, ledger: FakeLedger, told: Told, row: Row) -> None:
+    runner = restarted(lab, ledger, told)
+    ledger.begin("e1", row())
+    stop = threading.Event()
+    loop = threading.Thread(target=runner.run, args=(stop, 0.5))
+    loop.start()
+    try:
+        eventually(lab.flow)
+        lab.fake.flows.wipe()  # and nobody tells
+        deadline = time.monotonic() + 5
+        while not lab.flow() and time.monotonic() < deadline:
+            runner.wake()
+            time.sleep(0.05)
+        assert lab.flow()
+    finally:
+        stop.set()
+        runner.wake()
+        loop.join(5)
