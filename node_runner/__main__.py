@@ -30,6 +30,8 @@ from node_runner.programmer import Programmer
 from node_runner.runner import Runner
 
 TELL_GUARD_SECONDS = 5.0
+REDIS_SECONDS = 0.75
+"""How long Redis is waited for, twice. A node that is cut off must know it before others have its addresses."""
 _log = structlog.get_logger()
 
 
@@ -57,7 +59,7 @@ def main() -> None:
         iptables=None if current.iptables == "auto" else current.iptables,
     )
     timing = ProbeTiming(current.probe_count, current.probe_interval, current.probe_wait)
-    ledger = Ledger(current.redis_url, timeout=2.0)
+    ledger = Ledger(current.redis_url, timeout=REDIS_SECONDS)
     app = Celery("hawse-node-runner")
     app.conf.update(node_config(current.redis_url, current.node_name))
     sending = Celery("hawse-sender", set_as_current=False)

@@ -90,6 +90,15 @@ class Programmer:
         """The node's interface as it is now."""
         return self._drivers.links.facts()
 
+    def let_go(self) -> None:
+        """Takes all of our addresses off the interface at once. For a node without a link, from which no packet leaves;
+        the next pass sees to the flows and rules."""
+        try:
+            for address, error in self._drivers.links.apply(frozenset(), self._drivers.links.read()).items():
+                _log.error("address not removed", address=str(address), reason=error.reason, error=str(error))
+        except NodeError as error:
+            _log.error("addresses not removed", reason=error.reason, error=str(error))
+
     def announce(self, addresses: Iterable[Address]) -> None:
         """Tells the link which of `addresses` this node has."""
         link = self._drivers.links.facts()

@@ -138,10 +138,12 @@ class Runner:
         self._note_carrier()
         if self._look_at <= began:
             self._untouched, self._look_at = False, float("inf")
-        # Whoever must let go does so first: to ask a ledger that is away takes seconds.
+        # Whoever must let go does so first: to ask a ledger that is away takes a second or two.
         current = self._hears = not self._yields() and self._refresh()
         if current:
             self._longest_cut = 0.0
+        else:
+            self._yields()
         link: LinkFacts | None = None
         claims: tuple[Claim, ...] = ()
         problem = ""
@@ -199,8 +201,10 @@ class Runner:
             return False
         _log.error("without a link and without the table: gives its addresses up", namespaces=len(mine))
         self._table |= {row.netid: replace(row, hops=()) for row in mine}
+        if self._down_since is not None:
+            self._programmer.let_go()
         self._epoch, self._change = "", 0  # the next table that is heard is read whole
-        self._news = True
+        self._news, self._untouched = True, False
         return True
 
     def addresses_of(self, node: str) -> frozenset[Address]:

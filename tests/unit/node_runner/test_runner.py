@@ -507,6 +507,27 @@ def test_with_either_of_them_it_keeps_them(hasty: Runner, lab: Any, ledger: Fake
     assert "set_field" in lab.flow()
 
 
+def test_they_go_before_anything_else_is_looked_at(
+    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.begin("e1", row(acknowledged=True))
+    hasty.step()
+    ledger.away, lab.fake.links.carrier = True, False
+    hasty.step()
+    time.sleep(0.06)
+    held: list[set[str]] = []
+    read = lab.fake.flows.read
+
+    def slow(**options: Any) -> Any:
+        held.append(lab.addresses)
+        return read(**options)
+
+    monkeypatch.setattr(lab.fake.flows, "read", slow)
+    hasty.step()
+    assert held
+    assert held[0] == set()
+
+
 def test_a_link_that_was_down_for_long_while_a_pass_went_on_counts(
     hasty: Runner, lab: Any, ledger: FakeLedger, row: Row
 ) -> None:
