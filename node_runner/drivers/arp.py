@@ -23,6 +23,7 @@ _ETHERNET = struct.Struct("!6s6sH")
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
 _RECEIVE_BUFFER = 1 << 20
 """A thousand probed addresses may answer at once."""
+_BACKLOG_SECONDS = 1.0
 _DEFAULT_TIMING = ProbeTiming()
 
 
@@ -140,8 +141,9 @@ def _listen(
     claims: bool,
 ) -> None:
     """Adds to `taken` what other hosts answer for until `end`, and with `claims` also what they probe for."""
-    while (left := end - time.monotonic()) > 0 and len(taken) < len(wanted):
-        ready, _, _ = select.select([link], [], [], left)
+    # What has come by the end counts, though this process was kept from reading it: else a busy node would hear nobody.
+    while len(taken) < len(wanted) and (now := time.monotonic()) < end + _BACKLOG_SECONDS:
+        ready, _, _ = select.select([link], [], [], max(0.0, end - now))
         if not ready:
             return
         try:

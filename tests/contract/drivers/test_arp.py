@@ -12,6 +12,7 @@ import pytest
 
 from egress.addresses import Address
 from lab.fakes.node import FakeArp, fake_node
+from node_runner.drivers import arp as arp_driver
 from node_runner.drivers.arp import LinkArp
 from node_runner.drivers.errors import LinkFailed, NotSupported
 from node_runner.drivers.links import InterfaceLinks
@@ -186,3 +187,26 @@ def test_several_may_ask_at_once_and_while_another_probes(neighbour: Netns) -> N
     thread.join()
     assert len(answers) >= 6
     assert not any(answers)
+
+
+def test_an_answer_counts_though_it_is_read_late(neighbour: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process was kept from running until the wait was over."""
+    del neighbour
+    link = InterfaceLinks(NODE_IP).facts()
+    send = arp_driver._send
+
+    def send_and_sleep(*arguments: object) -> None:
+        send(*arguments)  # type: ignore[arg-type]
+        time.sleep(0.1)
+
+    clock = time.monotonic
+    offset = 0.0
+
+    def jumping() -> float:
+        nonlocal offset
+        offset += 0.2
+        return clock() + offset
+
+    monkeypatch.setattr(arp_driver, "_send", send_and_sleep)
+    monkeypatch.setattr(arp_driver.time, "monotonic", jumping)
+    assert LinkArp().who_has(link, NODE_IP, [NEIGHBOUR], ProbeTiming(1, 0.0, 0.05)) == {NEIGHBOUR: NEIGHBOUR_MAC}
