@@ -152,7 +152,7 @@ class NamespaceTasks:
             if netid in taken:
                 cluster.ledger.netids.pop(name)
                 raise WaitingError("somebody else has that NetID by now")
-            if not self._is_dropped(name, netid):
+            if not self._is_dropped(netid):
                 raise WaitingError("the nodes do not drop it yet")
             self.binding(netid)
             annotations = {CREATED_ANNOTATION: "true"}
@@ -168,10 +168,11 @@ class NamespaceTasks:
             if bound != there.egress_ips:
                 cluster.patch(cluster.net_namespaces, name, replace(there, egress_ips=bound))
 
-    def _is_dropped(self, name: str, netid: int) -> bool:
+    def _is_dropped(self, netid: int) -> bool:
         cluster, ledger = self.cluster, self.cluster.ledger
         row = ledger.table.rows.get(netid)
-        change = ledger.changed_at[netid] if row is not None and row.namespace == name else None
+        # A drop that stands for another will do: the worker finds no row of its own, and goes on after `fence_wait`.
+        change = ledger.changed_at[netid] if row is not None and not row.hops else None
         nodes = list(cluster.host_subnets)
         return not lagging(nodes, ledger.reports, ledger.table.epoch, change, now=cluster.now, began=ledger.began)
 

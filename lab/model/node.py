@@ -70,6 +70,7 @@ class SimNode:
         self.checked: Callable[[], None] = lambda: None
         self._neighbours = neighbours
         self._writes_left: int | None = None
+        self._injected: BaseException | None = None
         self._failure: Callable[[], BaseException] = KilledError
         self._start()
 
@@ -160,7 +161,7 @@ class SimNode:
 
     def stop_at(self, writes: int | None, failure: Callable[[], BaseException] = KilledError) -> None:
         """The write after the next `writes` ones fails, before it does anything; None: none does."""
-        self._writes_left, self._failure = writes, failure
+        self._writes_left, self._failure, self._injected = writes, failure, None
 
     # What it does
 
@@ -197,9 +198,9 @@ class SimNode:
             problem = f"{error.reason}: {error}"
             self._programmer.forget_facts()
             if self.table is not None:
-                self.end(self.table.rows, whole=False)
+                self.end(self.table.rows, problem=problem)
         finally:
-            self._writes_left = None
+            self.stop_at(None)
         table = self.table if current and self.table is not None else Table()
         applied = 0 if problem else table.change
         link = "" if problem else f"{self.node_ip}/24"
@@ -210,7 +211,7 @@ class SimNode:
         self.begin(rows)
         result = self._programmer.run(rows, resting={}, fresh=self._fresh)
         self._fresh = False
-        self.end(rows, whole=True)
+        self.end(rows)
         return result.claims
 
     def read_table(self) -> None:
@@ -223,12 +224,13 @@ class SimNode:
         self.known &= rows.keys()
         self.may_use |= self._given(rows)
 
-    def end(self, rows: Rows, *, whole: bool) -> None:
-        """A pass has come to its end, or with an error to its retreat: what it could not program is closed then, unless
-        the bridge itself is away."""
-        if whole:
+    def end(self, rows: Rows, *, problem: str = "") -> None:
+        """A pass has come to its end, or because of a `problem` to its retreat: what it could not program is closed
+        then, unless the bridge itself is away or the retreat's own write was the one that failed."""
+        if not problem:
             self.may_use, self.done_at = self._given(rows), self.read_at
-        if whole or self.fake.flows.present:
+        in_retreat = self._injected is not None and str(self._injected) not in problem
+        if not problem or (self.fake.flows.present and not in_retreat):
             self.known, self.excused = frozenset(rows), False
 
     def _given(self, rows: Rows) -> Given:
@@ -239,7 +241,8 @@ class SimNode:
         if self._writes_left is not None:
             if self._writes_left == 0:
                 self._writes_left = None
-                raise self._failure()
+                self._injected = self._failure()
+                raise self._injected
             self._writes_left -= 1
         before = self.fake.links._own.copy()
         result = do()

@@ -82,13 +82,12 @@ class RealRunner:
         try:
             self._ledger.beat(self.node.name, self.node.node_ip, PATIENCE)
             self._runner.step()
+            if table.epoch and self._said is not None:
+                self.node.end(table.rows, problem=self._said.problem)
         except KilledError:
             self._start()
-            return
         finally:
             self.node.stop_at(None)
-        if table.epoch and self._said is not None:
-            self.node.end(table.rows, whole=not self._said.problem)
 
 
 def table_of(ledger: Ledger) -> Table:

@@ -166,6 +166,7 @@ class World:
         return (
             [dict(kind) for kind in (cluster.namespaces, cluster.net_namespaces, cluster.host_subnets, cluster.claims)],
             cluster.ledger.table,
+            dict(cluster.ledger.netids),
             {name: replace(report, at=0.0, heard=0.0) for name, report in cluster.ledger.reports.items()},
             {address: (entry.state, entry.holder) for address, entry in cluster.ledger.addresses.items()},
             {name: node.found() for name, node in cluster.nodes.items()},
