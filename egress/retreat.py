@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from egress.addresses import Address
 from egress.delta import FlowChange, Found, RulesFound, dropping, mark_in, marks_of, netid_of
-from egress.program import SNAT_CHAIN, SPINE_CHAINS, Flow, Layout, Rule, flow_of, leaves_of, rules_of
+from egress.program import SNAT_CHAIN, SPINE_CHAINS, Flow, Group, Layout, Rule, flow_of, leaves_of, rules_of
 from egress.table import Steering
 
+_TUNNEL_TARGET = re.compile(r"set_field:([0-9A-Fa-f.:]+)->tun_dst")
 _MARK_MATCH = re.compile(r"--mark (0x[0-9a-f]+)")
 
 
 def retreat(table: Iterable[Steering], node: str, found: Found, layout: Layout) -> FlowChange:
     """The drops that need no fact of the node but its flows.
 
-    Every row gets one, unless a flow of ours drops or steers it already, or hands its packets to the address that the
-    row gives `node`, all of whose rules stand. So does any other flow of ours that hands packets to an address. Where
-    addresses and rules could not be read, `found` is without them: then no rule counts as standing.
+    Every row gets one, unless a flow of ours drops it already, steers it to nodes that the row steers it to, or hands
+    its packets to the address that the row gives `node`, all of whose rules stand. So does any other flow of ours that
+    hands packets to an address. Where addresses and rules could not be read, `found` is without them: then no rule
+    counts as standing.
     """
     rows = list(table)
     given = {(row.netid, hop.address) for row in rows for hop in row.hops if hop.node == node}
     carrying = {mark: address for address, mark in _whole(found.rules, layout).items() if address in found.addresses}
+    steered = {
+        row.netid: frozenset(str(hop.node_ip) for hop in row.hops if hop.acknowledged and hop.node != node)
+        for row in rows
+    }
+    groups = {group.group_id: group for group in found.groups}
     sound: set[tuple[int, int, str]] = set()
     drops: dict[tuple[int, int, str], Flow] = {}
     for flow in found.flows:
         mark = mark_in(flow)
         if mark is None:
-            good = flow.actions == "drop" or "->tun_dst" in flow.actions or flow.actions.startswith("group:")
+            good = flow.actions == "drop" or _targets(flow, groups) <= steered.get(netid_of(flow), frozenset())
         else:
             good = (netid_of(flow), carrying.get(mark)) in given
             if not good:
@@ -41,6 +48,15 @@ def retreat(table: Iterable[Steering], node: str, found: Found, layout: Layout) 
         if drop.key not in sound and drop.key not in found.foreign_flows:
             drops[drop.key] = drop
     return FlowChange(add=tuple(sorted(drops.values())))
+
+
+def _targets(flow: Flow, groups: Mapping[int, Group]) -> frozenset[str]:
+    """The nodes' IPs that a steering flow sends packets to; an empty text among them where that is not known."""
+    text = flow.actions
+    if text.startswith("group:"):
+        group = groups.get(int(text.removeprefix("group:")))
+        text = " ".join(group.buckets) if group is not None else ""
+    return frozenset(_TUNNEL_TARGET.findall(text)) or frozenset({""})
 
 
 def _whole(found: RulesFound, layout: Layout) -> dict[Address, int]:

@@ -261,7 +261,7 @@ class Programmer:
         first."""
         try:
             flows = self._drivers.flows.read()
-            found = Found(flows=flows.flows, foreign_flows=flows.foreign)
+            found = Found(flows=flows.flows, groups=flows.groups, foreign_flows=flows.foreign)
             try:
                 found = replace(found, addresses=self._drivers.links.read())
                 found = replace(found, rules=self._drivers.nat.read())

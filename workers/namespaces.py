@@ -359,7 +359,9 @@ def _annotated(namespace: Namespace | None) -> tuple[Address, ...]:
 
 
 def _pool_of(context: Context, namespace: Namespace, address: Address) -> str:
-    """The pool that gave the address: the one that would be chosen now, if it covers it, else any that does."""
+    """The pool that gave the address: the one that would be chosen now, if it covers it, else any that does. An address
+    that no pool covers any more was given before the one that would be chosen was edited: there it stays, and says so.
+    """
     offer = context.ledger.offer()
     try:
         choice = pools.choose(namespace.name, namespace.labels, namespace.annotations, offer.pools)
@@ -367,6 +369,8 @@ def _pool_of(context: Context, namespace: Namespace, address: Address) -> str:
         choice = None
     covering = [pool for pool in offer.pools if any(address in piece for piece in pools.ranges(pool))]
     if choice is not None and choice.pool in covering:
+        return choice.pool.name
+    if not covering and choice is not None:
         return choice.pool.name
     if not covering:
         raise PermanentError(f"address {address} of namespace {namespace.name} is in no EgressPool")

@@ -86,14 +86,12 @@ def test_a_burst_writes_a_status_at_most_once_a_second_and_looks_again(
         lambda kind, name, *rest, **more: written.append(kind.name) or real(kind, name, *rest, **more),
     )
     world.ledger._redis.set("hawse:pending:census", "1", ex=100)  # somebody has counted just now
-    world.ledger.done_with(f"{PUBLISH_TASK}:later")
     for name in ("a", "b", "c"):
         world.namespace(name)
         world.run(RECONCILE_TASK)
     for name in ("a", "b", "c"):
         world.run(NAMESPACE_TASK, name)
     world.tasks.clear()
-    world.ledger.done_with(f"{PUBLISH_TASK}:later")
     world.run(PUBLISH_TASK)
     assert "EGRESS_POOL" not in written
     assert world.tasks == [(PUBLISH_TASK, ())], "the last change is not left out"
@@ -364,3 +362,16 @@ def test_after_a_flush_quarantined_addresses_still_keep_their_pool(world: Any) -
     world.settle()
     assert status(world) == (9, 0, 1, 8)
     assert A in conditions(world, "EgressPool", "prod")["Deleting"][2]
+
+
+def test_an_address_that_its_pool_excludes_before_it_is_claimed_is_the_namespaces_all_the_same(world: Any) -> None:
+    world.pool("prod", RANGE, addressesPerNamespace=2)
+    world.reconcile()
+    world.namespace("app", address=f"{A},{B}")
+    edit(world, excluded=[B])
+    world.reconcile()
+    claims = world.claims()
+    assert {claims[A][0], claims[B][0]} == {"app"}
+    assert world.bound("app") == [A, B]
+    world.reconcile()
+    assert conditions(world, "EgressAddress", B)["PoolMismatch"][1] == "NotCovered"

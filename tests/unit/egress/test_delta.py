@@ -452,6 +452,9 @@ def test_a_node_that_cannot_be_programmed_drops_whatever_is_not_sure(data: st.Da
         flow = model.flows.get(key)
         assert flow or key in model.foreign_flows
         assert flow is None or not flow.actions.startswith("goto_table")
+        elsewhere = {str(hop.node_ip) for hop in row.hops if hop.acknowledged and hop.node != NODE}
+        if flow is not None and "->tun_dst" in flow.actions:  # it may be of an earlier table
+            assert flow.actions.partition("set_field:")[2].partition("->tun_dst")[0] in elsewhere
     program = render(table, FACTS, layout, marks=model.marks())
     for flow in model.flows.values():
         if (mark := mark_in(flow)) is not None:
