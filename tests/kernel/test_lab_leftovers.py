@@ -15,10 +15,11 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _OWNER = """
-import pathlib, sys, threading, time
+import pathlib, signal, sys, threading, time
 from lab.net.broker import Broker
 from lab.net.network import NetworkLab
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests behind it ignores it
 work = pathlib.Path(sys.argv[1])
 with NetworkLab(work / "lab") as lab, Broker(work / "broker", lab.holder):
     lab.spawn("node1", ["sleep", "600"])
