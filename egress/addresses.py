@@ -210,3 +210,14 @@ def assign_marks(addresses: Iterable[Address], previous: Mapping[Address, int] |
         marks[address] = mark
         taken.add(mark)
     return marks
+
+
+def addresses_of(texts: Iterable[str]) -> list[Address]:
+    """The addresses among `texts`, without what is none: planning names that, with its object."""
+    found = []
+    for text in texts:
+        try:
+            found.append(parse_address(text))
+        except AddressError:
+            continue
+    return found

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
-from egress.addresses import Address, AddressError, parse_address, parse_network
+from egress.addresses import Address, AddressError, addresses_of, parse_address, parse_network
 from egress.board import Unplaced
 from egress.objects import EgressAddress, EgressPool, HostSubnet, NetNamespace, Origin, Phase
 
@@ -153,17 +153,6 @@ class _Building:
             self._residents.append(Resident(item, node, move_to, fixed))
         else:
             self._homeless.append(item)
-
-
-def addresses_of(texts: Iterable[str]) -> list[Address]:
-    """The addresses among `texts`. Planning names those that are none, with their object."""
-    found = []
-    for text in texts:
-        try:
-            found.append(parse_address(text))
-        except AddressError:
-            continue
-    return found
 
 
 def cidrs_of(subnet: HostSubnet) -> tuple[IPv4Network | IPv6Network, ...]:

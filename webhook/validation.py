@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface
 
 from egress import pools
-from egress.addresses import Address, AddressError, Range, parse_address, subtract
+from egress.addresses import Address, AddressError, Range, addresses_of, parse_address, subtract
 from egress.listing import Listed
 from egress.objects import ADDRESSES_ANNOTATION, EgressAddress, EgressPool, HostSubnet, NetNamespace
 from egress.planning import MAX_NETID
@@ -51,17 +51,6 @@ class Facts:
         """The namespaces whose NetNamespace lists the address, or that Hawse has given it to."""
         kind, _, name = self.entries.get(address, ("", ""))[1].partition("/")
         return frozenset(self.listed.get(address, Listed()).namespaces) | ({name} if kind == "ns" else frozenset())
-
-
-def addresses_of(texts: Iterable[str]) -> list[Address]:
-    """The addresses among `texts`, whatever else is there."""
-    found = []
-    for text in texts:
-        try:
-            found.append(parse_address(text))
-        except AddressError:
-            continue
-    return found
 
 
 def namespace_addresses(annotations: Mapping[str, str], given: Collection[Address]) -> bool:

@@ -14,6 +14,7 @@ import structlog
 from egress import pools
 from egress.adapters import manifests
 from egress.adapters.ledger import Ledger, Offer, name_holder, request_holder
+from egress.addresses import addresses_of
 from egress.objects import ADDRESSES_ANNOTATION, OPERATION_ANNOTATION
 from egress.operations import TransientError
 from webhook import review, validation
@@ -114,7 +115,7 @@ class Validator:
 
     def _known(self, texts: Iterable[str] | None, *, table: bool, node: str) -> tuple[Facts, list[str]]:
         offer: Offer = self.ledger.offer()
-        addresses = validation.addresses_of(texts or ())
+        addresses = addresses_of(texts or ())
         entries = self.ledger.usage() if texts is None else self.ledger.entries(addresses)
         listed = self.ledger.listed(addresses) if addresses else {}
         # Not yet known: what the index says for sure is said all the same.

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import structlog
 
-from egress.addresses import Address, AddressError, parse_address
+from egress.addresses import Address, addresses_of
 from egress.liveness import Silence, Verdict, judge
 from egress.messages import PLACE_TASK, PUBLISH_TASK
 from egress.objects import HostSubnet
@@ -48,17 +48,18 @@ def run(context: Context) -> dict[str, float]:
         rejoining = {node: since for node, since in returned.items() if now - since < context.settings.rejoin_after}
         for subnet in subnets:
             if subnet.name in lost and subnet.name not in before:
-                context.ledger.begin_failover(_addresses(subnet), lost[subnet.name])
+                context.ledger.begin_failover(addresses_of(subnet.egress_ips), lost[subnet.name])
         if lost != before or rejoining != context.ledger.returned():
             context.ledger.set_lost(lost, rejoining)
     for subnet in subnets:
         if subnet.name in lost.keys() - before.keys():
-            addresses = _addresses(subnet)
+            addresses = addresses_of(subnet.egress_ips)
             _log.error("node is lost", node=subnet.name, addresses=list(map(str, addresses)))
             metrics.nodes_lost.inc()
     if lost.keys() != before.keys():
         context.ledger.end_rest(PLACE_TASK, PUBLISH_TASK)
-    if lost.keys() != before.keys() or any(_addresses(subnet) for subnet in subnets if subnet.name in lost):
+    stranded = any(addresses_of(subnet.egress_ips) for subnet in subnets if subnet.name in lost)
+    if stranded or lost.keys() != before.keys():
         context.ask(PLACE_TASK)  # which asks for publishing: before it, that would make one pass more for the nodes
     return lost
 
@@ -101,14 +102,6 @@ def _on_link(reports: Iterable[NodeReport], subnet: HostSubnet) -> int:
         with suppress(ValueError):
             count += ipaddress.ip_address(subnet.host_ip) in ipaddress.ip_interface(report.link).network
     return count
-
-
-def _addresses(subnet: HostSubnet) -> list[Address]:
-    found = []
-    for text in subnet.egress_ips:
-        with suppress(AddressError):
-            found.append(parse_address(text))
-    return found
 
 
 def finish(context: Context, plan: Plan, lost: Collection[str], claimed: Collection[Address]) -> None:

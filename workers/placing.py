@@ -11,9 +11,9 @@ import structlog
 
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, NotFoundError, RefusedError
-from egress.addresses import Address, AddressError, object_name, parse_address
+from egress.addresses import Address, AddressError, addresses_of, object_name, parse_address
 from egress.board import Board, Candidate
-from egress.hosting import Hosting, addresses_of, cidrs_of, hosting
+from egress.hosting import Hosting, cidrs_of, hosting
 from egress.messages import PLACE_TASK, PUBLISH_TASK
 from egress.moves import Cause, Move, has_arrived, next_move
 from egress.objects import MOVE_ANNOTATION, NO_LIMIT, EgressAddress, HostSubnet, Node, Phase

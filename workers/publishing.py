@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from egress.hosting import addresses_of
+from egress.addresses import addresses_of
 from egress.listing import who_lists
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
 from egress.operations import TransientError

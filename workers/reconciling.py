@@ -13,7 +13,7 @@ from egress import pools
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, Manifest
 from egress.adapters.ledger import Holding, Offer, holder_of, manual_holder, name_holder, node_holder
-from egress.addresses import Address, AddressError, from_object_name, object_name, parse_address
+from egress.addresses import Address, AddressError, addresses_of, from_object_name, object_name, parse_address
 from egress.messages import FAILOVER_TASK, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
 from egress.objects import CREATED_ANNOTATION, EgressAddress, HostSubnet, Namespace, NetNamespace, Origin, Phase
 from egress.operations import PermanentError, Step
@@ -120,8 +120,8 @@ def _end_quarantines(context: Context) -> int:
     if not over:
         return 0
     ended = 0
-    hosted = {address for subnet in context.host_subnets() for address in _parsed(subnet.egress_ips)}
-    bound = {(item.name, address) for item in context.net_namespaces() for address in _parsed(item.egress_ips)}
+    hosted = {address for subnet in context.host_subnets() for address in addresses_of(subnet.egress_ips)}
+    bound = {(item.name, address) for item in context.net_namespaces() for address in addresses_of(item.egress_ips)}
     for claim in over:
         address = parse_address(claim.address)
         if address in hosted:
@@ -186,7 +186,7 @@ def _holdings(
     if rebuilding:
         holdings = {holding.address: holding for holding in carried}
     for item in listings:
-        for address in _parsed(item.egress_ips):
+        for address in addresses_of(item.egress_ips):
             by_hand = manual_holder if isinstance(item, NetNamespace) else node_holder
             holdings[address] = Holding(address, by_hand(item.name))
     for claim in claims:
@@ -207,7 +207,7 @@ def _left_behind(bindings: Iterable[NetNamespace], names: AbstractSet[str], clai
         if binding.name not in names
         and (
             binding.annotations.get(CREATED_ANNOTATION) == "true"
-            or any((binding.name, address) in ours for address in _parsed(binding.egress_ips))
+            or any((binding.name, address) in ours for address in addresses_of(binding.egress_ips))
         )
     }
 
@@ -283,12 +283,4 @@ def _annotated(namespace: Namespace) -> tuple[Address, ...]:
 
 
 def _node_ips(subnets: list[HostSubnet]) -> frozenset[Address]:
-    return frozenset(_parsed(subnet.host_ip for subnet in subnets))
-
-
-def _parsed(texts: Iterable[str]) -> list[Address]:
-    found = []
-    for text in texts:
-        with suppress(AddressError):
-            found.append(parse_address(text))
-    return found
+    return frozenset(addresses_of(subnet.host_ip for subnet in subnets))
