@@ -367,10 +367,11 @@ def watching(world: Any) -> Any:
 
 def seen(world: Any, task: str, *arguments: str) -> bool:
     """Whether the task was asked for; what was seen is forgotten, as a worker would take it."""
-    found = (task, arguments) in world.tasks
-    while world.tasks:
+    found = False
+    while world.tasks:  # watchers add to it all the while: each is looked at as it is taken
         name, rest = world.tasks.pop(0)
         world.ledger.done_with(":".join((name, *rest)))
+        found |= (name, rest) == (task, arguments)
     return found
 
 
