@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 POOL_ANNOTATION = "egress.hawse.dev/pool"
@@ -26,6 +26,8 @@ CAPACITY_ANNOTATION = "cloud.network.openshift.io/egress-ipconfig"
 """On a Node, by the cloud's controller: how many egress addresses the cloud lets it have."""
 POOL_FINALIZER = "egress.hawse.dev/in-use"
 """On an EgressPool: it stays, and gives nothing any more, until nobody has an address of it."""
+RETRY_TICKET_ANNOTATION = "egress.hawse.dev/retry-ticket"
+"""On an EgressAddress: tell the firewall team again what could not be told. Hawse takes the annotation away."""
 OPT_OUT = "none"
 _OPERATION = re.compile(r"[0-9A-Za-z-]{1,64}")
 
@@ -194,6 +196,17 @@ class Condition:
     observed_generation: int | None = None
 
 
+def dated(conditions: Iterable[Condition], before: Iterable[Condition], now: str) -> tuple[Condition, ...]:
+    """Each condition with the time at which its status last changed: that of `before`, or `now` (RFC 3339)."""
+    known = {condition.type: condition for condition in before}
+    result = []
+    for condition in conditions:
+        old = known.get(condition.type)
+        since = old.last_transition if old is not None and old.status == condition.status else now
+        result.append(replace(condition, last_transition=since))
+    return tuple(result)
+
+
 @dataclass(frozen=True, slots=True)
 class PoolCounts:
     """How full a pool is, in addresses: allocated, quarantined and free ones together are its capacity."""
@@ -234,6 +247,72 @@ class Phase(StrEnum):
     QUARANTINED = "Quarantined"
 
 
+class Event(StrEnum):
+    """What the firewall team is told of an address."""
+
+    ASSIGNED = "assigned"
+    MOVED = "moved"
+    CONFLICT = "conflict"
+    RELEASED = "released"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What the firewall team has been told of one assignment of an address, and where.
+
+    An address is assigned anew each time that its namespace takes it up again; `serial` counts that from 1.
+    """
+
+    profile: str
+    serial: int = 1
+    told: Event | None = None
+    """The last of assigned, released and quarantined that was told."""
+    node: str = ""
+    """The node that was told last."""
+    conflict: str = ""
+    """The conflict that was told last, while it lasts."""
+    notes: int = 0
+    """How many moves and conflicts were told."""
+    reference: str = ""
+    """What people call the ticket, such as CHG0030001."""
+    url: str = ""
+    handle: str = ""
+    """What the ticket system's API calls it."""
+    at: float = 0.0
+    """When something was told last, in seconds since the epoch."""
+    ended: bool = False
+    """The assignment is over: what is owed is the release."""
+    sending: Event | None = None
+    """What somebody is telling, or died while telling: it may have been received."""
+    sending_until: float = 0.0
+    """Until when whoever tells has the word alone, in seconds since the epoch."""
+    failed: Event | None = None
+    """What could not be told, and is not tried again until somebody asks for it."""
+    failure: str = ""
+    """Why."""
+
+
+class Verdict(StrEnum):
+    """What the firewall team, or somebody on its behalf, has decided."""
+
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    WITHDRAWN = "withdrawn"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Who has decided what, when (seconds since the epoch), by which way, and why. `id` is the message that said so."""
+
+    verdict: Verdict
+    by: str
+    at: float
+    source: str
+    reason: str = ""
+    id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class EgressAddress:
     """The durable claim of one address by one namespace; its object's name is the address."""
@@ -255,6 +334,17 @@ class EgressAddress:
     """The admission that it came from, see `operation_of`; "" if it came from none."""
     move_to: str = ""
     """The node that somebody wants it on, see `MOVE_ANNOTATION`; "" for none."""
+    uid: str = ""
+    approval_required: bool = False
+    """Whether nothing leaves with it until somebody has approved: what its pool said when it was claimed."""
+    ticket: Ticket | None = None
+    decision: Decision | None = None
+    """The last one about this assignment."""
+
+    @property
+    def withheld(self) -> bool:
+        """Whether nothing may leave with it, for want of an approval."""
+        return self.approval_required and (self.decision is None or self.decision.verdict is not Verdict.APPROVED)
 
     @property
     def adopted(self) -> bool:

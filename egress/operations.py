@@ -20,6 +20,8 @@ class Step(StrEnum):
     MOVE = "move"
     PROGRAM = "program"
     FAILOVER = "failover"
+    TICKET = "ticket"
+    DECISION = "decision"
     RELEASE = "release"
     QUARANTINE = "quarantine"
 

@@ -11,11 +11,19 @@ from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, Manifest, NotFoundError
 from egress.adapters.ledger import Offer
 from egress.addresses import Address, object_name, parse_address
-from egress.objects import POOL_FINALIZER, Condition, EgressAddress, EgressPool, Namespace, PoolCounts, PoolHeader
+from egress.objects import (
+    POOL_FINALIZER,
+    Condition,
+    EgressAddress,
+    EgressPool,
+    Namespace,
+    PoolCounts,
+    PoolHeader,
+    dated,
+)
 from egress.operations import PermanentError, TransientError
 from egress.stock import MISMATCH, Entry, Stock
 from workers.context import Context, readable
-from workers.status import dated
 
 _log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ import structlog
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, NotFoundError
 from egress.addresses import Address, AddressError, object_name, parse_address
-from egress.objects import Condition, EgressAddress, HostSubnet, NetNamespace, Phase
+from egress.objects import Condition, EgressAddress, HostSubnet, NetNamespace, Phase, dated
 from egress.operations import Outcome, PermanentError, Step
 from egress.planning import Plan
 from egress.table import Claim, NodeReport
@@ -212,14 +212,3 @@ def foreign(claim: EgressAddress) -> list[Condition]:
 def _names(reason: str, address: str) -> bool:
     """Whether `reason` names the address itself, and not one that begins with it."""
     return address in re.findall(r"[0-9A-Fa-f:.]+", reason)
-
-
-def dated(conditions: Iterable[Condition], before: Iterable[Condition], now: str) -> tuple[Condition, ...]:
-    """Each condition with the time at which its status last changed: that of `before`, or `now` (RFC 3339)."""
-    known = {condition.type: condition for condition in before}
-    result = []
-    for condition in conditions:
-        old = known.get(condition.type)
-        since = old.last_transition if old is not None and old.status == condition.status else now
-        result.append(replace(condition, last_transition=since))
-    return tuple(result)

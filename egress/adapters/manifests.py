@@ -32,8 +32,10 @@ from egress.objects import (
     OPERATION_ANNOTATION,
     Capacity,
     Condition,
+    Decision,
     EgressAddress,
     EgressPool,
+    Event,
     HostSubnet,
     Namespace,
     NetNamespace,
@@ -47,6 +49,8 @@ from egress.objects import (
     PoolHeader,
     Requirement,
     Selector,
+    Ticket,
+    Verdict,
     operation_of,
 )
 from egress.operations import PermanentError
@@ -151,6 +155,9 @@ class _CloudInterface(_Wire):
 _CLOUD_INTERFACES = msgspec.json.Decoder(tuple[_CloudInterface, ...])
 
 
+_Time = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
 class _NamespaceStatus(_Wire):
     phase: str | None = None
 
@@ -210,12 +217,42 @@ class _AddressSpec(_Wire):
     pool: str
     namespace: _NamespaceReference
     origin: Origin = Origin.AUTOMATIC
+    approval: Literal["none", "required"] | None = None
+
+
+class _Ticket(_Wire):
+    profile: str
+    serial: int = 1
+    told: Event | None = None
+    node: str | None = None
+    conflict: str | None = None
+    notes: int | None = None
+    reference: str | None = None
+    url: str | None = None
+    handle: str | None = None
+    at: _Time | None = None
+    ended: bool | None = None
+    sending: Event | None = None
+    sending_until: _Time | None = None
+    failed: Event | None = None
+    failure: str | None = None
+
+
+class _Decision(_Wire):
+    verdict: Verdict
+    by: str
+    at: _Time
+    source: str
+    reason: str | None = None
+    id: str | None = None
 
 
 class _AddressStatus(_Wire):
     phase: Phase | None = None
     node: str | None = None
-    quarantined_until: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    quarantined_until: _Time | None = None
+    ticket: _Ticket | None = None
+    decision: _Decision | None = None
     conditions: tuple[_Condition, ...] | None = None
 
 
@@ -382,10 +419,42 @@ def egress_address(manifest: object, *, strict: bool = False) -> EgressAddress:
         wire.metadata.creation_timestamp or "",
         operation_of(wire.metadata.annotations or {}),
         (wire.metadata.annotations or {}).get(MOVE_ANNOTATION, "").strip(),
+        wire.metadata.uid or "",
+        spec.approval == "required",
+        _ticket(status.ticket),
+        _decision(status.decision),
     )
 
 
 _NO_STATUS = _AddressStatus()
+
+
+def _ticket(wire: _Ticket | None) -> Ticket | None:
+    if wire is None:
+        return None
+    return Ticket(
+        wire.profile,
+        wire.serial,
+        wire.told,
+        wire.node or "",
+        wire.conflict or "",
+        wire.notes or 0,
+        wire.reference or "",
+        wire.url or "",
+        wire.handle or "",
+        wire.at.timestamp() if wire.at else 0.0,
+        bool(wire.ended),
+        wire.sending,
+        wire.sending_until.timestamp() if wire.sending_until else 0.0,
+        wire.failed,
+        wire.failure or "",
+    )
+
+
+def _decision(wire: _Decision | None) -> Decision | None:
+    if wire is None:
+        return None
+    return Decision(wire.verdict, wire.by, wire.at.timestamp(), wire.source, wire.reason or "", wire.id or "")
 
 
 def _condition(wire: _Condition) -> Condition:
@@ -422,6 +491,7 @@ def egress_address_manifest(value: EgressAddress) -> dict[str, Any]:
             "pool": value.pool,
             "namespace": {"name": value.namespace, "uid": value.namespace_uid},
             "origin": value.origin.value,
+            **({"approval": "required"} if value.approval_required else {}),
         },
     }
 
@@ -433,7 +503,42 @@ def egress_address_status(value: EgressAddress) -> dict[str, Any]:
         "phase": value.phase.value,
         "node": value.node,
         "quarantinedUntil": rfc3339(until) if until else None,
+        **ticket_status(value),
         "conditions": conditions_manifest(value.conditions),
+    }
+
+
+def ticket_status(value: EgressAddress) -> dict[str, Any]:
+    """What the status says of the ticket and of the decision, complete: null where it has no value."""
+    ticket, decision = value.ticket, value.decision
+    return {
+        "ticket": ticket
+        and {
+            "profile": ticket.profile,
+            "serial": ticket.serial,
+            "told": ticket.told,
+            "node": ticket.node,
+            "conflict": ticket.conflict,
+            "notes": ticket.notes,
+            "reference": ticket.reference,
+            "url": ticket.url,
+            "handle": ticket.handle,
+            "at": rfc3339(ticket.at) if ticket.at else None,
+            "ended": ticket.ended,
+            "sending": ticket.sending,
+            "sendingUntil": rfc3339(ticket.sending_until) if ticket.sending_until else None,
+            "failed": ticket.failed,
+            "failure": ticket.failure,
+        },
+        "decision": decision
+        and {
+            "verdict": decision.verdict,
+            "by": decision.by,
+            "at": rfc3339(decision.at),
+            "source": decision.source,
+            "reason": decision.reason,
+            "id": decision.id,
+        },
     }
 
 

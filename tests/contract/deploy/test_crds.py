@@ -196,10 +196,12 @@ def test_durations_that_are_accepted(with_crds: Installed, quarantine: str) -> N
     assert manifests.egress_pool(manifest, strict=True).quarantine >= 0
 
 
-def test_approval_that_nobody_would_ask_for_is_refused(with_crds: Installed) -> None:
-    """Hawse's reader takes it, for the release that has tickets; until then traffic would flow unapproved."""
-    answer, _ = send(with_crds, "EgressPool", "x", pool(approval="required"))
+def test_approval_that_means_nothing_is_refused(with_crds: Installed) -> None:
+    answer, _ = send(with_crds, "EgressPool", "x", pool(approval="perhaps"))
     assert "spec.approval" in causes(answer)
+    answer, manifest = send(with_crds, "EgressPool", "x", pool(approval="required"))
+    assert answer.code == 201, answer.body
+    assert manifests.egress_pool(manifest, strict=True).approval_required
 
 
 @pytest.mark.parametrize(
