@@ -43,7 +43,8 @@ class NamespacePlan:
     """One namespace's outcome.
 
     `via` are the addresses its traffic leaves with now; `claims` are placed without contradiction, but not yet
-    acknowledged by their node, and so carry nothing yet. `reasons` says why an address is not in use.
+    acknowledged by their node, and so carry nothing yet; `withheld` are placed, and nobody has approved them. `reasons`
+    says why an address is not in use.
     """
 
     name: str
@@ -52,6 +53,7 @@ class NamespacePlan:
     via: tuple[Hop, ...] = ()
     claims: tuple[Hop, ...] = ()
     reasons: tuple[str, ...] = ()
+    withheld: tuple[Hop, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,15 @@ def plan(
     *,
     offline: AbstractSet[str] = frozenset(),
     acknowledged: AbstractSet[Acknowledgement] | None = None,
+    withheld: AbstractSet[Address] = frozenset(),
 ) -> Plan:
     """The plan of a whole cluster.
 
     `offline` names nodes that host nothing for now. `acknowledged` holds what the nodes have claimed; None means
-    that they have claimed all of it.
+    that they have claimed all of it. Nothing leaves with addresses that are `withheld`.
     """
     hosting = _Hosting.of(host_subnets)
+    view = _View(offline, acknowledged, withheld)
     owners: dict[Address, set[str]] = defaultdict(set)
     sharing: dict[int, list[NetNamespace]] = defaultdict(list)
     for namespace in net_namespaces:
@@ -111,7 +115,7 @@ def plan(
                 outcomes[namespace.name] = NamespacePlan(namespace.name, netid, state, reasons=reasons)
             continue
         for namespace in group:
-            outcomes[namespace.name] = _outcome(namespace, hosting, owners, offline, acknowledged)
+            outcomes[namespace.name] = _outcome(namespace, hosting, owners, view)
     for outcome in outcomes.values():
         conflicts.update(reason for reason in outcome.reasons if reason.startswith("addresses "))
     return Plan(dict(sorted(outcomes.items())), tuple(sorted(conflicts)))
@@ -135,6 +139,11 @@ def with_claims(net_namespaces: Iterable[NetNamespace], claims: Iterable[EgressA
     return result
 
 
+def withheld(claims: Iterable[EgressAddress]) -> frozenset[Address]:
+    """The addresses that nothing leaves with, for want of an approval. Released ones too: whatever lists them still."""
+    return frozenset(parse_address(claim.address) for claim in claims if claim.withheld)
+
+
 def _refusal(netid: int, group: list[NetNamespace]) -> str | None:
     """Why nothing can be steered by this NetID, or None. Sharing without egress addresses is nobody's concern."""
     with_addresses = sorted(namespace.name for namespace in group if namespace.egress_ips)
@@ -151,12 +160,17 @@ def _refusal(netid: int, group: list[NetNamespace]) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What keeps an address that is placed from carrying traffic."""
+
+    offline: AbstractSet[str]
+    acknowledged: AbstractSet[Acknowledgement] | None
+    withheld: AbstractSet[Address]
+
+
 def _outcome(
-    namespace: NetNamespace,
-    hosting: _Hosting,
-    owners: Mapping[Address, set[str]],
-    offline: AbstractSet[str],
-    acknowledged: AbstractSet[Acknowledgement] | None,
+    namespace: NetNamespace, hosting: _Hosting, owners: Mapping[Address, set[str]], view: _View
 ) -> NamespacePlan:
     if not namespace.egress_ips:
         return NamespacePlan(namespace.name, namespace.netid, State.NORMAL)
@@ -178,15 +192,19 @@ def _outcome(
         crowd[hop.node].append(hop.address)
     via: list[Hop] = []
     claims: list[Hop] = []
+    withheld: list[Hop] = []
     for hop in placed:
         if len(crowd[hop.node]) > 1:
             reasons.append(
                 f"addresses {_listed(map(str, crowd[hop.node]))} of namespace {namespace.name} "
                 f"are all on node {hop.node}"
             )
-        elif hop.node in offline:
+        elif hop.address in view.withheld:
+            withheld.append(hop)
+            reasons.append(f"nobody has approved {hop.address}")
+        elif hop.node in view.offline:
             reasons.append(f"node {hop.node}, which hosts {hop.address}, is offline")
-        elif acknowledged is not None and (hop.address, hop.node, namespace.netid) not in acknowledged:
+        elif view.acknowledged is not None and (hop.address, hop.node, namespace.netid) not in view.acknowledged:
             claims.append(hop)
             reasons.append(f"node {hop.node} has not acknowledged {hop.address}")
         else:
@@ -198,6 +216,7 @@ def _outcome(
         tuple(via),
         tuple(claims),
         tuple(sorted(set(reasons))),
+        tuple(withheld),
     )
 
 

@@ -22,7 +22,16 @@ from egress.adapters.ledger import (
 )
 from egress.addresses import Address, AddressError, object_name, parse_address
 from egress.messages import PLACE_TASK, PUBLISH_TASK
-from egress.objects import ADDRESSES_ANNOTATION, EgressAddress, Namespace, NetNamespace, Origin, Phase, operation_of
+from egress.objects import (
+    ADDRESSES_ANNOTATION,
+    EgressAddress,
+    EgressPool,
+    Namespace,
+    NetNamespace,
+    Origin,
+    Phase,
+    operation_of,
+)
 from egress.operations import Outcome, PermanentError, Step, TransientError
 from egress.stock import Stock
 from workers import adopting, binding, releasing
@@ -269,13 +278,15 @@ def _claim(context: Context, namespace: Namespace, address: Address) -> bool:
 
     That the name exists at most once is the API server's word: no two namespaces can hold one address.
     """
+    pool = _pool_of(context, namespace, address)
     claim = EgressAddress(
         str(address),
-        _pool_of(context, namespace, address),
+        pool.name,
         namespace.name,
         namespace.uid,
         _origin(namespace, address),
         operation=operation_of(namespace.annotations),
+        approval_required=pool.approval_required,
     )
     manifest = manifests.egress_address_manifest(claim)
     manifest["metadata"]["labels"] = {NAMESPACE_LABEL: namespace.name}
@@ -295,15 +306,19 @@ def _claim(context: Context, namespace: Namespace, address: Address) -> bool:
             return False
         if _stands(found, namespace):
             return True
-        _take_back(context, namespace, found)
+        _take_back(context, namespace, found, pool)
     context.record(Step.CLAIM, namespace.name, address=str(address))
     return True
 
 
-def _take_back(context: Context, namespace: Namespace, found: EgressAddress) -> None:
-    """The namespace was created again: the address it had is its own again."""
+def _take_back(context: Context, namespace: Namespace, found: EgressAddress, pool: EgressPool) -> None:
+    """The namespace was created again: the address it had is its own again.
+
+    An approval that it had is not: it was for the assignment that ended.
+    """
     name = object_name(parse_address(found.address))
-    spec = {"namespace": {"name": namespace.name, "uid": namespace.uid}}
+    approval = "required" if pool.approval_required else "none"
+    spec = {"namespace": {"name": namespace.name, "uid": namespace.uid}, "approval": approval}
     metadata = {"resourceVersion": found.resource_version}
     patched = context.cluster.patch(Kind.EGRESS_ADDRESS, name, {"metadata": metadata, "spec": spec})
     patch = {
@@ -358,7 +373,7 @@ def _annotated(namespace: Namespace | None) -> tuple[Address, ...]:
         return ()
 
 
-def _pool_of(context: Context, namespace: Namespace, address: Address) -> str:
+def _pool_of(context: Context, namespace: Namespace, address: Address) -> EgressPool:
     """The pool that gave the address: the one that would be chosen now, if it covers it, else any that does. An address
     that no pool covers any more was given before the one that would be chosen was edited: there it stays, and says so.
     """
@@ -368,13 +383,11 @@ def _pool_of(context: Context, namespace: Namespace, address: Address) -> str:
     except pools.PoolError:
         choice = None
     covering = [pool for pool in offer.pools if any(address in piece for piece in pools.ranges(pool))]
-    if choice is not None and choice.pool in covering:
-        return choice.pool.name
-    if not covering and choice is not None:
-        return choice.pool.name
+    if choice is not None and (choice.pool in covering or not covering):
+        return choice.pool
     if not covering:
         raise PermanentError(f"address {address} of namespace {namespace.name} is in no EgressPool")
-    return min(pool.name for pool in covering)
+    return min(covering, key=lambda pool: pool.name)
 
 
 def _origin(namespace: Namespace, address: Address) -> Origin:

@@ -11,7 +11,7 @@ from egress.addresses import addresses_of
 from egress.listing import who_lists
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
 from egress.operations import TransientError
-from egress.planning import plan, with_claims
+from egress.planning import plan, with_claims, withheld
 from egress.table import (
     NodeReport,
     Steering,
@@ -59,7 +59,13 @@ def run(context: Context) -> int:
             epoch = uuid.uuid4().hex
         held = acknowledged(rows, reports, current.epoch)
         lost = context.ledger.lost()
-        outcome = plan(subnets, with_claims(net_namespaces, claims), offline=lost.keys(), acknowledged=held)
+        outcome = plan(
+            subnets,
+            with_claims(net_namespaces, claims),
+            offline=lost.keys(),
+            acknowledged=held,
+            withheld=withheld(claims),
+        )
         promised = context.ledger.promised_netids(unbound(net_namespaces, claims))
         fenced = fences(known, promised, net_namespaces, claims)
         wanted = held_back(fenced | table_of(outcome), rows, reports, lost, context.ledger.now())

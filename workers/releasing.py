@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 
+from egress import tickets
 from egress.adapters import manifests
 from egress.adapters.cluster import Kind
 from egress.adapters.ledger import name_holder
@@ -65,12 +66,14 @@ def release(
 
 
 def _quarantine(context: Context, claim: EgressAddress, until: float) -> None:
+    claim = tickets.ended(claim)
     patch = {
         "metadata": {"resourceVersion": claim.resource_version},
         "status": {
             "phase": Phase.QUARANTINED.value,
             "node": "",
             "quarantinedUntil": manifests.rfc3339(until),
+            **manifests.ticket_status(claim),
             "conditions": manifests.conditions_manifest(item for item in foreign(claim) if item.type != MISMATCH),
         },
     }

@@ -11,6 +11,7 @@ from typing import Self
 
 import structlog
 
+from egress import tickets
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, NotFoundError
 from egress.addresses import Address, AddressError, object_name, parse_address
@@ -163,10 +164,11 @@ def assess(claim: EgressAddress, seen: Seen, now: str) -> EgressAddress:
     outcome = seen.plan.namespaces.get(claim.namespace)
     via = {hop.address: hop.node for hop in outcome.via} if outcome else {}
     claims = {hop.address: hop.node for hop in outcome.claims} if outcome else {}
+    withheld = {hop.address: hop.node for hop in outcome.withheld} if outcome else {}
     # Where nothing of the namespace is active every reason concerns the address: a shared NetID names none.
     reasons = [reason for reason in outcome.reasons if not via or _names(reason, claim.address)] if outcome else []
     bound = (claim.namespace, address) in seen.bound
-    node = via.get(address) or claims.get(address) or ""
+    node = via.get(address) or claims.get(address) or withheld.get(address) or ""
     answer = seen.said.get((address, node))
     refused = answer is not None and not answer.held and bool(answer.reason)
 
@@ -182,6 +184,9 @@ def assess(claim: EgressAddress, seen: Seen, now: str) -> EgressAddress:
         conditions.append(Condition("Placed", False, reason, "; ".join([*reasons, *unplaced])))
     if address in via:
         conditions.append(Condition("Programmed", True, "Programmed"))
+    elif claim.withheld and not in_conflict:
+        verdict = claim.decision.verdict.value.capitalize() if claim.decision is not None else "AwaitingApproval"
+        conditions.append(Condition("Programmed", False, verdict, f"nobody has approved {claim.address}"))
     elif refused and answer is not None:
         message = "; ".join(filter(None, [answer.message, seen.kept.get(address)]))
         conditions.append(Condition("Programmed", False, answer.reason, message))
@@ -191,11 +196,13 @@ def assess(claim: EgressAddress, seen: Seen, now: str) -> EgressAddress:
     last = next((condition for condition in conditions if not condition.status), None)
     conditions.append(Condition("Ready", ready, "Ready" if ready else last.reason, last.message if last else ""))  # type: ignore[union-attr]
     conditions += foreign(claim)
+    if claim.withheld and not any(condition.type == tickets.FIREWALL_OPEN for condition in conditions):
+        conditions += filter(None, [tickets.firewall_condition(claim, answers=True)])
 
     phase = Phase.PENDING
     if ready:
         phase = Phase.READY
-    elif refused:
+    elif refused and not claim.withheld:
         phase = Phase.FAILED
     elif node:
         phase = Phase.PLACED

@@ -41,8 +41,11 @@ def tasks_for(kind: Kind, change: Change) -> list[tuple[str, ...]]:
             tasks = [(PUBLISH_TASK,), (PLACE_TASK,)]
         case Kind.EGRESS_ADDRESS if change.deleted:
             tasks = [(NAMESPACE_TASK, change.manifest.get("spec", {}).get("namespace", {}).get("name", "default"))]
-        case Kind.EGRESS_ADDRESS if MOVE_ANNOTATION in (change.manifest["metadata"].get("annotations") or {}):
-            tasks = [(PLACE_TASK,)]
+        case Kind.EGRESS_ADDRESS:
+            if MOVE_ANNOTATION in (change.manifest["metadata"].get("annotations") or {}):
+                tasks.append((PLACE_TASK,))
+            if change.manifest.get("spec", {}).get("approval") == "required":
+                tasks.append((PUBLISH_TASK,))  # whoever decides writes nothing but the object
         case Kind.EGRESS_POOL:
             tasks = [(RECONCILE_TASK,)]
         case Kind.NODE:

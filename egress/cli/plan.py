@@ -13,7 +13,7 @@ import msgspec
 from egress.adapters import manifests
 from egress.cli.files import Document, InputError, documents
 from egress.objects import EgressAddress, EgressPool, HostSubnet, NetNamespace, Node
-from egress.planning import NamespacePlan, Plan, plan, with_claims
+from egress.planning import NamespacePlan, Plan, plan, with_claims, withheld
 from egress.program import UNKNOWN_MAC, Layout, NodeFacts, NodeProgram, render
 from egress.table import table_of
 
@@ -103,7 +103,12 @@ def command(  # noqa: PLR0913 - one argument for each option
         known = ", ".join(sorted(objects.host_subnets)) or "none"
         raise click.BadParameter(f"no node {unknown[0]!r} in the input (there are: {known})", param_hint="--offline")
     net_namespaces = with_claims(objects.net_namespaces.values(), objects.addresses.values())
-    outcome = plan(objects.host_subnets.values(), net_namespaces, offline=frozenset(offline))
+    outcome = plan(
+        objects.host_subnets.values(),
+        net_namespaces,
+        offline=frozenset(offline),
+        withheld=withheld(objects.addresses.values()),
+    )
     layout = Layout(cluster_networks, egress_table, egress_table + 1)
     rows = list(table_of(outcome).values())
     programs = {name: render(rows, NodeFacts(name, tun_mac), layout) for name in sorted(objects.host_subnets)}

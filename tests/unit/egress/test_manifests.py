@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -22,8 +23,10 @@ from egress.objects import (
     NO_LIMIT,
     Capacity,
     Condition,
+    Decision,
     EgressAddress,
     EgressPool,
+    Event,
     HostSubnet,
     Namespace,
     NetNamespace,
@@ -34,6 +37,8 @@ from egress.objects import (
     Phase,
     Requirement,
     Selector,
+    Ticket,
+    Verdict,
 )
 from egress.operations import Outcome, outcome_of
 
@@ -374,6 +379,8 @@ def test_the_written_manifest() -> None:
         "phase": "Quarantined",
         "node": "node2",
         "quarantinedUntil": "2027-01-15T08:00:00Z",
+        "ticket": None,
+        "decision": None,
         "conditions": [
             {
                 "type": "Ready",
@@ -385,6 +392,23 @@ def test_the_written_manifest() -> None:
             {"type": "Bound", "status": "True", "reason": "Bound", "message": ""},
         ],
     }
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_ticket_and_a_decision_come_back_as_they_were_written(required: bool) -> None:
+    ticket = Ticket(
+        "firewall", 3, Event.ASSIGNED, "node2", "somebody else has it", 2, "CHG1", "https://t/1", "h1",
+        1_800_000_000.125, True, Event.RELEASED, 1_800_000_015.5, Event.MOVED, "it said no",
+    )  # fmt: skip
+    decision = Decision(Verdict.WITHDRAWN, "alice", 1_800_000_001.25, "callback", "CAB", "msg_1")
+    value = EgressAddress(
+        "10.0.0.1", "p", "n", "u", uid="o-1", approval_required=required, ticket=ticket, decision=decision
+    )
+    manifest = manifests.egress_address_manifest(value)
+    manifest["metadata"]["uid"] = "o-1"
+    for written in (value, replace(value, ticket=Ticket("x"), decision=None), replace(value, ticket=None)):
+        manifest["status"] = manifests.egress_address_status(written)
+        assert manifests.egress_address(msgspec.json.decode(msgspec.json.encode(manifest))) == written
 
 
 def test_a_status_without_quarantine_clears_it_in_a_merge_patch() -> None:

@@ -40,6 +40,12 @@ def test_a_claim_that_went_asks_for_its_namespace_one_that_is_to_move_for_placin
     assert tasks_for(Kind.EGRESS_ADDRESS, wished) == [(PLACE_TASK,)]
 
 
+def test_a_claim_that_somebody_decides_about_is_published() -> None:
+    spec = {"pool": "p", "namespace": {"name": "app"}, "approval": "required"}
+    assert tasks_for(Kind.EGRESS_ADDRESS, change("10.0.0.1", spec=spec)) == [(PUBLISH_TASK,)]
+    assert tasks_for(Kind.EGRESS_ADDRESS, change("10.0.0.1", spec=spec | {"approval": "none"})) == []
+
+
 def test_a_claim_that_is_wished_elsewhere_asks_for_placement() -> None:
     wished = {"name": "10.0.0.1", "resourceVersion": "1", "annotations": {"egress.hawse.dev/move-to": "node2"}}
     assert tasks_for(Kind.EGRESS_ADDRESS, Change({"metadata": wished})) == [(PLACE_TASK,)]
