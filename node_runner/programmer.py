@@ -75,6 +75,7 @@ class Programmer:
         self._facts: NodeFacts | None = None
         self._facts_age = 0
         self._known: Found | None = None
+        self._retreated = False  # what flows pointed to, such as groups, may stand without them
 
     def forget_facts(self) -> None:
         """The bridge may have changed: the next pass reads its facts anew."""
@@ -126,10 +127,13 @@ class Programmer:
         """
         known, self._known = self._known, None
         try:
-            return self._run(list(table.values()), resting, fresh=fresh, known=known if untouched else None)
+            result = self._run(list(table.values()), resting, fresh=fresh, known=known if untouched else None)
         except NodeError:
+            self._retreated = True
             self._retreat(list(table.values()))
             raise
+        self._retreated = False
+        return result
 
     def _run(
         self, rows: list[Steering], resting: Mapping[Address, Refusal], *, fresh: bool, known: Found | None
@@ -151,7 +155,7 @@ class Programmer:
                 rules = known.rules if standing(known) == carrying else self._drivers.nat.read()
                 found = replace(known, addresses=here, rules=rules)
             else:
-                found = self._read(everywhere=fresh)
+                found = self._read(everywhere=fresh or self._retreated)
             at_work = _Pass(rows, given, found, refused, trusted=known is not None)
             # First without the addresses that are new here: their NetIDs are dropped while the link is asked. But one
             # that only the interface lacks was asked about when its flow and rule were written: somebody took it away.

@@ -265,7 +265,7 @@ def test_another_pool_in_the_annotation_moves_nothing_and_is_reported(flowing: A
 
 
 def test_a_release_keeps_the_conditions_of_others(flowing: Any) -> None:
-    opened = {"type": "FirewallOpen", "status": "Unknown", "reason": "Asked", "observedGeneration": 4}
+    opened = {"type": "Audited", "status": "Unknown", "reason": "Asked", "observedGeneration": 4}
     status = flowing.kube.get("EgressAddress", A)["status"]
     path = f"/apis/egress.hawse.dev/v1alpha1/egressaddresses/{A}/status"
     body = {"status": {"conditions": [*status["conditions"], opened]}}
@@ -275,6 +275,4 @@ def test_a_release_keeps_the_conditions_of_others(flowing: Any) -> None:
     wish(flowing, "none")
     flowing.reconcile()
     kept = flowing.kube.get("EgressAddress", A)["status"]["conditions"]
-    assert [(item["type"], item["status"], item["observedGeneration"]) for item in kept] == [
-        ("FirewallOpen", "Unknown", 4)
-    ]
+    assert [(item["type"], item["status"], item["observedGeneration"]) for item in kept] == [("Audited", "Unknown", 4)]

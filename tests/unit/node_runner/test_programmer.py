@@ -283,6 +283,21 @@ def test_a_port_that_is_missing_cuts_nobody_who_has_an_address(
     assert (lab.flow(), lab.flow(7)) == (OWN, "drop"), "what is released drops all the same"
 
 
+def test_after_a_retreat_no_group_is_left_that_no_flow_points_to(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (row(f"192.168.1.20{n}", f"node{n}", acknowledged=True)[NETID].hops[0] for n in (1, 3))
+    lab.run({NETID: Steering(NETID, "app", (one, replace(other, node_ip=IPv4Address("192.168.1.19"))))})
+    assert lab.flow().startswith("group:")
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.nat, "read", failing(IptablesFailed("no")))
+        with pytest.raises(IptablesFailed):
+            lab.run(row(None))
+    assert (lab.flow(), "select" in lab.fake.flows.text()) == ("drop", True)
+    lab.run(row(None))
+    assert "select" not in lab.fake.flows.text()
+
+
 def test_connections_are_ended_before_the_rules_that_tell_of_them_go(
     lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
