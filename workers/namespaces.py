@@ -21,7 +21,7 @@ from egress.adapters.ledger import (
     request_holder,
 )
 from egress.addresses import Address, AddressError, object_name, parse_address
-from egress.messages import PLACE_TASK, PUBLISH_TASK
+from egress.messages import PLACE_TASK, PUBLISH_TASK, TICKETS_TASK
 from egress.objects import (
     ADDRESSES_ANNOTATION,
     EgressAddress,
@@ -308,6 +308,8 @@ def _claim(context: Context, namespace: Namespace, address: Address) -> bool:
             return True
         _take_back(context, namespace, found, pool)
     context.record(Step.CLAIM, namespace.name, address=str(address))
+    if pool.ticket_profile:
+        context.ask(TICKETS_TASK, pool.ticket_profile)
     return True
 
 

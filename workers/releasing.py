@@ -10,7 +10,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import Kind
 from egress.adapters.ledger import name_holder
 from egress.addresses import Address, object_name, parse_address
-from egress.messages import PLACE_TASK, PUBLISH_TASK
+from egress.messages import PLACE_TASK, PUBLISH_TASK, TICKETS_TASK
 from egress.objects import EgressAddress, Phase
 from egress.operations import Step
 from egress.stock import MISMATCH
@@ -56,6 +56,8 @@ def release(
         _quarantine(context, claim, time.time() + periods.get(claim.pool, DEFAULT_QUARANTINE))
         context.ledger.quarantined(name_holder(name), [parse_address(claim.address)])
         context.record(Step.RELEASE, name, address=claim.address, message=why, operation=claim.operation)
+        if claim.ticket is not None:
+            context.ask(TICKETS_TASK, claim.ticket.profile)
         if claim.namespace_uid:
             text = f"{claim.address} is released{f': {why}' if why else ''}"
             context.tell(name, claim.namespace_uid, "EgressAddressReleased", text)

@@ -12,8 +12,8 @@ import structlog
 from egress import pools
 from egress.adapters import manifests
 from egress.adapters.cluster import Change, GoneError, Kind
-from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
-from egress.objects import CREATED_ANNOTATION, MOVE_ANNOTATION
+from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, TICKETS_TASK
+from egress.objects import CREATED_ANNOTATION, MOVE_ANNOTATION, RETRY_TICKET_ANNOTATION
 from egress.operations import PermanentError, TransientError, backoff
 from workers import metrics
 from workers.context import Context
@@ -46,6 +46,9 @@ def tasks_for(kind: Kind, change: Change) -> list[tuple[str, ...]]:
                 tasks.append((PLACE_TASK,))
             if change.manifest.get("spec", {}).get("approval") == "required":
                 tasks.append((PUBLISH_TASK,))  # whoever decides writes nothing but the object
+            if RETRY_TICKET_ANNOTATION in (change.manifest["metadata"].get("annotations") or {}):
+                profile = (change.manifest.get("status", {}).get("ticket") or {}).get("profile")
+                tasks += [(TICKETS_TASK, profile)] if profile else []
         case Kind.EGRESS_POOL:
             tasks = [(RECONCILE_TASK,)]
         case Kind.NODE:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from egress.adapters.cluster import Change, Kind
-from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
-from egress.objects import MOVE_ANNOTATION
+from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, TICKETS_TASK
+from egress.objects import MOVE_ANNOTATION, RETRY_TICKET_ANNOTATION
 from workers.watch import WATCHED, Watcher, tasks_for
 
 
@@ -44,6 +44,13 @@ def test_a_claim_that_somebody_decides_about_is_published() -> None:
     spec = {"pool": "p", "namespace": {"name": "app"}, "approval": "required"}
     assert tasks_for(Kind.EGRESS_ADDRESS, change("10.0.0.1", spec=spec)) == [(PUBLISH_TASK,)]
     assert tasks_for(Kind.EGRESS_ADDRESS, change("10.0.0.1", spec=spec | {"approval": "none"})) == []
+
+
+def test_a_ticket_that_is_to_be_tried_again_asks_for_its_profile() -> None:
+    asked = {"name": "10.0.0.1", "resourceVersion": "1", "annotations": {RETRY_TICKET_ANNOTATION: "true"}}
+    assert tasks_for(Kind.EGRESS_ADDRESS, Change({"metadata": asked})) == []
+    told = Change({"metadata": asked, "status": {"ticket": {"profile": "snow", "serial": 1}}})
+    assert tasks_for(Kind.EGRESS_ADDRESS, told) == [(TICKETS_TASK, "snow")]
 
 
 def test_a_claim_that_is_wished_elsewhere_asks_for_placement() -> None:
