@@ -8,14 +8,17 @@ never speaks to an API server, says so and runs once::
 
 from __future__ import annotations
 
+import base64
 import itertools
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+import yaml
 
 from egress.adapters.ledger import Ledger
 from lab.apiserver.process import EmbeddedCluster
@@ -25,9 +28,11 @@ from lab.net import preflight
 from lab.net.topology import Pod
 from lab.real_cluster import RealCluster
 from lab.stack import Stack, wait_for
+from lab.tickets import Receiver
 
 PATIENCE = 60.0
 WEB = IPv4Address("192.168.1.5")
+GUARDED = {"matchLabels": {"egress": "guarded"}}
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +43,41 @@ def machine() -> None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("; ".join(problems))
 
 
+@pytest.fixture(scope="session")
+def firewall() -> Iterator[Receiver]:
+    """The firewall team's ticket system."""
+    with Receiver() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def callback_secret() -> str:
+    """What the firewall team signs its answers with."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+@pytest.fixture(scope="session")
+def profiles(firewall: Receiver, callback_secret: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of ticket profiles: one, `firewall`."""
+    directory = tmp_path_factory.mktemp("tickets")
+    for name, secret in (("callback", callback_secret), ("signing", "whsec_" + base64.b64encode(b"x" * 32).decode())):
+        (directory / name).write_text(secret)
+    profile = {
+        "name": "firewall",
+        "type": "webhook",
+        "url": f"{firewall.url}/events",
+        "secretFiles": [str(directory / "signing")],
+        "callback": {"secretFiles": [str(directory / "callback")]},
+    }
+    file = directory / "profiles.yaml"
+    file.write_text(yaml.safe_dump({"cluster": "lab", "profiles": [profile]}))
+    return file
+
+
 @pytest.fixture(scope="session", params=["embedded", "real"])
-def stack(request: pytest.FixtureRequest, machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(
+    request: pytest.FixtureRequest, machine: None, tmp_path_factory: pytest.TempPathFactory, profiles: Path
+) -> Iterator[Stack]:
     cluster: Callable[[Path], Cluster] = EmbeddedCluster
     if request.param == "real":
         request.getfixturevalue("real_binaries")
@@ -48,9 +86,17 @@ def stack(request: pytest.FixtureRequest, machine: None, tmp_path_factory: pytes
         "HAWSE_RECONCILE_INTERVAL": "3",
         "HAWSE_SWEEP_INTERVAL": "1",
         "HAWSE_REFUSED_RETRY": "2",
+        "HAWSE_TICKET_PROFILES": str(profiles),
     }
     with Stack(tmp_path_factory.mktemp("stack"), settings=settings, cluster=cluster) as running:
         running.create_pool("pool", "192.168.1.102-192.168.1.160", namespaceSelector={"matchLabels": {"egress": "yes"}})
+        running.create_pool(
+            "guarded",
+            "192.168.1.170-192.168.1.179",
+            approval="required",
+            ticketProfile="firewall",
+            namespaceSelector=None,
+        )
         yield running
 
 
