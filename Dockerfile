@@ -1,4 +1,4 @@
-# Three images from one file: --target webhook, workers or node-runner (`make images`). Needs BuildKit.
+# Four images from one file: --target webhook, api, workers or node-runner (`make images`). Needs BuildKit.
 # Each holds its role's locked packages and the same wheel. For a release pin the base by digest too:
 # --build-arg BASE=python:3.11-slim-bookworm@sha256:...
 ARG BASE=python:3.11-slim-bookworm
@@ -26,6 +26,14 @@ RUN --mount=type=bind,source=requirements/webhook.lock,target=/lock \
 USER 65532:65532
 EXPOSE 8443
 CMD ["hawse-webhook"]
+
+FROM base AS api
+RUN --mount=type=bind,source=requirements/api.lock,target=/lock \
+    --mount=type=bind,from=build,source=/dist,target=/dist \
+    pip install --require-hashes -r /lock && pip install --no-deps /dist/*.whl
+USER 65532:65532
+EXPOSE 8080
+CMD ["hawse-api"]
 
 # One image, three commands: hawse-worker, hawse-beat, hawse-watch.
 FROM base AS workers

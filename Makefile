@@ -68,11 +68,11 @@ format: setup
 # Needs uv (PyPI). Resolves for every platform; the files carry hashes and no addresses.
 lock:
 	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/dev.lock
-	for role in webhook workers api node-runner; do \
+	for role in webhook api workers node-runner; do \
 	  uv pip compile pyproject.toml --extra $$role -c requirements/dev.lock --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/$$role.lock; done
 
 images:
-	for role in webhook workers node-runner; do docker build --target $$role -t hawse/$$role . || exit 1; done
+	for role in webhook api workers node-runner; do docker build --target $$role -t hawse/$$role . || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .lab

@@ -51,6 +51,13 @@ class Settings:
     trusted_users: str = "system:serviceaccount:hawse-system:hawse-workers"
     """User names, separated by commas, whose writes are never refused: Hawse's own workers."""
 
+    api_listen_host: str = "0.0.0.0"  # noqa: S104 - firewalls and ticket systems call from other machines
+    api_listen_port: int = 8080
+    """HAWSE_API_PORT would be what Kubernetes says of the Service hawse-api."""
+    api_threads: int = 16
+    ticket_profiles: str = ""
+    """Path of the file of ticket profiles and address lists; empty for none."""
+
     namespace: str = ""
     """The namespace of Hawse's own objects; empty means that of the pod's service account, else hawse-system."""
     lease_duration: float = 15.0
@@ -192,6 +199,8 @@ _POSITIVE = (
 _WITHIN = {
     "listen_port": (0, 65535, "a port, 0 to 65535"),
     "health_port": (0, 65535, "a port, 0 to 65535"),
+    "api_listen_port": (0, 65535, "a port, 0 to 65535"),
+    "api_threads": (1, 1000, "1 to 1000"),
     "drain_time": (0.0, 3600.0, "0 to 3600"),
     "moves_per_minute": (0, 6000, "0 to 6000"),
     "rejoin_after": (0.0, 86400.0, "0 to 86400"),

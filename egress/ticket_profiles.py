@@ -152,7 +152,8 @@ class ListDefinition(_Strict, frozen=True, kw_only=True):
 
 class Profiles(_Strict, frozen=True, kw_only=True):
     """The whole file. `cluster` and `dashboard` (a URL) are told in every notice; `owner_annotations` are those of a
-    namespace that say whom it belongs to, `justification_annotation` why it needs what it asks for."""
+    namespace that say whom it belongs to, `justification_annotation` why it needs what it asks for. Whoever `list_auth`
+    names may read the pools' lists, and those that name nobody themselves; without it everybody may."""
 
     cluster: str = ""
     dashboard: Url | None = None
@@ -160,6 +161,7 @@ class Profiles(_Strict, frozen=True, kw_only=True):
     justification_annotation: str = "egress.hawse.dev/justification"
     profiles: tuple[Profile, ...] = ()
     lists: tuple[ListDefinition, ...] = ()
+    list_auth: BasicAuth | None = None
 
     def get(self, name: str) -> Profile | None:
         """The profile of a name, or None if there is none."""

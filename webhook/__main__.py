@@ -5,21 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
-import time
 from pathlib import Path
 
 import click
-import structlog
 from flask import Flask
 
 from egress import logs, settings
-from egress.health import Health, HealthError
-from egress.settings import Settings
+from egress.health import Health
 from webhook.app import ENDING, create_app
 from webhook.probe import reachable
-from webhook.server import LOOK_SECONDS, Pair, Server, Term
-
-_log = structlog.get_logger()
+from webhook.server import Pair, Server, Term, serve_health
 
 
 @click.command()
@@ -42,7 +37,10 @@ def main() -> None:
         return
 
     def build(term: Term) -> Flask:
-        _serve_health(current, term)
+        def ready() -> str | None:
+            return ENDING if term.ending() else reachable(current.listen_host, current.listen_port)
+
+        serve_health(lambda: Health(current.health_host, current.health_port, ready))
         return create_app(current, ending=term.ending, leaving=term.leaving)
 
     Server(
@@ -55,31 +53,6 @@ def main() -> None:
         blocking_threads=current.webhook_threads,
         backlog=1024,
     ).run()
-
-
-def _serve_health(current: Settings, term: Term) -> None:
-    """Serves health and metrics beside the application, in the process that counts.
-
-    When a new process takes over, the port is the old one's until that ends: it is asked for until it can be had.
-    """
-
-    def ready() -> str | None:
-        return ENDING if term.ending() else reachable(current.listen_host, current.listen_port)
-
-    def serve() -> None:
-        said = False
-        while True:
-            try:
-                Health(current.health_host, current.health_port, ready).start()
-            except HealthError as error:
-                if not said:
-                    _log.info("waiting for the health port", error=str(error))
-                said = True
-                time.sleep(LOOK_SECONDS)
-            else:
-                return
-
-    threading.Thread(target=serve, name="health-start", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The HTTPS server: granian, with a certificate that may change on disk, and an end that loses no request."""
+"""The server: granian, with a certificate that may change on disk, and an end that loses no request."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from granian.log import LogLevels
 from granian.net import SocketSpec
 from granian.server import MPServer
 
+from egress.health import Health, HealthError
 from egress.processes import die_with_parent
 
 _log = structlog.get_logger()
@@ -96,7 +98,7 @@ class Term:
 
 
 class Server(MPServer):  # type: ignore[misc] # its annotations are not read, see pyproject.toml
-    """Serves the application that `build` makes, over HTTPS, in a process of its own.
+    """Serves the application that `build` makes, in a process of its own: over HTTPS, or HTTP where there is no `pair`.
 
     `build` is called in that process, with what it must know of its `Term`. SIGTERM begins the end: requests are served
     for `drain` seconds more, while those who ask hear of it, then what is in flight is finished. If `end` is set
@@ -112,7 +114,7 @@ class Server(MPServer):  # type: ignore[misc] # its annotations are not read, se
     def __init__(
         self,
         build: Callable[[Term], WSGIApplication],
-        pair: Pair,
+        pair: Pair | None,
         *,
         drain: float,
         end: threading.Event,
@@ -124,13 +126,13 @@ class Server(MPServer):  # type: ignore[misc] # its annotations are not read, se
         self._term = Term()
         self._end = end
         self._older: list[int] = []  # pids of the serving processes that are to be succeeded
-        self._served = pair.contents()
-        found = pair.resolved()
+        self._served = pair.contents() if pair else None
+        found = pair.resolved() if pair else None
         super().__init__(
             "webhook",
             interface=Interfaces.WSGI,
-            ssl_cert=found.cert,
-            ssl_key=found.key,
+            ssl_cert=found and found.cert,
+            ssl_key=found and found.key,
             log_level=LogLevels.error,
             respawn_interval=HAND_OVER_SECONDS,
             workers_kill_timeout=KILL_SECONDS,
@@ -141,7 +143,8 @@ class Server(MPServer):  # type: ignore[misc] # its annotations are not read, se
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Ends the program with 1 if the serving process ended by itself."""
-        threading.Thread(target=self._look, name="certificate", daemon=True).start()
+        if self._pair is not None:
+            threading.Thread(target=self._look, args=(self._pair,), name="certificate", daemon=True).start()
         self.serve(target_loader=self._load, wrap_loader=False)
 
     def _load(self) -> WSGIApplication:
@@ -174,14 +177,14 @@ class Server(MPServer):  # type: ignore[misc] # its annotations are not read, se
         if self._end.is_set():  # by a signal that came before the handlers here
             self.signal_handler_interrupt()
 
-    def _look(self) -> None:
+    def _look(self, pair: Pair) -> None:
         """Asks for a new serving process when the files hold another certificate that can be served."""
         said = None
         while not self._end.wait(LOOK_SECONDS):
-            contents = self._pair.contents()
+            contents = pair.contents()
             if contents in (None, self._served):
                 continue
-            problem = self._pair.problem()
+            problem = pair.problem()
             if problem is None:
                 self.signal_handler_reload()
             elif problem != said:
@@ -189,6 +192,8 @@ class Server(MPServer):  # type: ignore[misc] # its annotations are not read, se
             said = problem
 
     def _take_pair(self) -> None:
+        if self._pair is None:
+            return
         self._served = self._pair.contents()
         found = self._pair.usable(self._end)
         if found is not None:
@@ -207,3 +212,25 @@ class Server(MPServer):  # type: ignore[misc] # its annotations are not read, se
         else:  # nothing to wait for, or asked twice
             self._end.set()
             super().signal_handler_interrupt()
+
+
+def serve_health(make: Callable[[], Health]) -> None:
+    """Serves health and metrics beside the application, in the process that counts.
+
+    When a new process takes over, the port is the old one's until that ends: it is asked for until it can be had.
+    """
+
+    def serve() -> None:
+        said = False
+        while True:
+            try:
+                make().start()
+            except HealthError as error:
+                if not said:
+                    _log.info("waiting for the health port", error=str(error))
+                said = True
+                time.sleep(LOOK_SECONDS)
+            else:
+                return
+
+    threading.Thread(target=serve, name="health-start", daemon=True).start()

@@ -11,7 +11,7 @@ Keys: `hawse:index` (the run in which the index was built from the cluster's obj
 address -> `state|holder|time`), `hawse:holders` (hash: holder -> addresses, comma-separated), `hawse:used:BLOCK`
 (bits), `hawse:reserved` (sorted set: address by the time of its reservation), `hawse:epoch` and `hawse:run` (which
 table it is, and the run in which it began), `hawse:change`, `hawse:table`, `hawse:changes`, `hawse:node:NAME`
-(reports).
+(reports), `hawse:list:NAME` (sorted set: an address list's contents by when each was first seen).
 """
 
 _RUN = """
@@ -403,4 +403,18 @@ local number = redis.call('SCARD', key)
 if number >= tonumber(ARGV[3]) or redis.call('SADD', key, ARGV[2]) == 0 then return 0 end
 if number == 0 then redis.call('PEXPIRE', key, ARGV[4]) end
 return 1
+"""
+SEEN = """
+-- KEYS: a list. ARGV: a digest of its content, after when it must have been first seen, how many contents to keep, and
+-- for how many seconds. Gives when that was, as text, and how many contents were first seen in that whole second.
+local at, after = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '-1'), tonumber(ARGV[2])
+if at <= after then
+  local t = redis.call('TIME')
+  at = math.max(tonumber(t[1]) + tonumber(t[2]) / 1000000, after + 0.000001)
+  redis.call('ZADD', KEYS[1], string.format('%.6f', at), ARGV[1])
+  redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - tonumber(ARGV[3]))
+end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+local second = math.floor(at)
+return {string.format('%.6f', at), redis.call('ZCOUNT', KEYS[1], second, '(' .. (second + 1))}
 """

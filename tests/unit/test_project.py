@@ -20,7 +20,7 @@ from egress.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("egress", "webhook", "workers", "node_runner")
-ROLES = ("webhook", "workers", "node-runner")
+ROLES = ("webhook", "api", "workers", "node-runner")
 LOCKS = ("dev", *ROLES)
 SCRIPTS = Path(sys.executable).parent
 
@@ -126,7 +126,7 @@ def test_compose_grants_no_more_than_needed() -> None:
         assert not service.get("privileged"), name
 
 
-@pytest.mark.parametrize("service", ["webhook", "worker", "beat", "watch", "node-runner"])
+@pytest.mark.parametrize("service", ["webhook", "worker", "beat", "watch", "api", "node-runner"])
 def test_health_checks_are_python_that_compiles(service: str) -> None:
     kind, program, option, source = _compose()["services"][service]["healthcheck"]["test"]
     assert (kind, program, option) == ("CMD", "python", "-c")
@@ -155,6 +155,7 @@ def test_a_role_runs_what_was_tested(role: str) -> None:
 
 def test_a_role_carries_no_more_than_its_own() -> None:
     assert not _pins("webhook").keys() & {"kubernetes", "pyroute2", "ovs"}
+    assert not _pins("api").keys() & {"pyroute2", "ovs"}
     assert not _pins("workers").keys() & {"flask", "granian", "pyroute2", "ovs"}
     assert not _pins("node-runner").keys() & {"flask", "granian", "kubernetes"}
 

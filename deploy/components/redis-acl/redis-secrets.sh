@@ -15,7 +15,7 @@ secret() {
   printf '  labels: {app.kubernetes.io/name: hawse}\nstringData:\n'
 }
 
-for role in workers webhook runner; do
+for role in workers webhook api runner; do
   password=$(password)
   name=$(printf %s "$role" | tr '[:lower:]' '[:upper:]')
   rules=$(printf '%s\n' "$rules" | sed "s/#@$name@/#$(hash "$password")/")

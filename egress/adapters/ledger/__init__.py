@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from egress.adapters.ledger.connection import LedgerAwayError, NotReadyError
 from egress.adapters.ledger.coordination import BusyError, Census, Coordination
+from egress.adapters.ledger.lists import FirstSeen, Lists
 from egress.adapters.ledger.liveness import Beat, Liveness
 from egress.adapters.ledger.reservations import (
     REQUEST_PREFIX,
@@ -30,6 +31,7 @@ __all__ = [
     "BusyError",
     "Census",
     "Exhausted",
+    "FirstSeen",
     "Held",
     "Holding",
     "Ledger",
@@ -46,5 +48,5 @@ __all__ = [
 ]
 
 
-class Ledger(Reservations, Table, Liveness, Coordination):
+class Ledger(Reservations, Table, Liveness, Coordination, Lists):
     """All of the ledger, over one connection."""

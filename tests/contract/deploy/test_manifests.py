@@ -117,7 +117,8 @@ def test_pods_have_no_more_rights_than_they_need(installed: Installed, overlay: 
         assert context["capabilities"] == {"drop": ["ALL"]}, name
         assert pod["securityContext"].get("runAsNonRoot", False) is not runner, name
         assert pod.get("hostNetwork", False) is runner, name
-        assert pod["automountServiceAccountToken"] is (name in {"hawse-worker", "hawse-beat", "hawse-watch"}), name
+        speaks = {"hawse-worker", "hawse-beat", "hawse-watch", "hawse-api"}  # to the API server
+        assert pod["automountServiceAccountToken"] is (name in speaks), name
         assert container["resources"]["requests"].keys() == {"cpu", "memory"}, name
         assert container["livenessProbe"], name
         assert container["readinessProbe"], name
@@ -157,14 +158,14 @@ def test_processes_are_started_with_settings_and_commands_that_exist(installed: 
             continue
         (container,) = pod["containers"]
         assert {variable["name"] for variable in container["env"]} <= known, name
-        assert container["image"] in {"hawse/webhook", "hawse/workers", "hawse/node-runner"}, name
+        assert container["image"] in {"hawse/webhook", "hawse/api", "hawse/workers", "hawse/node-runner"}, name
         assert set(container.get("command", ())) <= scripts.keys(), name
         secrets |= {
             variable["valueFrom"]["secretKeyRef"]["name"]
             for variable in container["env"]
             if "secretKeyRef" in variable.get("valueFrom", {})
         }
-    assert len(secrets) == (2 if overlay == "openshift-sdn" else 3)
+    assert len(secrets) == (3 if overlay == "openshift-sdn" else 4)
 
 
 def test_there_are_two_of_each_and_they_never_go_at_once(installed: Installed) -> None:
@@ -174,8 +175,8 @@ def test_there_are_two_of_each_and_they_never_go_at_once(installed: Installed) -
         for item in of_kind(items, "PodDisruptionBudget")
     }
     replicas = {item["metadata"]["name"]: item["spec"]["replicas"] for item in of_kind(items, "Deployment")}
-    assert replicas == {f"hawse-{role}": 2 for role in ("webhook", "worker", "beat", "watch")}
-    assert budgets == {"webhook", "worker", "beat", "watch"}
+    assert replicas == {f"hawse-{role}": 2 for role in ("webhook", "worker", "beat", "watch", "api")}
+    assert budgets == {"webhook", "worker", "beat", "watch", "api"}
 
 
 def test_beside_openshift_nothing_of_openshifts_is_touched(installed: Installed) -> None:

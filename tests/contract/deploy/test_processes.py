@@ -14,16 +14,20 @@ from typing import Any
 
 import pytest
 import redis
+import structlog
 import yaml
 
 from egress.adapters.ledger import Ledger
-from egress.operations import TransientError
+from egress.messages import PUBLISH_TASK
+from egress.operations import Outcome, Step, StepRecord, TransientError
+from egress.settings import Settings
 from egress.table import Steering
 from lab.control_plane import ControlPlane
 from lab.kube import Kube
 from lab.net.broker import Broker
 from lab.real_cluster import kubectl
 from tests.contract.deploy.conftest import DEPLOY, Installed, until, until_established
+from webhook.api.callbacks import publisher
 
 pytestmark = pytest.mark.timeout(300)
 SECRETS = DEPLOY / "components" / "redis-acl" / "redis-secrets.sh"
@@ -68,7 +72,7 @@ class GuardedBroker(Broker):
         self._users.chmod(0o600)
         self._passwords = {
             role: secrets[f"hawse-redis-{role}"]["url"].split("@")[0].rpartition(":")[2]
-            for role in ("workers", "webhook", "runner")
+            for role in ("workers", "webhook", "api", "runner")
         }
         self._passwords[f"runner-{NODE}"] = self._passwords["runner"]
 
@@ -317,7 +321,7 @@ def test_the_watch_makes_the_certificate_with_the_rights_that_it_has(
         (f"hawse-runner-{NODE}", "HGETALL hawse-broker:node.node2.unacked"),
         (f"hawse-runner-{NODE}", "HSET hawse:table 1 x"),
         # What the server is ruled by, and what tells of others.
-        *((user, command) for user in ("hawse-runner", "hawse-webhook") for command in ADMINISTRATION),
+        *((user, command) for user in ("hawse-runner", "hawse-webhook", "hawse-api") for command in ADMINISTRATION),
         ("hawse-workers", "FLUSHALL"),
         ("hawse-workers", "CONFIG SET save x"),
         ("hawse-workers", "ACL SETUSER x on"),
@@ -329,6 +333,12 @@ def test_the_watch_makes_the_certificate_with_the_rights_that_it_has(
         ("hawse-webhook", "DEL hawse:addresses"),
         ("hawse-webhook", "RPOP hawse-broker:control"),
         ("hawse-webhook", "LPUSH hawse-broker:node.node1 x"),
+        ("hawse-api", "HSET hawse:table 1 x"),
+        ("hawse-api", "SET hawse:offer x"),
+        ("hawse-api", "SET hawse:note:other x"),
+        ("hawse-api", "RPOP hawse-broker:table"),
+        ("hawse-api", "LPUSH hawse-broker:control x"),
+        ("hawse-api", "LRANGE hawse:history:shop 0 -1"),
         ("probe", "GET hawse:table"),
         ("probe", "INFO"),
     ],
@@ -347,6 +357,25 @@ def test_a_script_may_do_no_more_than_its_user(guarded_broker: GuardedBroker) ->
     assert not guarded_broker.client("admin").hexists("hawse:table", "1")
 
 
+def test_the_api_does_its_work_as_its_user(guarded_broker: GuardedBroker) -> None:
+    url = guarded_broker.url("api")
+    guarded_broker.client("admin").acl_log_reset()
+    ledger = Ledger(url)
+    assert ledger.first_seen("prod.txt", "a", 0.0) == ledger.first_seen("prod.txt", "a", 0.0)
+    ledger.remember("callback:desk:id", "digest", 60.0)
+    assert ledger.recall("callback:desk:id") == "digest"
+    ledger.record(StepRecord("decided", Step.DECISION, Outcome.DONE, 0.0, by="ana"))
+    admin = guarded_broker.client("admin")
+    admin.delete(f"hawse:pending:{PUBLISH_TASK}")
+    with structlog.testing.capture_logs() as logged:
+        publisher(Settings(redis_url=url), ledger)()
+    assert logged == []
+    assert admin.exists(f"hawse:pending:{PUBLISH_TASK}")
+    ledger.done_with(PUBLISH_TASK)
+    ledger.close()
+    assert [entry for entry in guarded_broker.refused() if entry.startswith("hawse-api:")] == []
+
+
 def test_a_runners_ledger_cannot_publish(guarded_broker: GuardedBroker) -> None:
     ledger = Ledger(guarded_broker.url("runner"))
     with pytest.raises(TransientError, match=NO_PERMISSION):
@@ -355,7 +384,7 @@ def test_a_runners_ledger_cannot_publish(guarded_broker: GuardedBroker) -> None:
 
 
 def test_without_a_password_nobody_gets_in(guarded_broker: GuardedBroker) -> None:
-    for user in ("default", "hawse-runner", "hawse-webhook", "hawse-workers"):
+    for user in ("default", "hawse-runner", "hawse-webhook", "hawse-api", "hawse-workers"):
         client = redis.Redis(unix_socket_path=str(guarded_broker.socket), username=user, password="guess")
         with pytest.raises(redis.exceptions.AuthenticationError):
             client.ping()

@@ -83,6 +83,11 @@ def listing(*paths: str) -> list[Do]:
 EVERYTHING = [NAMESPACES, "/api/v1/nodes", HOSTS, NETS, POOLS, ADDRESSES]
 
 MUST: dict[str, list[Do]] = {
+    "api": [
+        *listing(NAMESPACES, POOLS, ADDRESSES, f"{ADDRESSES}/{ADDRESS}"),
+        *map(watch, (NAMESPACES, POOLS, ADDRESSES)),
+        Do("PATCH", f"{ADDRESSES}/{ADDRESS}/status", {"status": {"phase": "Pending"}}),
+    ],
     "worker": [
         *listing(*EVERYTHING, f"{NAMESPACES}/default", f"{NETS}/{MADE}", f"{ADDRESSES}/{ADDRESS}"),
         Do("PATCH", f"{NAMESPACES}/{MADE}", {"metadata": {"annotations": {"egress.hawse.dev/addresses": "10.0.0.1"}}}),
@@ -181,6 +186,13 @@ MUST_NOT: dict[str, list[Do]] = {
         *listing(f"{WEBHOOKS}/mutatingwebhookconfigurations/hawse"),
     ],
 }
+MUST_NOT["api"] = [
+    *NEVER,
+    *(do for do in EVERY_WRITE if not do.path.endswith("/status")),
+    *listing("/api/v1/nodes", HOSTS, NETS, LEASES, f"{SECRETS}/hawse-webhook-tls", f"{NAMESPACES}/default/events"),
+    Do("PATCH", f"{POOLS}/{MADE}/status", {"status": {"free": 1}}),
+    Do("POST", LEASES, lease("x")),
+]
 for _without in ("webhook", "node-runner"):
     MUST_NOT[_without] = [*NEVER, *EVERY_WRITE, *listing(*EVERYTHING, LEASES), Do("POST", LEASES, lease("x"))]
 
