@@ -68,7 +68,7 @@ format: setup
 # Needs uv (PyPI). Resolves for every platform; the files carry hashes and no addresses.
 lock:
 	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/dev.lock
-	for role in webhook workers node-runner; do \
+	for role in webhook workers api node-runner; do \
 	  uv pip compile pyproject.toml --extra $$role -c requirements/dev.lock --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/$$role.lock; done
 
 images:
