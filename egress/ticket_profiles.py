@@ -20,7 +20,8 @@ from egress.objects import Event
 _NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
 Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s@]+$")]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+Proxy = Annotated[str, msgspec.Meta(pattern=r"^(http://[^\s@/]+)?$")]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 TICKET_EVENTS = (Event.ASSIGNED, Event.RELEASED, Event.CONFLICT)
 """What a ticket system is told unless its profile says otherwise: what the firewall team may have to act on."""
 
@@ -43,8 +44,11 @@ class _Profile(_Strict, tag_field="type", frozen=True, kw_only=True):
     name: Name
     events: tuple[Event, ...] = TICKET_EVENTS
     callback: Callback | None = None
-    timeout: Positive = 10.0
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=120)] = 10.0
     """Seconds that one call may take altogether."""
+    settle: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
+    """For how many seconds nobody repeats what may have been received: so long the system may still be at it, or its
+    search not know of it yet."""
 
     @property
     def answers(self) -> bool:
@@ -56,6 +60,8 @@ class _Http(_Profile, frozen=True, kw_only=True):
     url: Url
     ca_file: str = ""
     """PEM of the authority that signed the system's certificate, where it is not a public one."""
+    proxy: Proxy = ""
+    """The HTTP proxy to go through. None unless it is given: those of the environment are for others."""
 
 
 class WebhookProfile(_Http, tag="webhook", frozen=True, kw_only=True):
@@ -69,7 +75,7 @@ class WebhookProfile(_Http, tag="webhook", frozen=True, kw_only=True):
 class Poll(_Strict, frozen=True, kw_only=True):
     """How often a ticket that waits for an answer is looked at, in seconds."""
 
-    interval: Positive = 60.0
+    interval: Seconds = 60.0
 
 
 class ServiceNowProfile(_Http, tag="servicenow", frozen=True, kw_only=True):
@@ -83,6 +89,7 @@ class ServiceNowProfile(_Http, tag="servicenow", frozen=True, kw_only=True):
     """Further fields of a new record."""
     close_fields: Mapping[str, str] = {}
     """What a release writes into the record; empty: a comment only."""
+    settle: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0
     release: Literal["same", "own"] = "same"
     """Whether a release refers to the ticket of the assignment, or opens its own."""
     state_field: str = "approval"
@@ -98,12 +105,13 @@ class ServiceNowProfile(_Http, tag="servicenow", frozen=True, kw_only=True):
 class JiraProfile(_Http, tag="jira", frozen=True, kw_only=True):
     """Creates issues by REST v3. Either user name and API token, or a bearer token alone."""
 
-    project: str
+    project: Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z0-9_]*$")]
     issue_type: str = "Task"
     username_file: str = ""
     token_file: str
     fields: Mapping[str, object] = {}
     """Further fields of a new issue."""
+    settle: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 60.0
     close_transition: str = ""
     """The transition that a release makes; empty: a comment only."""
     release: Literal["same", "own"] = "same"
@@ -177,9 +185,34 @@ def load(path: str) -> Profiles:
     try:
         profiles = msgspec.convert(document if document is not None else {}, Profiles)
     except msgspec.ValidationError as error:
-        raise ProfilesError(f"{path}: {error}") from None
+        raise ProfilesError(f"{path}: {error}{_hint(str(error))}") from None
     _check(path, profiles)
     return profiles
+
+
+_HINTS = {
+    "type": "write webhook, servicenow, jira, address-list or console",
+    "events": f"write some of {', '.join(Event)}",
+    "name": "write lower-case letters, digits and dashes, 63 at most",
+    "url": "write http:// or https:// and no credentials: those go into files",
+    "dashboard": "write http:// or https:// and no credentials",
+    "proxy": "write http://HOST:PORT",
+    "project": "write the project's key, such as NET",
+    "table": "write the table's name, such as change_request",
+    "release": "write same or own",
+    "timeout": "write seconds, 120 at most",
+    "settle": "write seconds, 3600 at most",
+    "interval": "write seconds, 86400 at most",
+    "secretFiles": "write one or two paths of files, the newest secret first",
+}
+
+
+def _hint(error: str) -> str:
+    """What to write into the field that a validation's error names."""
+    for field in reversed(re.findall(r"[A-Za-z]+", error.rpartition(" at `$")[2])):
+        if field in _HINTS:
+            return f"; {_HINTS[field]}"
+    return ""
 
 
 def _check(path: str, profiles: Profiles) -> None:
@@ -191,24 +224,29 @@ def _check(path: str, profiles: Profiles) -> None:
         if twice:
             raise ProfilesError(f"{path}: {kind} {twice[0]} is there twice; names must differ")
     for profile in profiles.profiles:
+        where = f"{path}: profile {profile.name}"
         if isinstance(profile, ServiceNowProfile) and bool(profile.token_file) == bool(profile.username_file):
-            raise ProfilesError(
-                f"{path}: profile {profile.name}: give it either tokenFile, or usernameFile and passwordFile"
-            )
+            raise ProfilesError(f"{where}: give it either tokenFile, or usernameFile and passwordFile")
         if isinstance(profile, ServiceNowProfile) and bool(profile.username_file) != bool(profile.password_file):
-            raise ProfilesError(f"{path}: profile {profile.name}: usernameFile and passwordFile go together")
+            raise ProfilesError(f"{where}: usernameFile and passwordFile go together")
+        if isinstance(profile, ServiceNowProfile | JiraProfile):
+            both = sorted(set(profile.approved) & set(profile.rejected))
+            if both:
+                raise ProfilesError(f"{where}: {both[0]} is under approved and rejected; leave it under one")
 
 
 def secrets(files: Collection[str]) -> list[str]:
-    """The first lines of the files that hold secrets, in their order. ProfilesError names one that cannot be read, and
-    never what is in it."""
+    """What the files that hold secrets hold, a line each, in their order. ProfilesError names one that cannot be read,
+    and never what is in it."""
     found = []
     for name in files:
         try:
-            text = Path(name).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ProfilesError(f"the secret {name} cannot be read: {getattr(error, 'strerror', error)}") from None
-        if not text or re.search(r"\s", text):
-            raise ProfilesError(f"the secret {name} is empty, or has more than one word")
+            text = Path(name).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ProfilesError(f"the secret {name} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ProfilesError(f"the secret {name} is not text") from None
+        if not text or not text.isprintable():
+            raise ProfilesError(f"the secret {name} is empty, or more than one line of text")
         found.append(text)
     return found
