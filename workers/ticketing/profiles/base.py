@@ -22,6 +22,10 @@ class TicketAwayError(TransientError):
         self.retry_after = retry_after
 
 
+class NotReachedError(TicketAwayError):
+    """The system cannot even be connected to: it has surely received nothing."""
+
+
 class TicketSystem(ABC):
     """One ticket system, as one profile describes it. Used by several threads at a time."""
 
