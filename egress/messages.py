@@ -33,6 +33,8 @@ TICKETS_TASK: Final = "hawse.v1.tickets"
 NUDGE_TASK: Final = "hawse.v1.nudge"
 """(): to one node's queue: the table has changed."""
 
+TICKETS_EXPIRES: Final = 300
+"""Seconds after which a run for a ticket profile is not worth doing: the reconcile has asked for another."""
 NUDGE_EXPIRES: Final = 60
 """Seconds after which a nudge to a node that is away is dropped; the runner reads the table when it comes back."""
 

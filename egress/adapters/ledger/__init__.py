@@ -24,10 +24,12 @@ from egress.adapters.ledger.reservations import (
     request_holder,
 )
 from egress.adapters.ledger.table import Table, TableRead
+from egress.adapters.ledger.ticketing import Breaker, TicketCensus, Ticketing, Turn, Waiting
 
 __all__ = [
     "REQUEST_PREFIX",
     "Beat",
+    "Breaker",
     "BusyError",
     "Census",
     "Exhausted",
@@ -40,6 +42,9 @@ __all__ = [
     "Offer",
     "Reserved",
     "TableRead",
+    "TicketCensus",
+    "Turn",
+    "Waiting",
     "holder_of",
     "manual_holder",
     "name_holder",
@@ -48,5 +53,5 @@ __all__ = [
 ]
 
 
-class Ledger(Reservations, Table, Liveness, Coordination, Lists):
+class Ledger(Reservations, Table, Liveness, Coordination, Lists, Ticketing):
     """All of the ledger, over one connection."""

@@ -103,6 +103,12 @@ MUST: dict[str, list[Do]] = {
         Do("PATCH", f"{POOLS}/{MADE}/status", {"status": {"free": 1}}),
         Do("POST", f"{NAMESPACES}/default/events", EVENT),
     ],
+    "tickets": [
+        *listing(NAMESPACES, POOLS, ADDRESSES, f"{ADDRESSES}/{ADDRESS}"),
+        Do("PATCH", f"{ADDRESSES}/{ADDRESS}", {"metadata": {"annotations": {"egress.hawse.dev/retry-ticket": None}}}),
+        Do("PATCH", f"{ADDRESSES}/{ADDRESS}/status", {"status": {"phase": "Ready"}}),
+        Do("POST", f"{NAMESPACES}/default/events", EVENT),
+    ],
     "watch": [
         *listing(*EVERYTHING, f"{SECRETS}/hawse-webhook-tls", f"{SECRETS}/hawse-webhook-ca", f"{LEASES}/hawse-watch"),
         *map(watch, EVERYTHING),
@@ -154,6 +160,14 @@ NEVER = [
     Do("DELETE", f"{WEBHOOKS}/validatingadmissionpolicies/hawse-own-objects"),
 ]
 MUST_NOT: dict[str, list[Do]] = {
+    "tickets": [
+        *NEVER,
+        *(item for item in EVERY_WRITE if not (item.method == "PATCH" and item.path.startswith(ADDRESSES))),
+        *listing("/api/v1/nodes", HOSTS, NETS, LEASES, f"{NAMESPACES}/default", f"{NAMESPACES}/default/events"),
+        *(watch(path) for path in EVERYTHING),
+        Do("PATCH", f"{POOLS}/{MADE}/status", {"status": {"free": 1}}),
+        Do("POST", f"{SYSTEM}/events", EVENT),
+    ],
     "worker": [
         *NEVER,
         *listing(LEASES, f"{SECRETS}/hawse-webhook-tls", f"{NAMESPACES}/default/events"),
