@@ -1,4 +1,4 @@
-"""Webhook, workers, beat, watch and tickets as processes on this host, against any API server and broker."""
+"""Webhook, workers, beat, watch, tickets and api as processes on this host, against any API server and broker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lab.kube import Json, Kube, KubeError
 from lab.net import guarded
 
 COMPONENTS = ("webhook", "worker", "beat", "watch")
-"""What always runs. `tickets` does too where the environment names a file of ticket profiles."""
+"""What always runs. `tickets` and `api` do too where the environment names a file of ticket profiles."""
 ROOT = Path(__file__).resolve().parents[1]
 WEBHOOKS = ROOT / "deploy" / "base" / "webhooks.yaml"
 _SCRIPTS = Path(sys.executable).parent
@@ -48,7 +48,7 @@ class ControlPlane:
         self.directory = directory
         self._processes: dict[str, guarded.Guarded] = {}
         self._kubeconfigs = kubeconfigs
-        self.port = _free_port()
+        self.port, self.api_port = _free_port(), _free_port()
         self._authority = trustme.CA(organization_name="Hawse lab webhook")
         self.issue_certificate()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HAWSE_")}
@@ -56,6 +56,8 @@ class ControlPlane:
             "HAWSE_REDIS_URL": redis_url,
             "HAWSE_LISTEN_HOST": "127.0.0.1",
             "HAWSE_LISTEN_PORT": str(self.port),
+            "HAWSE_API_LISTEN_HOST": "127.0.0.1",
+            "HAWSE_API_LISTEN_PORT": str(self.api_port),
             "HAWSE_TLS_CERT": str(directory / "webhook.crt"),
             "HAWSE_TLS_KEY": str(directory / "webhook.key"),
             "HAWSE_TRUSTED_USERS": user_of("worker"),
@@ -77,6 +79,11 @@ class ControlPlane:
             new.write_bytes(content)
             new.replace(self.directory / name)
 
+    @property
+    def api_url(self) -> str:
+        """Where `api` serves."""
+        return f"http://127.0.0.1:{self.api_port}"
+
     def log(self, component: str) -> Path:
         """Where `component` writes its log."""
         return self.directory / f"{component}.log"
@@ -86,6 +93,8 @@ class ControlPlane:
         for component in components or self._components:
             command = [str(_SCRIPTS / f"hawse-{component}")]
             environment = dict(self.environment)
+            if component == "api":  # plain HTTP, as behind an Ingress
+                environment |= {"HAWSE_TLS_CERT": "", "HAWSE_TLS_KEY": ""}
             if component in self._kubeconfigs:
                 environment["HAWSE_KUBECONFIG"] = str(self._kubeconfigs[component])
             self._processes[component] = guarded.start(command, self.log(component), env=environment)
@@ -94,7 +103,7 @@ class ControlPlane:
 
     @property
     def _components(self) -> tuple[str, ...]:
-        return (*COMPONENTS, "tickets") if self.environment.get("HAWSE_TICKET_PROFILES") else COMPONENTS
+        return (*COMPONENTS, "tickets", "api") if self.environment.get("HAWSE_TICKET_PROFILES") else COMPONENTS
 
     def kill(self, component: str) -> None:
         """SIGKILL, as a crash."""

@@ -13,6 +13,7 @@ import itertools
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from egress.adapters.ledger import Ledger
+from egress.adapters.ledger import Ledger, NotReadyError
 from lab.apiserver.process import EmbeddedCluster
 from lab.cluster import Cluster
 from lab.kube import Json
@@ -97,7 +98,16 @@ def stack(
             ticketProfile="firewall",
             namespaceSelector=None,
         )
+        with closing(Ledger(running.broker.unix_url)) as ledger:
+            wait_for("the pools to be offered", lambda: _offered(ledger) == {"pool", "guarded"}, PATIENCE)
         yield running
+
+
+def _offered(ledger: Ledger) -> set[str]:
+    try:
+        return {pool.name for pool in ledger.offer().pools}
+    except NotReadyError:
+        return set()
 
 
 @dataclass
