@@ -154,7 +154,7 @@ def test_who_accepts_and_says_nothing_is_given_up(scheme: str) -> None:
 
 
 def test_a_handshake_that_drips_is_cut() -> None:
-    """Each byte is in time; together they never end. Without the cut this test would run into its own timeout."""
+    """Each byte is in time; together they never end."""
     ended = threading.Event()
 
     def drip(listener: socket.socket) -> None:
