@@ -15,15 +15,13 @@ TRANSITIONS = {"11": "In Progress", "21": "Done", "31": "Closed", "41": "Rejecte
 
 
 class Jira(Server):
-    """Keeps issues. A new issue is not found by the next `stale_searches` searches, as the real one's index lags."""
+    """Keeps issues. Its search does not lag as the real one's does."""
 
-    def __init__(self, stale_searches: int = 0, **options: Any) -> None:  # noqa: ANN401 - those of Server
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of Server
         super().__init__(**options)
-        self._stale = stale_searches
         self._issues: list[dict[str, Any]] = []
         self._comments: dict[str, list[Any]] = {}
         self._history: dict[str, list[dict[str, Any]]] = {}
-        self._hidden: dict[str, int] = {}
 
     @property
     def issues(self) -> list[dict[str, Any]]:
@@ -84,7 +82,6 @@ class Jira(Server):
         }
         self._issues.append(issue)
         self._comments[issue["id"]], self._history[issue["id"]] = [], []
-        self._hidden[issue["id"]] = self._stale
         return Answer(
             201, {"id": issue["id"], "key": issue["key"], "self": f"{self.url}/rest/api/3/issue/{issue['id']}"}
         )
@@ -93,13 +90,7 @@ class Jira(Server):
         label = _LABEL.search(query["jql"])
         if label is None:
             return Answer(400, {"errorMessages": ["Unbounded JQL queries are not allowed here."]})
-        found = []
-        for issue in self._issues:
-            if label[1] in issue["fields"].get("labels", []):
-                if self._hidden[issue["id"]]:
-                    self._hidden[issue["id"]] -= 1
-                else:
-                    found.append(issue)
+        found = [issue for issue in self._issues if label[1] in issue["fields"].get("labels", [])]
         return Answer(200, {"issues": found[: query.get("maxResults", 50)], "isLast": True})
 
     def _comment(self, issue: dict[str, Any], request: Request) -> Answer:

@@ -27,7 +27,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from egress.operations import PermanentError
 from egress.ticket_profiles import ProfilesError, secrets
-from workers.ticketing.profiles.base import NotReachedError, TicketAwayError
+from workers.ticketing.errors import NotReachedError, TicketAwayError
 
 MAX_ANSWER = 256 * 1024
 """Bytes of an answer that are read."""

@@ -9,21 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from egress.objects import Decision, Ticket
-from egress.operations import TransientError
 from egress.tickets import Notice, Receipt
+from workers.ticketing.errors import TicketAwayError
 
-
-class TicketAwayError(TransientError):
-    """The system is away, slow, overloaded or failing: the same may succeed later. `retry_after` is in seconds, as the
-    system asks for it; None if it does not."""
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class NotReachedError(TicketAwayError):
-    """The system cannot even be connected to: it has surely received nothing."""
+__all__ = ["TicketAwayError", "TicketSystem"]
 
 
 class TicketSystem(ABC):

@@ -20,9 +20,10 @@ from egress.objects import Decision, Event, Ticket, Verdict
 from egress.operations import PermanentError
 from egress.ticket_profiles import JiraProfile
 from egress.tickets import Notice, Receipt
+from workers.ticketing.errors import TicketAwayError
 from workers.ticketing.http import Answer, Client, basic, bearer
 from workers.ticketing.profiles import text
-from workers.ticketing.profiles.base import TicketAwayError, TicketSystem
+from workers.ticketing.profiles.base import TicketSystem
 
 SUMMARY = 255
 """Characters that a summary holds."""

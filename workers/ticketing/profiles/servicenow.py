@@ -20,9 +20,10 @@ from egress.objects import Decision, Event, Ticket, Verdict
 from egress.operations import PermanentError
 from egress.ticket_profiles import ServiceNowProfile
 from egress.tickets import Notice, Receipt
+from workers.ticketing.errors import TicketAwayError
 from workers.ticketing.http import Answer, Client, Credentials, basic, bearer
 from workers.ticketing.profiles import text
-from workers.ticketing.profiles.base import TicketAwayError, TicketSystem
+from workers.ticketing.profiles.base import TicketSystem
 
 SHORT = 160
 """Characters that a short description holds."""

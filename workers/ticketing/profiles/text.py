@@ -21,8 +21,8 @@ _TITLES = {
 
 def title(notice: Notice, limit: int) -> str:
     """What it is about, in one line of at most `limit` characters."""
-    cluster = f"[{_clean(notice.cluster)}] " if notice.cluster else ""
-    return (cluster + _TITLES[notice.event].format(address=notice.address, namespace=notice.namespace))[:limit]
+    cluster = f"[{notice.cluster}] " if notice.cluster else ""
+    return _clean(cluster + _TITLES[notice.event].format(address=notice.address, namespace=notice.namespace))[:limit]
 
 
 def lines(notice: Notice) -> list[str]:

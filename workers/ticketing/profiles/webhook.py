@@ -111,6 +111,7 @@ def _template(profile: str, path: str) -> jinja2.Template:
     """The template of a file, tried with notices of every kind, with all that may be in them and with nothing."""
     where = f"profile {profile}: templateFile: {path}"
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"default": _not_json}
     try:
         template = environment.from_string(Path(path).read_text())
         for event in Event:
@@ -125,6 +126,11 @@ def _template(profile: str, path: str) -> jinja2.Template:
 
 def _render(template: jinja2.Template, notice: Notice) -> Any:  # noqa: ANN401 - what the template makes
     return json.loads(template.render(text.data(notice)), parse_constant=_no_number)
+
+
+def _not_json(value: object) -> None:
+    """Refuses what `tojson` was given; what is undefined says by itself what it is called."""
+    raise TypeError(f"{value} is no JSON")
 
 
 def _no_number(name: str) -> None:
