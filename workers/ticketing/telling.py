@@ -102,7 +102,8 @@ class Teller:
             raise NotReachedError(str(error)) from None
         except Exception as error:  # noqa: BLE001 - one profile's mistake must not keep the others' claims from being told
             _log.exception("the profile failed", profile=self.profile.name, address=notice.address)
-            raise TicketAwayError(f"the profile {self.profile.name} failed: {type(error).__name__}") from None
+            why = f"the profile {self.profile.name} failed: {type(error).__name__}"
+            raise TicketAwayError(why, self.profile.settle or None) from None
 
     @property
     def _margin(self) -> float:

@@ -56,7 +56,9 @@ class Do:
             with client.watch(self.path, timeoutSeconds=1) as opened:
                 return Answer(opened.code, opened.next(), [])
         content = {"Content-Type": "application/merge-patch+json"} if self.method == "PATCH" else {}
-        return client.call(self.method, self.path, self.body or {}, content, {"dryRun": "All"})
+        # Of a deletion the body is what counts, where there is one.
+        body = {"dryRun": ["All"]} if self.method == "DELETE" else self.body or {}
+        return client.call(self.method, self.path, body, content, {"dryRun": "All"})
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
