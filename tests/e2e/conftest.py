@@ -33,7 +33,6 @@ from lab.tickets import Receiver
 
 PATIENCE = 60.0
 WEB = IPv4Address("192.168.1.5")
-GUARDED = {"matchLabels": {"egress": "guarded"}}
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +95,7 @@ def stack(
             "192.168.1.170-192.168.1.179",
             approval="required",
             ticketProfile="firewall",
-            namespaceSelector=None,
+            namespaceSelector={"matchLabels": {"egress": "guarded"}},
         )
         with closing(Ledger(running.broker.unix_url)) as ledger:
             wait_for("the pools to be offered", lambda: _offered(ledger) == {"pool", "guarded"}, PATIENCE)
@@ -104,8 +103,9 @@ def stack(
 
 
 def _offered(ledger: Ledger) -> set[str]:
+    """The pools that admission gives addresses of."""
     try:
-        return {pool.name for pool in ledger.offer().pools}
+        return {pool.name for pool in ledger.offer().pools} if ledger.is_ready() else set()
     except NotReadyError:
         return set()
 
