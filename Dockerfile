@@ -27,7 +27,7 @@ USER 65532:65532
 EXPOSE 8443
 CMD ["hawse-webhook"]
 
-# One image, three commands: hawse-worker, hawse-beat, hawse-watch.
+# One image, four commands: hawse-worker, hawse-tickets, hawse-beat, hawse-watch.
 FROM base AS workers
 RUN --mount=type=bind,source=requirements/workers.lock,target=/lock \
     --mount=type=bind,from=build,source=/dist,target=/dist \

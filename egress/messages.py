@@ -12,6 +12,9 @@ CONTROL_QUEUE: Final = "control"
 TABLE_QUEUE: Final = "table"
 """`place`, `publish` and `failover`, of which one run serves all: they must not wait behind a burst of single
 namespaces."""
+TICKETS_QUEUE: Final = "tickets"
+"""Consumed by `hawse-tickets` alone: a ticket system that hangs holds up no address, and a burst of addresses no
+ticket."""
 
 NAMESPACE_TASK: Final = "hawse.v1.namespace"
 """(name): bring one namespace's claim and binding, or its release, to where it should be."""
@@ -25,15 +28,21 @@ FAILOVER_TASK: Final = "hawse.v1.failover"
 """(): judge the nodes that have fallen silent, and those that are back."""
 SWEEP_TASK: Final = "hawse.v1.sweep"
 """(): return lapsed reservations and end quarantines."""
+TICKETS_TASK: Final = "hawse.v1.tickets"
+"""(profile): tell the ticket system of one profile what is due, and ask it what was decided."""
 NUDGE_TASK: Final = "hawse.v1.nudge"
 """(): to one node's queue: the table has changed."""
 
+TICKETS_EXPIRES: Final = 300
+"""Seconds after which a run for a ticket profile is not worth doing: the reconcile has asked for another."""
 NUDGE_EXPIRES: Final = 60
 """Seconds after which a nudge to a node that is away is dropped; the runner reads the table when it comes back."""
 
 
 def queue_of(task: str) -> str:
     """The queue of one of the control plane's tasks."""
+    if task == TICKETS_TASK:
+        return TICKETS_QUEUE
     return TABLE_QUEUE if task in (PLACE_TASK, PUBLISH_TASK, FAILOVER_TASK) else CONTROL_QUEUE
 
 

@@ -49,10 +49,10 @@ def outcome_of(error: Exception, attempt: int) -> Outcome:
     return Outcome.RETRY
 
 
-def backoff(attempt: int, jitter: random.Random) -> float:
+def backoff(attempt: int, jitter: random.Random, cap: float = BACKOFF_CAP) -> float:
     """Seconds to wait after the `attempt`-th failure: exponential up to a cap, each wait drawn from its upper half,
     so that a thousand tasks that failed together do not return together."""
-    ceiling: float = min(BACKOFF_CAP, BACKOFF_BASE * 2 ** (attempt - 1))
+    ceiling: float = min(cap, BACKOFF_BASE * 2 ** min(attempt - 1, 30))
     return jitter.uniform(ceiling / 2, ceiling)
 
 

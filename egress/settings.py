@@ -82,6 +82,13 @@ class Settings:
     """How long a lost node must have been back before it gets addresses that another node could have, and before
     anything moves for balance."""
 
+    ticket_profiles: str = ""
+    """Path of the YAML file of ticket profiles, see `egress.ticket_profiles`; empty for none."""
+    ticket_attempts: int = 10
+    """How often a ticket is tried that fails while others do not, before somebody must look at it."""
+    ticket_retry_cap: float = 300.0
+    """How long a ticket waits at most for its next try, unless the ticket system asks for more."""
+
     node_name: str = ""
     node_ip: str = ""
     bridge: str = "br0"
@@ -187,6 +194,7 @@ _FORMS = {
 _POSITIVE = (
     "redis_timeout", "lease_duration", "lease_renew_deadline", "lease_retry", "certificate_wait",
     "reconcile_interval", "sweep_interval", "check_interval", "refused_retry",
+    "ticket_retry_cap",
     "heartbeat_interval", "heartbeat_patience", "runner_timeout",
 )  # fmt: skip
 _WITHIN = {
@@ -194,6 +202,7 @@ _WITHIN = {
     "health_port": (0, 65535, "a port, 0 to 65535"),
     "drain_time": (0.0, 3600.0, "0 to 3600"),
     "moves_per_minute": (0, 6000, "0 to 6000"),
+    "ticket_attempts": (1, 1000, "1 to 1000"),
     "rejoin_after": (0.0, 86400.0, "0 to 86400"),
 }
 """The bounds of each setting that has two, and how to say them."""

@@ -82,7 +82,7 @@ def due(claim: EgressAddress, profile: str, wanted: Collection[Event]) -> Event 
     What could not be told, and need not be known to understand the rest, holds nothing up.
     """
     ticket = claim.ticket
-    if ticket is None or _is_over(claim):
+    if ticket is None or is_over(claim):
         return Event.ASSIGNED if profile and claim.phase is not Phase.QUARANTINED else None
     if ticket.sending is not None:
         return ticket.sending
@@ -100,7 +100,13 @@ def due(claim: EgressAddress, profile: str, wanted: Collection[Event]) -> Event 
     return next((event for event in candidates if event in wanted and event is not ticket.failed), None)
 
 
-def _is_over(claim: EgressAddress) -> bool:
+def profile_of(claim: EgressAddress, pools: str) -> str:
+    """The profile by which the next thing is told of `claim`, whose pool names `pools`: that of its ticket, as long as
+    the assignment is under way; "" for none."""
+    return pools if claim.ticket is None or is_over(claim) else claim.ticket.profile
+
+
+def is_over(claim: EgressAddress) -> bool:
     """Whether all is told of the assignment that the ticket is about, so that the next one begins a new ticket."""
     ticket = claim.ticket
     if ticket is None or not ticket.ended or ticket.sending is not None:
@@ -122,7 +128,7 @@ def begin(claim: EgressAddress, event: Event, profile: str, until: float) -> Tic
     ticket = claim.ticket
     if ticket is None:
         ticket = Ticket(profile)
-    elif _is_over(claim):
+    elif is_over(claim):
         ticket = Ticket(profile, serial=ticket.serial + 1)
     return replace(ticket, sending=event, sending_until=until)
 
@@ -156,8 +162,8 @@ def failed(ticket: Ticket, event: Event, why: str) -> Ticket:
 
 
 def retried(ticket: Ticket) -> Ticket:
-    """The ticket once somebody wants what failed to be tried again."""
-    return replace(ticket, failed=None, failure="")
+    """The ticket once somebody wants what failed to be tried again: as what may have been received, for it may."""
+    return replace(ticket, failed=None, failure="", sending=ticket.failed, sending_until=0.0)
 
 
 def ended(claim: EgressAddress) -> EgressAddress:
@@ -187,9 +193,11 @@ def firewall_condition(claim: EgressAddress, *, answers: bool) -> Condition | No
         reason = decision.verdict.value.capitalize()
         text = f"{decision.verdict.value} by {decision.by}" + (f": {decision.reason}" if decision.reason else "")
         return Condition(FIREWALL_OPEN, decision.verdict is Verdict.APPROVED, reason, text)
-    if ticket is not None and ticket.failed is Event.ASSIGNED:
+    if ticket is not None and ticket.failed in (Event.ASSIGNED, Event.RELEASED):
         return Condition(FIREWALL_OPEN, None, "TicketFailed", ticket.failure)
-    if ticket is not None and ticket.told is Event.ASSIGNED:
+    if claim.phase is Phase.QUARANTINED:
+        return None
+    if ticket is not None and ticket.told is Event.ASSIGNED and not ticket.ended:
         about = f"ticket {ticket.reference}" if ticket.reference else f"the firewall team was told by {ticket.profile}"
         text = f"{about}; no answer yet" if answers else about
         return Condition(FIREWALL_OPEN, None, "Requested" if answers else "Told", text)

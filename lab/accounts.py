@@ -9,7 +9,12 @@ from pathlib import Path
 import yaml
 
 NAMESPACE = "hawse-system"
-ACCOUNTS = {"worker": "hawse-workers", "beat": "hawse-beat", "watch": "hawse-watch"}
+ACCOUNTS = {
+    "worker": "hawse-workers",
+    "tickets": "hawse-tickets",
+    "beat": "hawse-beat",
+    "watch": "hawse-watch",
+}
 """The service account of each process that speaks to the API server."""
 
 

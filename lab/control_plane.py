@@ -1,4 +1,4 @@
-"""Webhook, workers, beat and watch as processes on this host, against any API server and broker."""
+"""Webhook, workers, beat, watch and tickets as processes on this host, against any API server and broker."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lab.kube import Json, Kube, KubeError
 from lab.net import guarded
 
 COMPONENTS = ("webhook", "worker", "beat", "watch")
+"""What always runs. `tickets` does too where the environment names a file of ticket profiles."""
 ROOT = Path(__file__).resolve().parents[1]
 WEBHOOKS = ROOT / "deploy" / "base" / "webhooks.yaml"
 _SCRIPTS = Path(sys.executable).parent
@@ -82,14 +83,18 @@ class ControlPlane:
 
     def start(self, *components: str) -> None:
         """Starts `components`, or all of them; the webhook answers when this returns."""
-        for component in components or COMPONENTS:
+        for component in components or self._components:
             command = [str(_SCRIPTS / f"hawse-{component}")]
             environment = dict(self.environment)
             if component in self._kubeconfigs:
                 environment["HAWSE_KUBECONFIG"] = str(self._kubeconfigs[component])
             self._processes[component] = guarded.start(command, self.log(component), env=environment)
-        if "webhook" in (components or COMPONENTS):
+        if "webhook" in (components or self._components):
             self._wait_for_webhook()
+
+    @property
+    def _components(self) -> tuple[str, ...]:
+        return (*COMPONENTS, "tickets") if self.environment.get("HAWSE_TICKET_PROFILES") else COMPONENTS
 
     def kill(self, component: str) -> None:
         """SIGKILL, as a crash."""

@@ -1,9 +1,10 @@
-"""`hawse-worker`, `hawse-beat` and `hawse-watch`: the three processes of the control plane."""
+"""`hawse-worker`, `hawse-tickets`, `hawse-beat` and `hawse-watch`: the processes of the control plane."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
@@ -15,8 +16,8 @@ from prometheus_client import REGISTRY
 from egress import logs, settings
 from egress.adapters.cluster import Cluster, ConfigError
 from egress.health import Health, HealthError, Verdict
-from egress.messages import CONTROL_QUEUE, TABLE_QUEUE
-from egress.operations import TransientError
+from egress.messages import CONTROL_QUEUE, TABLE_QUEUE, TICKETS_QUEUE
+from egress.operations import PermanentError, TransientError
 from egress.processes import begin_again, begin_again_unless, end_at_sigterm, stop_event
 from workers import consuming, metrics
 from workers.census import CensusCollector
@@ -25,7 +26,8 @@ from workers.context import Context
 from workers.keeper import Keeper, service_names
 from workers.leader import Crew, Election, LeaseLostError, Timing, own_namespace
 from workers.schedule import run_schedule
-from workers.tasks import create_celery, make_context
+from workers.tasks import create_celery, make_context, make_systems
+from workers.ticketing.census import TicketCollector
 from workers.watch import WATCHED, Watcher, start_all
 
 END_SECONDS = 2.0
@@ -62,12 +64,40 @@ def worker(concurrency: int) -> None:
     current = _start("worker")
     app = create_celery()
     context = _context(app)
-    metrics.begin_tasks()
     REGISTRY.register(CensusCollector(context.ledger))
+    _consume(app, context, current, Consumer("worker", f"{TABLE_QUEUE},{CONTROL_QUEUE}", concurrency))
+
+
+@click.command()
+@click.option("--concurrency", default=4, show_default=True, help="How many ticket profiles are served at once.")
+def tickets(concurrency: int) -> None:
+    """Tell the firewall team's systems of addresses, and ask them what was decided."""
+    current = _start("tickets")
+    app = create_celery()
+    context = _context(app)
+    try:
+        make_systems(current.ticket_profiles).profiles()
+    except PermanentError as error:
+        raise click.UsageError(str(error)) from None
+    REGISTRY.register(TicketCollector(context.ledger, 4 * current.reconcile_interval))
+    _consume(app, context, current, Consumer("tickets", TICKETS_QUEUE, concurrency))
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """What a process consumes: as whom, which queues, and how many tasks at once."""
+
+    name: str
+    queues: str
+    concurrency: int
+
+
+def _consume(app: Celery, context: Context, current: settings.Settings, consumer: Consumer) -> None:
+    metrics.begin_tasks()
     consumption = consuming.Consumption(context.ledger)
     _serve(Health(current.health_host, current.health_port, consumption.ready, alive=consumption.alive))
-    queues = f"{TABLE_QUEUE},{CONTROL_QUEUE}"
-    arguments = ["worker", "-Q", queues, "--pool", "threads", "-c", str(concurrency), "-n", "worker@%h"]
+    arguments = ["worker", "-Q", consumer.queues, "--pool", "threads", "-c", str(consumer.concurrency)]
+    arguments += ["-n", f"{consumer.name}@%h"]
     end_at_sigterm()
     app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     # kombu 5.7 gives up when it loses the broker at the wrong moment.

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from egress.messages import FAILOVER_TASK, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
+from egress.messages import (
+    FAILOVER_TASK,
+    NAMESPACE_TASK,
+    PLACE_TASK,
+    PUBLISH_TASK,
+    RECONCILE_TASK,
+    SWEEP_TASK,
+    TICKETS_TASK,
+)
 from egress.operations import Outcome
 
 task_attempts = Counter(
@@ -37,22 +45,34 @@ certificate_expiry = Gauge(
     "When a certificate of the webhook ends, in seconds since the epoch.",
     ["certificate"],
 )
+tickets = Counter(
+    "hawse_tickets_total",
+    "What was told to a ticket system, by how that ended: done, to be tried again (retry), or given up (gave_up).",
+    ["profile", "event", "outcome"],
+)
+ticket_duration = Histogram(
+    "hawse_ticket_call_duration_seconds",
+    "How long it took to tell a ticket system one thing.",
+    ["profile"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
 
 
 def _label(task: str) -> str:
     return task.rpartition(".")[2]
 
 
-def _outcome_label(outcome: Outcome) -> str:
+def outcome_label(outcome: Outcome) -> str:
+    """How an outcome is written in a label."""
     return outcome.value.replace("-", "_")
 
 
 def begin_tasks() -> None:
     """Shows every task's counters from the beginning, at 0: an increase from nothing is none to Prometheus."""
-    for task in (NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK, FAILOVER_TASK):
+    for task in (NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK, FAILOVER_TASK, TICKETS_TASK):
         task_duration.labels(_label(task))
         for outcome in Outcome:
-            task_attempts.labels(_label(task), _outcome_label(outcome))
+            task_attempts.labels(_label(task), outcome_label(outcome))
 
 
 @dataclass
@@ -71,4 +91,4 @@ def attempt(task: str) -> Iterator[Attempt]:
     finally:
         if measured.outcome is not None:
             task_duration.labels(_label(task)).observe(time.monotonic() - began)
-            task_attempts.labels(_label(task), _outcome_label(measured.outcome)).inc()
+            task_attempts.labels(_label(task), outcome_label(measured.outcome)).inc()

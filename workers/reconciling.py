@@ -9,12 +9,12 @@ from contextlib import suppress
 
 import structlog
 
-from egress import pools
+from egress import pools, tickets
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, Manifest
 from egress.adapters.ledger import Holding, Offer, holder_of, manual_holder, name_holder, node_holder
 from egress.addresses import Address, AddressError, addresses_of, from_object_name, object_name, parse_address
-from egress.messages import FAILOVER_TASK, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK
+from egress.messages import FAILOVER_TASK, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, TICKETS_TASK
 from egress.objects import CREATED_ANNOTATION, EgressAddress, HostSubnet, Namespace, NetNamespace, Origin, Phase
 from egress.operations import PermanentError, Step
 from egress.stock import Stock
@@ -64,6 +64,9 @@ def _reconcile(context: Context) -> int:
     context.ask(FAILOVER_TASK)  # who never said that it lives, and who is silent though nobody said so
     context.ask(PLACE_TASK)
     context.ask(PUBLISH_TASK)
+    profiles = {pool.name: pool.ticket_profile for pool in offer.pools}
+    for profile in sorted({tickets.profile_of(claim, profiles.get(claim.pool, "")) for claim in claims} - {""}):
+        context.ask(TICKETS_TASK, profile)
     pooling.mark(context, claims, namespaces, stock, time.monotonic() + UPDATE_SECONDS)
     return len(unsettled)
 
@@ -122,8 +125,11 @@ def _end_quarantines(context: Context) -> int:
     ended = 0
     hosted = {address for subnet in context.host_subnets() for address in addresses_of(subnet.egress_ips)}
     bound = {(item.name, address) for item in context.net_namespaces() for address in addresses_of(item.egress_ips)}
+    owing = _owing(context, over)
     for claim in over:
         address = parse_address(claim.address)
+        if claim.address in owing:
+            continue
         if address in hosted:
             context.ask(PLACE_TASK)
         if (claim.namespace, address) in bound:
@@ -147,6 +153,23 @@ def _end_quarantines(context: Context) -> int:
         )
         ended += 1
     return ended
+
+
+def _owing(context: Context, claims: Iterable[EgressAddress]) -> set[str]:
+    """Those of `claims` that stay in quarantine until the firewall team knows of the release, which is asked for.
+
+    Where no pool names the profile any more, nobody waits for it.
+    """
+    owing = [claim for claim in claims if tickets.owes_release(claim)]
+    if not owing:
+        return set()
+    # Not `context.pools`: what cannot be read of a pool does not unsay its profile.
+    items = context.cluster.list(Kind.EGRESS_POOL).items
+    named = {item.get("spec", {}).get("ticketProfile") for item in items}
+    owing = [claim for claim in owing if claim.ticket is not None and claim.ticket.profile in named]
+    for profile in sorted({claim.ticket.profile for claim in owing if claim.ticket is not None}):
+        context.ask(TICKETS_TASK, profile)
+    return {claim.address for claim in owing}
 
 
 def _broken(items: Iterable[Manifest], claims: Iterable[EgressAddress]) -> list[Holding]:

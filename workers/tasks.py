@@ -26,12 +26,17 @@ from egress.messages import (
     PUBLISH_TASK,
     RECONCILE_TASK,
     SWEEP_TASK,
+    TICKETS_EXPIRES,
+    TICKETS_TASK,
     celery_config,
     sending_config,
 )
 from egress.operations import BACKOFF_BASE, Outcome, PermanentError, TransientError, backoff, outcome_of
 from workers import failover, metrics, namespaces, placing, publishing, reconciling
 from workers.context import Context
+from workers.ticketing import run as ticketing
+from workers.ticketing.profiles import make
+from workers.ticketing.systems import Systems
 
 _log = structlog.get_logger()
 _jitter = random.SystemRandom()
@@ -78,7 +83,7 @@ def sender(redis_url: str) -> Callable[[str, list[Any], str, float], None]:
     app.conf.update(sending_config(redis_url))
 
     def send(task: str, arguments: list[Any], queue: str, delay: float = 0.0) -> None:
-        expires = NUDGE_EXPIRES if task == NUDGE_TASK else None
+        expires = {NUDGE_TASK: NUDGE_EXPIRES, TICKETS_TASK: TICKETS_EXPIRES}.get(task)
         try:
             app.send_task(task, args=arguments, queue=queue, countdown=delay or None, expires=expires, retry=False)
         except (OperationalError, OSError) as error:
@@ -92,6 +97,16 @@ def make_context(app: Celery) -> Context:
     """The process's one context: connections are opened when they are first needed."""
     current = settings_module.load()
     return Context(current, Ledger(current.redis_url), Cluster(current.kubeconfig), sender(current.redis_url))
+
+
+@cache
+def make_systems(path: str) -> Systems:
+    """The process's ticket systems, as the file at `path` describes them."""
+    return Systems(path, make)
+
+
+def _tickets(context: Context, profile: str) -> None:
+    ticketing.run(context, make_systems(context.settings.ticket_profiles), profile)
 
 
 def _namespace(context: Context, name: str) -> None:
@@ -130,6 +145,7 @@ _TASKS: dict[str, Callable[..., None]] = {
     FAILOVER_TASK: _failover,
     RECONCILE_TASK: _reconcile,
     SWEEP_TASK: _sweep,
+    TICKETS_TASK: _tickets,
 }
 
 

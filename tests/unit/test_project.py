@@ -126,7 +126,7 @@ def test_compose_grants_no_more_than_needed() -> None:
         assert not service.get("privileged"), name
 
 
-@pytest.mark.parametrize("service", ["webhook", "worker", "beat", "watch", "node-runner"])
+@pytest.mark.parametrize("service", ["webhook", "worker", "tickets", "beat", "watch", "node-runner"])
 def test_health_checks_are_python_that_compiles(service: str) -> None:
     kind, program, option, source = _compose()["services"][service]["healthcheck"]["test"]
     assert (kind, program, option) == ("CMD", "python", "-c")

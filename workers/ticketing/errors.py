@@ -13,3 +13,7 @@ class TicketAwayError(TransientError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class NotReachedError(TicketAwayError):
+    """The system cannot even be connected to: it has surely received nothing."""

@@ -27,7 +27,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from egress.operations import PermanentError
 from egress.ticket_profiles import ProfilesError, secrets
-from workers.ticketing.errors import TicketAwayError
+from workers.ticketing.errors import NotReachedError, TicketAwayError
 
 MAX_ANSWER = 256 * 1024
 """Bytes of an answer that are read."""
@@ -147,7 +147,8 @@ class Client:
             response = connection.exchange(method, self._target(target), body, sent)
             data = response.read(MAX_ANSWER + 1)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            wait = wait if connection.reached else None
+            if not connection.reached:
+                raise NotReachedError(f"{self._system} {self._trouble(connection, error)}") from None
             raise TicketAwayError(f"{self._system} {self._trouble(connection, error)}", wait) from None
         finally:
             connection.end()

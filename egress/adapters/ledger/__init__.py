@@ -23,10 +23,12 @@ from egress.adapters.ledger.reservations import (
     request_holder,
 )
 from egress.adapters.ledger.table import Table, TableRead
+from egress.adapters.ledger.ticketing import Breaker, TicketCensus, Ticketing, Turn, Waiting
 
 __all__ = [
     "REQUEST_PREFIX",
     "Beat",
+    "Breaker",
     "BusyError",
     "Census",
     "Exhausted",
@@ -38,6 +40,9 @@ __all__ = [
     "Offer",
     "Reserved",
     "TableRead",
+    "TicketCensus",
+    "Turn",
+    "Waiting",
     "holder_of",
     "manual_holder",
     "name_holder",
@@ -46,5 +51,5 @@ __all__ = [
 ]
 
 
-class Ledger(Reservations, Table, Liveness, Coordination):
+class Ledger(Reservations, Table, Liveness, Coordination, Ticketing):
     """All of the ledger, over one connection."""

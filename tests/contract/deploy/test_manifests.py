@@ -18,6 +18,7 @@ Json = dict[str, Any]
 OVERLAYS = sorted(path.name for path in (DEPLOY / "overlays").iterdir())
 ROOT = DEPLOY.parent
 HARDENED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True}
+WITH_RIGHTS = {"hawse-worker", "hawse-tickets", "hawse-beat", "hawse-watch"}
 OPTIONAL = {
     "monitoring": [
         ("monitoring.coreos.com", "v1", "ServiceMonitor"),
@@ -44,6 +45,13 @@ def pods(items: list[Json]) -> dict[str, Json]:
 
 def of_kind(items: list[Json], kind: str) -> list[Json]:
     return [item for item in items if item["kind"] == kind]
+
+
+def settings_and_profiles(items: list[Json]) -> tuple[list[Json], Json]:
+    """The ConfigMaps of settings, and that of ticket profiles."""
+    maps = of_kind(items, "ConfigMap")
+    (profiles,) = [item for item in maps if item["metadata"]["name"] == "hawse-ticket-profiles"]
+    return [item for item in maps if item is not profiles], profiles
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -117,7 +125,7 @@ def test_pods_have_no_more_rights_than_they_need(installed: Installed, overlay: 
         assert context["capabilities"] == {"drop": ["ALL"]}, name
         assert pod["securityContext"].get("runAsNonRoot", False) is not runner, name
         assert pod.get("hostNetwork", False) is runner, name
-        assert pod["automountServiceAccountToken"] is (name in {"hawse-worker", "hawse-beat", "hawse-watch"}), name
+        assert pod["automountServiceAccountToken"] is (name in WITH_RIGHTS), name
         assert container["resources"]["requests"].keys() == {"cpu", "memory"}, name
         assert container["livenessProbe"], name
         assert container["readinessProbe"], name
@@ -148,7 +156,9 @@ def test_the_restricted_profile_holds_where_there_are_no_runners(installed: Inst
 def test_processes_are_started_with_settings_and_commands_that_exist(installed: Installed, overlay: str) -> None:
     items = rendered(installed, DEPLOY / "overlays" / overlay)
     known = {f"{PREFIX}{field.name.upper()}" for field in dataclasses.fields(Settings)}
-    for settings in of_kind(items, "ConfigMap"):
+    settings_maps, profiles = settings_and_profiles(items)
+    assert profiles["data"] == {"profiles.yaml": "profiles: []"}
+    for settings in settings_maps:
         assert settings["data"].keys() <= known, settings["metadata"]["name"]
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     secrets = set()
@@ -173,9 +183,10 @@ def test_there_are_two_of_each_and_they_never_go_at_once(installed: Installed) -
         item["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]
         for item in of_kind(items, "PodDisruptionBudget")
     }
+    roles = {"webhook", "worker", "tickets", "beat", "watch"}
     replicas = {item["metadata"]["name"]: item["spec"]["replicas"] for item in of_kind(items, "Deployment")}
-    assert replicas == {f"hawse-{role}": 2 for role in ("webhook", "worker", "beat", "watch")}
-    assert budgets == {"webhook", "worker", "beat", "watch"}
+    assert replicas == {f"hawse-{role}": 2 for role in roles}
+    assert budgets == roles
 
 
 def test_beside_openshift_nothing_of_openshifts_is_touched(installed: Installed) -> None:
@@ -183,5 +194,5 @@ def test_beside_openshift_nothing_of_openshifts_is_touched(installed: Installed)
     crds = {item["spec"]["group"] for item in of_kind(items, "CustomResourceDefinition")}
     assert crds == {"egress.hawse.dev"}
     assert of_kind(items, "DaemonSet") == []
-    (settings,) = of_kind(items, "ConfigMap")
+    ((settings,), _) = settings_and_profiles(items)
     assert settings["data"]["HAWSE_CREATE_NET_NAMESPACES"] == "false"

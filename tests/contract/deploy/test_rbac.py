@@ -56,7 +56,9 @@ class Do:
             with client.watch(self.path, timeoutSeconds=1) as opened:
                 return Answer(opened.code, opened.next(), [])
         content = {"Content-Type": "application/merge-patch+json"} if self.method == "PATCH" else {}
-        return client.call(self.method, self.path, self.body or {}, content, {"dryRun": "All"})
+        # Of a deletion the body is what counts, where there is one.
+        body = {"dryRun": ["All"]} if self.method == "DELETE" else self.body or {}
+        return client.call(self.method, self.path, body, content, {"dryRun": "All"})
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -96,6 +98,12 @@ MUST: dict[str, list[Do]] = {
         Do("DELETE", f"{ADDRESSES}/{ADDRESS}"),
         Do("PATCH", f"{POOLS}/{MADE}", {"metadata": {"finalizers": ["egress.hawse.dev/in-use"]}}),
         Do("PATCH", f"{POOLS}/{MADE}/status", {"status": {"free": 1}}),
+        Do("POST", f"{NAMESPACES}/default/events", EVENT),
+    ],
+    "tickets": [
+        *listing(NAMESPACES, POOLS, ADDRESSES, f"{ADDRESSES}/{ADDRESS}"),
+        Do("PATCH", f"{ADDRESSES}/{ADDRESS}", {"metadata": {"annotations": {"egress.hawse.dev/retry-ticket": None}}}),
+        Do("PATCH", f"{ADDRESSES}/{ADDRESS}/status", {"status": {"phase": "Ready"}}),
         Do("POST", f"{NAMESPACES}/default/events", EVENT),
     ],
     "watch": [
@@ -149,6 +157,14 @@ NEVER = [
     Do("DELETE", f"{WEBHOOKS}/validatingadmissionpolicies/hawse-own-objects"),
 ]
 MUST_NOT: dict[str, list[Do]] = {
+    "tickets": [
+        *NEVER,
+        *(item for item in EVERY_WRITE if not (item.method == "PATCH" and item.path.startswith(ADDRESSES))),
+        *listing("/api/v1/nodes", HOSTS, NETS, LEASES, f"{NAMESPACES}/default", f"{NAMESPACES}/default/events"),
+        *(watch(path) for path in EVERYTHING),
+        Do("PATCH", f"{POOLS}/{MADE}/status", {"status": {"free": 1}}),
+        Do("POST", f"{SYSTEM}/events", EVENT),
+    ],
     "worker": [
         *NEVER,
         *listing(LEASES, f"{SECRETS}/hawse-webhook-tls", f"{NAMESPACES}/default/events"),

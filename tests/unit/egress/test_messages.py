@@ -14,11 +14,13 @@ def test_task_names_are_versioned_and_stable() -> None:
         "PUBLISH_TASK": "hawse.v1.publish",
         "RECONCILE_TASK": "hawse.v1.reconcile",
         "SWEEP_TASK": "hawse.v1.sweep",
+        "TICKETS_TASK": "hawse.v1.tickets",
         "NUDGE_TASK": "hawse.v1.nudge",
     }
     assert messages.queue_of(messages.PUBLISH_TASK) == messages.queue_of(messages.PLACE_TASK) == "table"
     assert messages.queue_of(messages.FAILOVER_TASK) == "table"
     assert messages.queue_of(messages.NAMESPACE_TASK) == "control"
+    assert messages.queue_of(messages.TICKETS_TASK) == "tickets"
     assert (messages.CONTROL_QUEUE, messages.node_queue("node2.ocp.io")) == ("control", "node.node2.ocp.io")
 
 

@@ -13,7 +13,7 @@ from egress.objects import Event, Ticket
 from egress.operations import PermanentError
 from lab.tickets import Fault, Jira, Receiver, ServiceNow
 from lab.tickets.server import Server
-from workers.ticketing.profiles.base import TicketAwayError
+from workers.ticketing.profiles.base import NotReachedError, TicketAwayError
 
 SERVERS = {"webhook": Receiver, "servicenow": ServiceNow, "jira": Jira}
 NOW = 1_790_000_000.0
@@ -123,7 +123,7 @@ def test_nobody_is_there(office: Any, kind: str, server: Server, notice: Any) ->
     server.stop()
     error = _refused(office, kind, server, notice)
 
-    assert isinstance(error, TicketAwayError)
+    assert isinstance(error, NotReachedError)
     assert str(error) == "ticket profile desk cannot be reached: Connection refused"
     assert error.retry_after is None, "nothing can have been received"
 
