@@ -21,8 +21,8 @@ from egress.operations import PermanentError
 from egress.ticket_profiles import ProfilesError
 from workers.context import Context, readable
 from workers.ticketing import missing
+from workers.ticketing.errors import TicketAwayError
 from workers.ticketing.polling import poll, poll_of
-from workers.ticketing.profiles.base import TicketAwayError
 from workers.ticketing.systems import Systems
 from workers.ticketing.telling import Answer, End, Teller, id_of, is_waiting
 

@@ -23,8 +23,9 @@ from egress.ticket_profiles import Profile, Profiles, ProfilesError
 from egress.tickets import Notice, Receipt
 from workers import metrics
 from workers.context import Context, readable
+from workers.ticketing.errors import NotReachedError, TicketAwayError
 from workers.ticketing.notices import compose, notice_id
-from workers.ticketing.profiles.base import NotReachedError, TicketAwayError, TicketSystem
+from workers.ticketing.profiles.base import TicketSystem
 
 LEASE_MARGIN = 5.0
 """Seconds beyond the call's own time that whoever tells has the word: to write down what became of it. At most: where
@@ -101,7 +102,8 @@ class Teller:
             raise NotReachedError(str(error)) from None
         except Exception as error:  # noqa: BLE001 - one profile's mistake must not keep the others' claims from being told
             _log.exception("the profile failed", profile=self.profile.name, address=notice.address)
-            raise TicketAwayError(f"the profile {self.profile.name} failed: {type(error).__name__}") from None
+            why = f"the profile {self.profile.name} failed: {type(error).__name__}"
+            raise TicketAwayError(why, self.profile.settle or None) from None
 
     @property
     def _margin(self) -> float:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 from egress.objects import Decision, Ticket
 from egress.tickets import Notice, Receipt
-from workers.ticketing.errors import NotReachedError, TicketAwayError
+from workers.ticketing.errors import TicketAwayError
 
-__all__ = ["NotReachedError", "TicketAwayError", "TicketSystem"]
+__all__ = ["TicketAwayError", "TicketSystem"]
 
 
 class TicketSystem(ABC):

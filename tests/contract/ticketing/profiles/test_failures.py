@@ -13,7 +13,7 @@ from egress.objects import Event, Ticket
 from egress.operations import PermanentError
 from lab.tickets import Fault, Jira, Receiver, ServiceNow
 from lab.tickets.server import Server
-from workers.ticketing.profiles.base import NotReachedError, TicketAwayError
+from workers.ticketing.errors import NotReachedError, TicketAwayError
 
 SERVERS = {"webhook": Receiver, "servicenow": ServiceNow, "jira": Jira}
 NOW = 1_790_000_000.0

@@ -13,7 +13,7 @@ from egress.objects import Event
 from egress.ticket_profiles import ProfilesError
 from egress.tickets import Receipt
 from lab.tickets import Receiver, Request
-from workers.ticketing.profiles.base import NotReachedError
+from workers.ticketing.errors import NotReachedError
 
 SECRETS = (b"the-newest-of-both-secrets-123456", b"the-older-one-of-both-secrets-12")
 NOW = 1_790_000_000
