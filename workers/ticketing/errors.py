@@ -16,4 +16,4 @@ class TicketAwayError(TransientError):
 
 
 class NotReachedError(TicketAwayError):
-    """The system cannot even be connected to: it has surely received nothing."""
+    """The system cannot even be connected to, or its credentials not be read: it has surely received nothing."""

@@ -50,27 +50,28 @@ class Credentials:
 
 
 def basic(username_file: str, password_file: str) -> Credentials:
-    """User name and password, read now. PermanentError if they cannot be."""
-    username, password = _read(username_file, password_file)
+    """User name and password, read now. NotReachedError if they cannot be: somebody may put them there yet."""
+    username, password = words_of(username_file, password_file)
     if ":" in username:
-        raise PermanentError(f"the user name in {username_file} has a colon in it")
+        raise NotReachedError(f"the user name in {username_file} has a colon in it")
     pair = base64.b64encode(f"{username}:{password}".encode()).decode()
     return Credentials(f"Basic {pair}", (password, pair))
 
 
 def bearer(token_file: str) -> Credentials:
-    """A bearer token, read now. PermanentError if it cannot be."""
-    (token,) = _read(token_file)
+    """A bearer token, read now. NotReachedError if it cannot be: somebody may put it there yet."""
+    (token,) = words_of(token_file)
     if not _VISIBLE.fullmatch(token):
-        raise PermanentError(f"the token in {token_file} has characters that no token has")
+        raise NotReachedError(f"the token in {token_file} has characters that no token has")
     return Credentials(f"Bearer {token}", (token,))
 
 
-def _read(*files: str) -> list[str]:
+def words_of(*files: str) -> list[str]:
+    """What these files hold, read now. NotReachedError names one that cannot be used."""
     try:
         return secrets(files)
     except ProfilesError as error:
-        raise PermanentError(str(error)) from None
+        raise NotReachedError(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)

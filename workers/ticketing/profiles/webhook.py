@@ -21,9 +21,10 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
 from egress.objects import Event
 from egress.operations import PermanentError
-from egress.ticket_profiles import ProfilesError, WebhookProfile, secrets
+from egress.ticket_profiles import ProfilesError, WebhookProfile
 from egress.tickets import Notice, Receipt
-from workers.ticketing.http import Client
+from workers.ticketing.errors import NotReachedError
+from workers.ticketing.http import Client, words_of
 from workers.ticketing.profiles import text
 from workers.ticketing.profiles.base import TicketSystem
 
@@ -95,15 +96,11 @@ class WebhookSystem(TicketSystem):
         """One signature for each secret, the newest first, so that both old and new receivers can verify it."""
         when = datetime.fromtimestamp(now, UTC)
         signatures = []
-        try:
-            found = secrets(self._profile.secret_files)
-        except ProfilesError as error:
-            raise PermanentError(str(error)) from None
-        for name, secret in zip(self._profile.secret_files, found, strict=True):
+        for name, secret in zip(self._profile.secret_files, words_of(*self._profile.secret_files), strict=True):
             try:
                 signatures.append(Webhook(secret).sign(identity, when, body))
             except (binascii.Error, ValueError, EmptyWebhookSecretError):
-                raise PermanentError(f"the secret {name} is not `whsec_` and base64") from None
+                raise NotReachedError(f"the secret {name} is not `whsec_` and base64") from None
         return " ".join(signatures)
 
 

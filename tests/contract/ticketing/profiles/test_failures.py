@@ -13,7 +13,7 @@ from egress.objects import Event, Ticket
 from egress.operations import PermanentError
 from lab.tickets import Fault, Jira, Receiver, ServiceNow
 from lab.tickets.server import Server
-from workers.ticketing.profiles.base import TicketAwayError
+from workers.ticketing.errors import NotReachedError, TicketAwayError
 
 SERVERS = {"webhook": Receiver, "servicenow": ServiceNow, "jira": Jira}
 NOW = 1_790_000_000.0
@@ -123,7 +123,7 @@ def test_nobody_is_there(office: Any, kind: str, server: Server, notice: Any) ->
     server.stop()
     error = _refused(office, kind, server, notice)
 
-    assert isinstance(error, TicketAwayError)
+    assert isinstance(error, NotReachedError)
     assert str(error) == "ticket profile desk cannot be reached: Connection refused"
     assert error.retry_after is None, "nothing can have been received"
 
@@ -168,7 +168,7 @@ def test_credentials_that_are_none_are_named_and_not_shown(
     office: Any, servicenow: ServiceNow, notice: Any, name: str, text: str, says: str
 ) -> None:
     office.write(name, text)
-    with pytest.raises(PermanentError, match=says) as caught:
+    with pytest.raises(NotReachedError, match=says) as caught:
         office.system("servicenow", servicenow.url).tell(notice(), resumed=False)
 
     assert office.path(name) in str(caught.value)
@@ -182,7 +182,7 @@ def test_a_token_that_no_header_can_hold_is_not_shown(
 ) -> None:
     path = office.write("token", token)
     profile = {"usernameFile": "", "passwordFile": "", "tokenFile": path}
-    with pytest.raises(PermanentError, match="has characters that no token has") as caught:
+    with pytest.raises(NotReachedError, match="has characters that no token has") as caught:
         office.system("servicenow", servicenow.url, **profile).tell(notice(), resumed=False)
     assert token not in str(caught.value)
 
