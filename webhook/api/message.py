@@ -3,6 +3,7 @@ that the signature's time is compared with."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -70,6 +71,8 @@ def read(body: bytes, headers: Mapping[str, str], secrets: Sequence[str]) -> Mes
     lowered = {name.lower(): text for name, text in headers.items()}
     signed = {name: lowered.get(name, "") for name in _SIGNED}
     try:
+        for secret in secrets:  # the library leaves out what is not base64, and so takes another key than was meant
+            base64.b64decode(secret.removeprefix("whsec_"), validate=True)
         keys = [Webhook(secret) for secret in secrets]
     except (ValueError, EmptyWebhookSecretError):
         raise SecretError("a secret of the callback is not base64, with or without whsec_ before it") from None
