@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import signal
 import sys
@@ -62,7 +63,8 @@ class Demo:
 
     def _prepare(self) -> None:
         stack = self._stack
-        stack.create_pool("production", POOL, namespaceSelector={"matchLabels": {"environment": "production"}})
+        selector = {"matchLabels": {"environment": "production"}}
+        stack.create_pool("production", POOL, namespaceSelector=selector, ticketProfile="console")
         # What OpenShift SDN does: a NetNamespace for each project, and its pods on the nodes' bridges.
         for name, netid in (("egress-test", EGRESS_NETID), ("by-hand", MANUAL_NETID), ("bystander", OTHER_NETID)):
             stack.kube.create(_net_namespace(name, netid))
@@ -103,6 +105,7 @@ class Demo:
         for _ in range(3):
             self._request("pod", ASSIGNED, patience=0)
         self._show_all("egress-test", ASSIGNED, EGRESS_NETID)
+        self._told("assigned")
 
     def _by_hand(self) -> None:
         self._title("4. By hand: two merge patches, for a namespace that no pool serves")
@@ -135,9 +138,24 @@ class Demo:
             self._print(f"{name}: no flow, address or rule of {ASSIGNED} is left")
         status = wait_for("the quarantine", self._quarantined, PATIENCE)
         self._print(f"EgressAddress {ASSIGNED}: {status['phase']} until {status['quarantinedUntil']}")
+        self._told("released")
         time.sleep(2)
         self._undisturbed("by-hand", steady.stop(), MANUAL)
         self._undisturbed("bystander", self._bystander.stop(), NODE1)
+
+    def _told(self, event: str) -> None:
+        """Shows what the firewall team was told, which by the profile `console` is a line in a log."""
+        log = self._stack.control.log("tickets")
+
+        def told() -> Json | None:
+            lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+            return next((line for line in lines if line["event"] == "ticket" and line.get("told") == event), None)
+
+        try:
+            line = wait_for("the ticket", told, PATIENCE)
+        except TimeoutError:
+            raise DemoFailed(f"the firewall team was not told: {log} says why") from None
+        self._print(f"firewall ticket {line['reference']}: {line['text']}")
 
     def _quarantined(self) -> Json | None:
         """The status of the assigned address, once it is in quarantine."""
@@ -248,8 +266,10 @@ def main() -> int:
 
     directory = Path(tempfile.mkdtemp(prefix="hawse-demo-"))
     seen, worth_reading = False, True
+    profiles = directory / "profiles.yaml"
+    profiles.write_text("cluster: demo\nprofiles: [{name: console, type: console}]\n")
     try:
-        with Stack(directory, say=say) as stack:
+        with Stack(directory, say=say, settings={"HAWSE_TICKET_PROFILES": str(profiles)}) as stack:
             Demo(stack, say).run()
             print()
             say("every step was seen on the wire")
@@ -279,6 +299,7 @@ It goes on until Ctrl-C. In another shell:
    kubectl create namespace mine --dry-run=client -o yaml | kubectl label -f - --local environment=production -o yaml |
      kubectl create -f -
    kubectl get egressaddresses --watch
+   curl {stack.control.api_url}/lists/pools/production.txt
 Logs: {stack.control.directory}, {stack.network.workdir}
 """,
         flush=True,
