@@ -133,6 +133,27 @@ def test_pods_have_no_more_rights_than_they_need(installed: Installed, overlay: 
         assert host_paths == ({"/run/openvswitch", "/run/xtables.lock"} if runner else set()), name
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_who_tells_and_who_listens_have_one_file_of_profiles_and_secrets_of_their_own(
+    installed: Installed, overlay: str
+) -> None:
+    items = rendered(installed, DEPLOY / "overlays" / overlay)
+    there = {item["metadata"]["name"] for item in of_kind(items, "ConfigMap")}
+    files, secrets = set(), set()
+    for name in ("hawse-tickets", "hawse-api"):
+        pod = pods(items)[name]
+        (container,) = pod["containers"]
+        (variable,) = [item["value"] for item in container["env"] if item["name"] == "HAWSE_TICKET_PROFILES"]
+        (mounted,) = [item["mountPath"] for item in container["volumeMounts"] if item["name"] == "tickets"]
+        assert variable == f"{mounted}/profiles.yaml"
+        (volume,) = [item["projected"]["sources"] for item in pod["volumes"] if item["name"] == "tickets"]
+        files |= {source["configMap"]["name"] for source in volume if "configMap" in source}
+        secrets |= {source["secret"]["name"] for source in volume if "secret" in source}
+    assert len(files) == 1
+    assert files <= there
+    assert secrets == {"hawse-ticket-secrets", "hawse-ticket-callbacks"}
+
+
 def test_the_restricted_profile_holds_where_there_are_no_runners(installed: Installed) -> None:
     items = rendered(installed, DEPLOY / "overlays" / "openshift-sdn")
     (namespace,) = of_kind(items, "Namespace")
