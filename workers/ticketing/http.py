@@ -35,7 +35,8 @@ MAX_WAIT = 3600.0
 """The longest time, in seconds, that a system's Retry-After is believed."""
 EXCERPT = 200
 """Characters of a refusal that are shown."""
-_AWAY = {408, 425, 429}
+_AWAY = {401, 408, 425, 429}
+"""401: credentials run out and are replaced, and no ticket is to be lost for it."""
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 T = TypeVar("T")
@@ -132,7 +133,8 @@ class Client:
     ) -> Answer:
         """Sends a request to `path` below the URL, or to the URL itself, and gives the answer if it is a 2xx.
 
-        TicketAwayError if it could not be reached, did not answer in time, or answered 408, 425, 429 or 5xx.
+        TicketAwayError if it could not be reached, did not answer in time, or answered 401, 408, 425, 429 or
+        5xx.
         PermanentError for every other answer. A call that `writes` and may have been received is not to be repeated
         for `settle` seconds: until then the system may still be at it.
         """

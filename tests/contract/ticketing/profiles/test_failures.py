@@ -128,12 +128,12 @@ def test_nobody_is_there(office: Any, kind: str, server: Server, notice: Any) ->
     assert error.retry_after is None, "nothing can have been received"
 
 
-def test_wrong_credentials_are_final(office: Any, kind: str, server: Server, notice: Any) -> None:
+def test_wrong_credentials_may_be_replaced(office: Any, kind: str, server: Server, notice: Any) -> None:
     server.authorization = "Basic something else"
     error = _refused(office, kind, server, notice)
 
-    assert isinstance(error, PermanentError)
-    assert "answered 401: " in str(error)
+    assert isinstance(error, TicketAwayError)
+    assert str(error) == "ticket profile desk answered 401"
 
 
 @pytest.mark.parametrize("kind", ["servicenow", "jira"])
