@@ -182,7 +182,7 @@ def load(path: str) -> Profiles:
         return Profiles()
     try:
         document = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2026-02-30 is no date
         raise ProfilesError(f"{path}: {' '.join(str(error).split())}") from None
     try:
         profiles = msgspec.convert(document if document is not None else {}, Profiles)

@@ -14,6 +14,8 @@ from egress.objects import Condition, Decision, EgressAddress, Event, Phase, Tic
 
 FIREWALL_OPEN = "FirewallOpen"
 """The condition that says whether the firewall lets the address out."""
+REFERENCE_LENGTH, URL_LENGTH = 1024, 2048
+"""How many characters of a ticket's reference and handle, and of its URL, an EgressAddress has room for."""
 CLOCK_SKEW = 300.0
 """By how many seconds a decision may seem to be made in the future."""
 
@@ -134,7 +136,12 @@ def begin(claim: EgressAddress, event: Event, profile: str, until: float) -> Tic
 
 
 def told(ticket: Ticket, notice: Notice, receipt: Receipt, now: float) -> Ticket:
-    """The ticket once `notice` was received."""
+    """The ticket once `notice` was received. What is too long for the object, of what the system calls it, is cut."""
+    receipt = Receipt(
+        receipt.reference[:REFERENCE_LENGTH],
+        receipt.url if len(receipt.url) <= URL_LENGTH else "",
+        receipt.handle if len(receipt.handle) <= REFERENCE_LENGTH else "",
+    )
     ticket = replace(
         ticket,
         sending=None,

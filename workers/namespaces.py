@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import structlog
 
-from egress import pools
+from egress import pools, tickets
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, ExistsError, Kind
+from egress.adapters.decisions import status_patch
 from egress.adapters.ledger import (
     Exhausted,
     Held,
@@ -316,9 +317,13 @@ def _claim(context: Context, namespace: Namespace, address: Address) -> bool:
 def _take_back(context: Context, namespace: Namespace, found: EgressAddress, pool: EgressPool) -> None:
     """The namespace was created again: the address it had is its own again.
 
-    An approval that it had is not: it was for the assignment that ended.
+    An approval that it had is not: it was for the assignment that ended, which nobody may have noticed.
     """
     name = object_name(parse_address(found.address))
+    if found.decision is not None or (found.ticket is not None and not found.ticket.ended):
+        patch = status_patch(tickets.ended(found))
+        patched = context.cluster.patch(Kind.EGRESS_ADDRESS, name, patch, subresource="status")
+        found = manifests.egress_address(patched)
     approval = "required" if pool.approval_required else "none"
     spec = {"namespace": {"name": namespace.name, "uid": namespace.uid}, "approval": approval}
     metadata = {"resourceVersion": found.resource_version}

@@ -158,15 +158,15 @@ def _end_quarantines(context: Context) -> int:
 def _owing(context: Context, claims: Iterable[EgressAddress]) -> set[str]:
     """Those of `claims` that stay in quarantine until the firewall team knows of the release, which is asked for.
 
-    Where no pool names the profile any more, nobody waits for it.
+    Where their pool names no profile any more, nobody waits for it.
     """
     owing = [claim for claim in claims if tickets.owes_release(claim)]
     if not owing:
         return set()
     # Not `context.pools`: what cannot be read of a pool does not unsay its profile.
     items = context.cluster.list(Kind.EGRESS_POOL).items
-    named = {item.get("spec", {}).get("ticketProfile") for item in items}
-    owing = [claim for claim in owing if claim.ticket is not None and claim.ticket.profile in named]
+    telling = {item["metadata"]["name"] for item in items if item.get("spec", {}).get("ticketProfile")}
+    owing = [claim for claim in owing if claim.pool in telling]
     for profile in sorted({claim.ticket.profile for claim in owing if claim.ticket is not None}):
         context.ask(TICKETS_TASK, profile)
     return {claim.address for claim in owing}

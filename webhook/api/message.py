@@ -21,7 +21,9 @@ from egress.objects import Decision, Verdict
 from egress.operations import PermanentError
 
 TOLERANCE = 300.0
-"""By how many seconds a message's times may differ from our clock, and from each other. The library's, too."""
+"""By how many seconds a message's time may differ from our clock. The library's, too."""
+OLDEST = 7 * 86400.0
+"""For how many seconds a decision may have been on its way."""
 SOURCE = "callback"
 _PREFIX = "dev.hawse.ticket."
 _SIGNED = ("webhook-id", "webhook-timestamp", "webhook-signature")
@@ -79,8 +81,10 @@ def read(body: bytes, headers: Mapping[str, str], secrets: Sequence[str]) -> Mes
     _check_signature(body, signed, keys)
     fields = _fields(body)
     at, signed_at = fields.timestamp.timestamp(), float(signed["webhook-timestamp"])
-    if abs(at - signed_at) > TOLERANCE:
-        raise MessageError(f"timestamp is more than {TOLERANCE:.0f} s from webhook-timestamp")
+    if at > signed_at + TOLERANCE:
+        raise MessageError(f"timestamp is more than {TOLERANCE:.0f} s after webhook-timestamp")
+    if at < signed_at - OLDEST:  # one whose first delivery failed comes again for days, signed anew
+        raise MessageError(f"timestamp is more than {OLDEST / 86400:.0f} days before webhook-timestamp")
     data = fields.data
     for name, text in (("by", data.by), ("reason", data.reason)):
         if not text.isprintable():

@@ -14,13 +14,15 @@ from egress.adapters.cluster import ConflictError
 from egress.addresses import parse_address
 from egress.messages import PUBLISH_TASK
 from egress.objects import Decision, EgressAddress, Event, Verdict
-from egress.operations import Step
+from egress.operations import PermanentError, Step
 from egress.ticket_profiles import JiraProfile, Poll, Profile, ServiceNowProfile
 from workers.context import Context
 from workers.ticketing.profiles.base import TicketSystem
 
 DECIDED_EVERY = 5
 """Of the turns to ask, only each so manieth asks for what was decided already: that changes rarely."""
+SOURCE_LENGTH, WORDS = 63, 253
+"""How long a decision's source, and the name of whoever decided, may be."""
 _log = structlog.get_logger()
 
 
@@ -31,7 +33,7 @@ def poll_of(profile: Profile) -> Poll | None:
 
 def source_of(profile: Profile) -> str:
     """What a decision names as the way it came, when the profile's system was asked for it."""
-    return f"poll of {profile.name}"
+    return f"poll of {profile.name}"[:SOURCE_LENGTH]
 
 
 def poll(context: Context, profile: Profile, system: TicketSystem, claims: Iterable[EgressAddress]) -> bool:
@@ -46,7 +48,7 @@ def poll(context: Context, profile: Profile, system: TicketSystem, claims: Itera
     turn = context.ledger.turn_to_poll(profile.name, often.interval)
     if turn is None:
         return False
-    asked = {tickets.key_of(claim): claim for claim in open_ones if claim.decision is None or turn % DECIDED_EVERY == 0}
+    asked = {tickets.key_of(claim): claim for claim in open_ones if _is_to_ask(claim, turn)}
     if not asked:
         return False
     found = system.decisions({key: claim.ticket for key, claim in asked.items() if claim.ticket is not None})
@@ -86,10 +88,17 @@ def _is_open(claim: EgressAddress) -> bool:
     return ticket is not None and ticket.told is Event.ASSIGNED and not ticket.ended and ticket.sending is None
 
 
+def _is_to_ask(claim: EgressAddress, turn: int) -> bool:
+    """An approval that traffic hangs on may be taken back at any time."""
+    approved = claim.approval_required and not claim.withheld
+    return claim.decision is None or approved or turn % DECIDED_EVERY == 0
+
+
 def _apply(context: Context, claim: EgressAddress, key: str, decision: Decision) -> None:
+    decision = replace(decision, by=decision.by[:WORDS], reason=decision.reason[: WORDS * 4])
     try:
         decisions.decide(context.cluster, parse_address(claim.address), key, decision, time.time())
-    except (tickets.DecisionError, ConflictError) as error:
+    except (tickets.DecisionError, ConflictError, PermanentError) as error:  # one claim's keeps no other's waiting
         _log.warning("decision not taken", address=claim.address, decision=decision.verdict.value, error=str(error))
         return
     context.record(

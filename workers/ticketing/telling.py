@@ -19,7 +19,7 @@ from egress.adapters.ledger import Waiting
 from egress.addresses import object_name, parse_address
 from egress.objects import EgressAddress, Event, Namespace, Ticket
 from egress.operations import Outcome, PermanentError, Step, backoff
-from egress.ticket_profiles import Profile, Profiles, ProfilesError
+from egress.ticket_profiles import AddressListProfile, Profile, Profiles, ProfilesError
 from egress.tickets import Notice, Receipt
 from workers import metrics
 from workers.context import Context, readable
@@ -114,6 +114,8 @@ class Teller:
         ticket = claim.ticket
         if event is Event.MOVED and ticket is not None and ticket.sending is None and not ticket.node:
             return True
+        if event in (Event.ASSIGNED, Event.RELEASED):
+            return isinstance(self.profile, AddressListProfile)
         return event not in self.profile.events
 
     def _take_down(self, claim: EgressAddress, event: Event) -> Answer:

@@ -67,8 +67,16 @@ def test_a_release_refers_to_the_ticket_and_the_next_assignment_is_another(told:
     assert ticket.serial == 2
 
 
-def test_what_nobody_wants_to_hear_is_written_down_without_a_call(told: Desk, receiver: Receiver) -> None:
+def test_an_assignment_and_its_release_are_told_whatever_events_a_profile_names(told: Desk, receiver: Receiver) -> None:
     told.write(told.webhook(receiver.url, events=[]))
+    told.run()
+    told.release(A)
+    told.run()
+    assert said(receiver) == [("assigned", A), ("released", A)]
+
+
+def test_what_a_list_says_is_written_down_without_a_call(told: Desk, receiver: Receiver) -> None:
+    told.write({"name": "fw", "type": "address-list"})
     told.run()
     assert told.read(A).ticket.told is Event.ASSIGNED  # type: ignore[union-attr]
     told.release(A)

@@ -126,6 +126,21 @@ def test_an_approval_ends_with_its_assignment(guarded: Any) -> None:
     assert steered(guarded) == {ADDRESS: True}
 
 
+def test_a_namespace_that_was_made_again_unseen_inherits_no_approval(guarded: Any) -> None:
+    key = asked(guarded)
+    decided(guarded, Verdict.APPROVED, key)
+    guarded.delete("app")
+    guarded.namespace("app", address=ADDRESS)  # before any worker has looked
+    guarded.reconcile()
+    guarded.acknowledge()
+    claim = claim_of(guarded)
+    assert claim.phase != "Quarantined"
+    assert (claim.decision, claim.ticket.ended) == (None, True)
+    assert steered(guarded) == {}
+    with pytest.raises(DecisionError):
+        decided(guarded, Verdict.APPROVED, key)
+
+
 def test_a_flush_of_redis_approves_nothing_and_forgets_no_approval(guarded: Any) -> None:
     def flush() -> None:
         """Redis loses everything; the runner goes on, and says what it holds."""

@@ -34,18 +34,21 @@ def quarantine(world: Any, ticket: dict[str, Any] | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ticket", "stays"),
+    ("ticket", "profile", "stays"),
     [
-        (None, False),
-        ({"profile": "fw", "serial": 1, "told": "released", "ended": True}, False),
-        ({"profile": "fw", "serial": 1, "told": "assigned", "ended": True}, True),
-        ({"profile": "fw", "serial": 1, "told": "assigned", "ended": True, "failed": "released"}, True),
-        ({"profile": "fw", "serial": 1, "ended": True, "sending": "assigned"}, True),
-        ({"profile": "other", "serial": 1, "told": "assigned", "ended": True}, False),
+        (None, "fw", False),
+        ({"profile": "fw", "serial": 1, "told": "released", "ended": True}, "fw", False),
+        ({"profile": "fw", "serial": 1, "told": "assigned", "ended": True}, "fw", True),
+        ({"profile": "fw", "serial": 1, "told": "assigned", "ended": True, "failed": "released"}, "fw", True),
+        ({"profile": "fw", "serial": 1, "ended": True, "sending": "assigned"}, "fw", True),
+        ({"profile": "fw", "serial": 1, "told": "assigned", "ended": True}, "another now", True),
+        ({"profile": "fw", "serial": 1, "told": "assigned", "ended": True}, "", False),
     ],
 )
-def test_an_address_stays_until_its_release_was_told(world: Any, ticket: dict[str, Any] | None, stays: bool) -> None:
-    world.pool("prod", RANGE, ticketProfile="fw")
+def test_an_address_stays_until_its_release_was_told(
+    world: Any, ticket: dict[str, Any] | None, profile: str, stays: bool
+) -> None:
+    world.pool("prod", RANGE, ticketProfile=profile)
     quarantine(world, ticket)
     world.run(RECONCILE_TASK)
     world.tasks.clear()
