@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -217,6 +218,14 @@ def _hint(error: str) -> str:
     return ""
 
 
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _check(path: str, profiles: Profiles) -> None:
     for kind, names in (
         ("profile", [profile.name for profile in profiles.profiles]),
@@ -227,6 +236,8 @@ def _check(path: str, profiles: Profiles) -> None:
             raise ProfilesError(f"{path}: {kind} {twice[0]} is there twice; names must differ")
     for profile in profiles.profiles:
         where = f"{path}: profile {profile.name}"
+        if isinstance(profile, _Http) and not _is_url(profile.url):
+            raise ProfilesError(f"{where}: url {profile.url!r} is none; write https://HOST:PORT/PATH")
         if isinstance(profile, ServiceNowProfile) and bool(profile.token_file) == bool(profile.username_file):
             raise ProfilesError(f"{where}: give it either tokenFile, or usernameFile and passwordFile")
         if isinstance(profile, ServiceNowProfile) and bool(profile.username_file) != bool(profile.password_file):
