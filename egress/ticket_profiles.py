@@ -57,7 +57,9 @@ class _Profile(_Strict, tag_field="type", frozen=True, kw_only=True):
         return self.callback is not None
 
 
-class _Http(_Profile, frozen=True, kw_only=True):
+class HttpProfile(_Profile, frozen=True, kw_only=True):
+    """What every system that is called over HTTP has."""
+
     url: Url
     ca_file: str = ""
     """PEM of the authority that signed the system's certificate, where it is not a public one."""
@@ -65,7 +67,7 @@ class _Http(_Profile, frozen=True, kw_only=True):
     """The HTTP proxy to go through. None unless it is given: those of the environment are for others."""
 
 
-class WebhookProfile(_Http, tag="webhook", frozen=True, kw_only=True):
+class WebhookProfile(HttpProfile, tag="webhook", frozen=True, kw_only=True):
     """POSTs CloudEvents, signed as Standard Webhooks demands with each of `secret_files`, the newest first."""
 
     secret_files: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=2)]
@@ -79,7 +81,7 @@ class Poll(_Strict, frozen=True, kw_only=True):
     interval: Seconds = 60.0
 
 
-class ServiceNowProfile(_Http, tag="servicenow", frozen=True, kw_only=True):
+class ServiceNowProfile(HttpProfile, tag="servicenow", frozen=True, kw_only=True):
     """Creates records by the Table API. Either user name and password, or a bearer token."""
 
     table: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]+$")] = "change_request"
@@ -103,7 +105,7 @@ class ServiceNowProfile(_Http, tag="servicenow", frozen=True, kw_only=True):
         return self.callback is not None or self.poll is not None
 
 
-class JiraProfile(_Http, tag="jira", frozen=True, kw_only=True):
+class JiraProfile(HttpProfile, tag="jira", frozen=True, kw_only=True):
     """Creates issues by REST v3. Either user name and API token, or a bearer token alone."""
 
     project: Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z0-9_]*$")]
@@ -236,7 +238,7 @@ def _check(path: str, profiles: Profiles) -> None:
             raise ProfilesError(f"{path}: {kind} {twice[0]} is there twice; names must differ")
     for profile in profiles.profiles:
         where = f"{path}: profile {profile.name}"
-        if isinstance(profile, _Http) and not _is_url(profile.url):
+        if isinstance(profile, HttpProfile) and not _is_url(profile.url):
             raise ProfilesError(f"{where}: url {profile.url!r} is none; write https://HOST:PORT/PATH")
         if isinstance(profile, ServiceNowProfile) and bool(profile.token_file) == bool(profile.username_file):
             raise ProfilesError(f"{where}: give it either tokenFile, or usernameFile and passwordFile")

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Self, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -26,7 +26,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from egress.operations import PermanentError
-from egress.ticket_profiles import ProfilesError, secrets
+from egress.ticket_profiles import HttpProfile, ProfilesError, secrets
 from workers.ticketing.errors import NotReachedError, TicketAwayError
 
 MAX_ANSWER = 256 * 1024
@@ -120,6 +120,19 @@ class Client:
         self._ca_file = ca_file
         self._settle = settle
         self._clock = clock
+
+    @classmethod
+    def of(cls, profile: HttpProfile, clock: Callable[[], float]) -> Self:
+        """The client that a profile describes."""
+        return cls(
+            f"ticket profile {profile.name}",
+            profile.url,
+            timeout=profile.timeout,
+            ca_file=profile.ca_file,
+            proxy=profile.proxy,
+            settle=profile.settle,
+            clock=clock,
+        )
 
     def call(
         self,

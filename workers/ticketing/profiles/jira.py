@@ -97,15 +97,7 @@ class JiraSystem(TicketSystem):
 
     def __init__(self, profile: JiraProfile, clock: Callable[[], float] = time.time) -> None:
         self._profile = profile
-        self._client = Client(
-            f"ticket profile {profile.name}",
-            profile.url,
-            timeout=profile.timeout,
-            ca_file=profile.ca_file,
-            proxy=profile.proxy,
-            settle=profile.settle,
-            clock=clock,
-        )
+        self._client = Client.of(profile, clock)
 
     def tell(self, notice: Notice, *, resumed: bool) -> Receipt:
         """Creates an issue, or comments on the one that there is; a release also makes the profile's transition."""

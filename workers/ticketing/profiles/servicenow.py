@@ -64,15 +64,7 @@ class ServiceNowSystem(TicketSystem):
     def __init__(self, profile: ServiceNowProfile, clock: Callable[[], float] = time.time) -> None:
         self._profile = profile
         self._path = f"/api/now/table/{profile.table}"
-        self._client = Client(
-            f"ticket profile {profile.name}",
-            profile.url,
-            timeout=profile.timeout,
-            ca_file=profile.ca_file,
-            proxy=profile.proxy,
-            settle=profile.settle,
-            clock=clock,
-        )
+        self._client = Client.of(profile, clock)
 
     def tell(self, notice: Notice, *, resumed: bool) -> Receipt:
         """Creates a record, or writes into the one that there is."""

@@ -46,14 +46,7 @@ class WebhookSystem(TicketSystem):
         """ProfilesError if the template is none, or does not always render to JSON."""
         self._profile = profile
         self._clock = clock
-        self._client = Client(
-            f"ticket profile {profile.name}",
-            profile.url,
-            timeout=profile.timeout,
-            ca_file=profile.ca_file,
-            proxy=profile.proxy,
-            clock=clock,
-        )
+        self._client = Client.of(profile, clock)
         self._template = _template(profile.name, profile.template_file) if profile.template_file else None
 
     def tell(self, notice: Notice, *, resumed: bool) -> Receipt:
