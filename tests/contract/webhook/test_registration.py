@@ -34,11 +34,12 @@ class Cluster:
         self.stub = stub
 
     def asked(self) -> list[str]:
-        """Which webhooks were asked about which operation since this was last called."""
-        calls = [
+        """Which webhooks were asked about which operation since this was last called, each once: an API server whose
+        watch cache is a moment behind reads the object again, and asks again."""
+        calls = {
             f"{path.partition('?')[0]} {request['operation']}"
             for path, request in zip(self.stub.paths, self.stub.requests, strict=True)
-        ]
+        }
         self.stub.paths.clear()
         self.stub.requests.clear()
         return sorted(calls)
