@@ -105,9 +105,12 @@ class Admission:
         """What the namespace gets now. _RefusedError, PoolError or AddressError when it must not be created so."""
         offer = self.ledger.offer()  # first: while the index is not built, nobody seems to hold anything
         written = namespace.annotations.get(ADDRESSES_ANNOTATION)
-        # A webhook may be called again for one request, with the annotation that it wrote itself.
+        # A webhook may be called again for one request, with the annotation that it wrote itself. A ledger that has
+        # lost what it gave does not know it: it gives anew, and what was written goes.
         if written is not None and not set(written.split(",")) <= set(map(str, self.ledger.held_by(holder))):
-            raise _RefusedError(FORGED)
+            if not self.ledger.is_index_new():
+                raise _RefusedError(FORGED)
+            _log.warning("replaces what was written: the index has just been built", namespace=known_as)
         choice = pools.choose(
             known_as, namespace.labels, namespace.annotations, offer.pools, offer.node_ips, offer.gateways
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -13,7 +13,7 @@ import structlog
 
 from egress import pools
 from egress.adapters import manifests
-from egress.adapters.ledger import Ledger, Offer, name_holder, request_holder
+from egress.adapters.ledger import Ledger, NotReadyError, Offer, name_holder, request_holder
 from egress.addresses import addresses_of
 from egress.objects import ADDRESSES_ANNOTATION, OPERATION_ANNOTATION
 from egress.operations import TransientError
@@ -46,20 +46,31 @@ class Validator:
             return review.allow(request.uid)
         if request.operation != "CREATE":
             return review.deny(request.uid, CHANGED)
-        annotations = request.object.annotations
-        holders = [name_holder(name)]
-        if OPERATION_ANNOTATION in annotations:  # it had no name yet when it was given its addresses
-            holders.append(request_holder(annotations[OPERATION_ANNOTATION]))
         try:
-            self.ledger.offer()  # while the index is not built, nobody seems to hold anything
-            given = [address for holder in holders for address in self.ledger.held_by(holder)]
+            right = self._is_given(name, request.object.annotations)
         except TransientError as error:
             _log.warning("not validated", resource="namespaces", name=name, error=str(error))
             return review.allow(request.uid, warnings=[UNCHECKED])
-        if not validation.namespace_addresses(annotations, given):
+        if not right:
             _log.warning("refused", resource="namespaces", name=name, addresses=after, user=request.user_info.username)
             return review.deny(request.uid, FORGED)
         return review.allow(request.uid)
+
+    def _is_given(self, name: str, annotations: Mapping[str, str]) -> bool:
+        """Whether these annotations of a new namespace are what Hawse gave it. TransientError where that is not known.
+
+        What it gave a moment ago may have been forgotten since. What a person writes does not come so far: the mutating
+        webhook takes it away. And should it, the workers do, for no claim supports it.
+        """
+        holders = [name_holder(name)]
+        if OPERATION_ANNOTATION in annotations:  # it had no name yet when it was given its addresses
+            holders.append(request_holder(annotations[OPERATION_ANNOTATION]))
+        self.ledger.offer()  # while the index is not built, nobody seems to hold anything
+        given = [address for holder in holders for address in self.ledger.held_by(holder)]
+        right = validation.namespace_addresses(annotations, given)
+        if not right and self.ledger.is_index_new():
+            raise NotReadyError("the index has just been built")
+        return right
 
     def object(self, resource: str, request: Request[Manifest]) -> Answer:
         """The answer for an object of `resource`, one of RESOURCES."""

@@ -7,11 +7,12 @@ A Redis that comes back from its disk may have lost its last second, in which ot
 the index, the table and each report belong to the run of the server (`run_id`, new at each start) that they were made
 in; those of an earlier run count as absent, and are made anew from the objects and the nodes.
 
-Keys: `hawse:index` (the run in which the index was built from the cluster's objects), `hawse:addresses` (hash:
-address -> `state|holder|time`), `hawse:holders` (hash: holder -> addresses, comma-separated), `hawse:used:BLOCK`
-(bits), `hawse:reserved` (sorted set: address by the time of its reservation), `hawse:epoch` and `hawse:run` (which
-table it is, and the run in which it began), `hawse:change`, `hawse:table`, `hawse:changes`, `hawse:node:NAME`
-(reports), `hawse:list:NAME` (sorted set: an address list's contents by when each was first seen).
+Keys: `hawse:index` (the run in which the index was built from the cluster's objects), `hawse:index-new` (while that was
+within a minute: an API server ends a request by then, so what was given before a flush is not asked about later),
+`hawse:addresses` (hash: address -> `state|holder|time`), `hawse:holders` (hash: holder -> addresses, comma-separated),
+`hawse:used:BLOCK` (bits), `hawse:reserved` (sorted set: address by the time of its reservation), `hawse:epoch` and
+`hawse:run` (which table it is, and the run in which it began), `hawse:change`, `hawse:table`, `hawse:changes`,
+`hawse:node:NAME` (reports), `hawse:list:NAME` (sorted set: an address list's contents by when each was first seen).
 """
 
 _RUN = """
@@ -200,7 +201,10 @@ for i = 1, #all, 2 do
   local old = entry(hex)
   if not seen[hex] and old.state ~= 'reserved' and old.at <= listed_at then free(hex) end
 end
-if ARGV[2] == '1' then redis.call('SET', 'hawse:index', run()) end
+if ARGV[2] == '1' then
+  if not is_ready() then redis.call('SET', 'hawse:index-new', '1', 'EX', 60) end
+  redis.call('SET', 'hawse:index', run())
+end
 return redis.status_reply('OK')
 """
 )

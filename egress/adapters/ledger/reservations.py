@@ -253,6 +253,12 @@ class Reservations(Connection):
         with away():
             return bool(self._ready())
 
+    def is_index_new(self) -> bool:
+        """Whether the index was built within the last minute. A namespace whose creation is under way may have been
+        given an address by the one before, of which this one knows nothing: no object says so yet."""
+        with away():
+            return bool(self._redis.exists("hawse:index-new"))
+
     def take_netid(self, namespace: str, candidates: Iterable[int]) -> int | None:
         """A NetID for `namespace` that no other namespace takes at the same time, or None if all candidates went."""
         with away():

@@ -67,6 +67,10 @@ def recorded(name: str) -> Json:
     return review
 
 
+INDEX_NEW = "hawse:index-new"
+"""What says that the index was built less than a minute ago."""
+
+
 @pytest.fixture
 def review() -> Callable[[str], Json]:
     return recorded
@@ -78,6 +82,7 @@ def ready(ledger: Ledger) -> Ledger:
     ledger.set_offer(Offer(POOLS, NODES))
     ledger.set_listed({})
     ledger.sync([], ledger.now(), ready=True)
+    ledger._redis.delete(INDEX_NEW)
     return ledger
 
 

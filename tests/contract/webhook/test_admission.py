@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from egress.adapters.ledger import Ledger, name_holder, request_holder
+from egress.adapters.ledger import Ledger, Offer, name_holder, request_holder
 from egress.addresses import parse_address
 from egress.settings import Settings
 from lab.net.broker import Broker
+from tests.contract.webhook.conftest import INDEX_NEW, NODES, POOLS
 from webhook.app import create_app
 
 Json = dict[str, Any]
@@ -210,6 +211,24 @@ def test_a_forged_annotation_is_refused(create: Callable[..., Any], ledger: Ledg
     assert ADDRESSES in answer.message
     assert REQUEST in answer.message
     assert len(ledger.usage()) == 1
+
+
+def test_what_a_lost_index_had_given_is_given_anew(create: Callable[..., Any], ledger: Ledger) -> None:
+    given = create("a").annotations
+    ledger._redis.flushall()
+    ledger.set_offer(Offer(POOLS, NODES))
+    ledger.sync([], ledger.now(), ready=True)
+    assert create("b").addresses == given[ADDRESSES]
+    answer = create("a", annotations=given)
+    assert answer.addresses == "10.9.0.2"
+    assert holdings(ledger) == {given[ADDRESSES]: "reserved ns/b", "10.9.0.2": "reserved ns/a"}
+
+
+def test_while_the_index_is_new_what_is_forged_is_taken_away(create: Callable[..., Any], ledger: Ledger) -> None:
+    ledger._redis.set(INDEX_NEW, "1")
+    answer = create(annotations={POOL: "none", ADDRESSES: "192.168.1.9"})
+    assert answer.annotations == {POOL: "none"}
+    assert not ledger.usage()
 
 
 def test_an_opted_out_namespace_cannot_keep_the_annotation_of_its_former_self(

@@ -24,6 +24,7 @@ from lab.control_plane import ControlPlane, install
 from lab.kube import Kube, KubeError
 from lab.net.broker import Broker
 from lab.real_cluster import RealCluster
+from tests.contract.webhook.conftest import INDEX_NEW
 from webhook.server import HAND_OVER_SECONDS
 
 T = TypeVar("T")
@@ -194,6 +195,7 @@ def world(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pyte
                 head = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressPool", "metadata": {"name": name}}
                 kube.create(head | {"spec": {"cidrs": [cidr], "namespaceSelector": selector}})
             until(lambda: ledger.is_ready() and len(ledger.offer().pools) == 2)
+            ledger._redis.delete(INDEX_NEW)
             probes = itertools.count()
             until(lambda: ADDRESSES in world.create(f"first-{next(probes)}")["metadata"].get("annotations", {}))
             yield world

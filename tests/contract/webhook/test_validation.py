@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from egress.adapters.ledger import Ledger, name_holder, request_holder
+from egress.adapters.ledger import Ledger, Offer, name_holder, request_holder
 from egress.addresses import parse_address
 from egress.listing import Listed
 from egress.settings import Settings
 from egress.table import NodeReport, Steering, SteeringHop
 from lab.net.broker import Broker
+from tests.contract.webhook.conftest import INDEX_NEW
 from webhook.app import create_app
 
 Json = dict[str, Any]
@@ -113,6 +114,23 @@ def test_anothers_address_is_refused_whatever_operation_is_claimed(
 ) -> None:
     given = create("shop")
     refusal(review_of("namespaces", namespace("thief", **given.annotations)))
+
+
+def test_what_a_lost_index_had_given_passes_unchecked(
+    review_of: Callable[..., Json], create: Callable[..., Any], ledger: Ledger
+) -> None:
+    given = create("shop")
+    ledger._redis.flushall()
+    ledger.set_offer(Offer())
+    ledger.sync([], ledger.now(), ready=True)
+    answer = review_of("namespaces", namespace("shop", **given.annotations))
+    assert answer["allowed"]
+    assert answer["warnings"] == [UNCHECKED]
+    ledger.sync([], ledger.now(), ready=True)  # as each reconcile does: that makes it no newer
+    assert 0 < ledger._redis.ttl(INDEX_NEW) <= 60
+    ledger._redis.delete(INDEX_NEW)
+    ledger.sync([], ledger.now(), ready=True)
+    refusal(review_of("namespaces", namespace("shop", **given.annotations)))
 
 
 def test_a_generated_name_is_known_by_its_operation(
