@@ -1,0 +1,177 @@
+"""What people and programs are shown of Hawse: the same values make the pages, `/api/v1` and the `hawse` command.
+
+Times are seconds since the epoch, 0.0 for never; addresses and other texts are as the objects hold them, untrusted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from egress.objects import Condition, Decision, Phase, Ticket
+from egress.operations import StepRecord
+
+
+class Trouble(StrEnum):
+    """Why somebody should look at an assignment; the first that holds. What needs nobody has none."""
+
+    FAILED = "failed"
+    """It waits for somebody to retry it."""
+    CONFLICT = "conflict"
+    """Objects contradict each other, or another host answers for the address."""
+    TICKET = "ticket"
+    """The firewall team could not be told, or has said no."""
+    PENDING = "pending"
+    """It is on its way, or waits for a node, a free address or an approval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One address of one namespace, or (without an address) a namespace that waits for one."""
+
+    namespace: str
+    address: str
+    pool: str
+    phase: Phase
+    node: str
+    since: float
+    """When the phase began, as far as that is known."""
+    trouble: Trouble | None = None
+    reason: str = ""
+    """The reason of the condition that makes the trouble, in CamelCase."""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of the assignments that a filter lets through. `after` goes into the next request; "" on the last page."""
+
+    items: tuple[Assignment, ...]
+    total: int
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressDetail:
+    """One address of a namespace with all that its object says."""
+
+    assignment: Assignment
+    origin: str
+    created: float
+    operation: str
+    netid: int | None
+    conditions: tuple[Condition, ...]
+    ticket: Ticket | None
+    decision: Decision | None
+    approval_required: bool
+    quarantined_until: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceDetail:
+    """One namespace: its addresses, its traffic as planned, and what was done for it, the latest first."""
+
+    namespace: str
+    addresses: tuple[AddressDetail, ...]
+    state: str
+    """normal, via or drop, as `hawse plan` has it; "" for a namespace that is gone."""
+    reasons: tuple[str, ...]
+    history: tuple[StepRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node as its runner reported it. `behind` is by how many changes; None: it has no table, or another one."""
+
+    name: str
+    ip: str
+    heard: float
+    lost_since: float
+    applied: int
+    latest: int
+    behind: int | None
+    carrier: bool
+    held: int
+    given: int
+    """How many addresses the table gives it."""
+    refused: tuple[str, ...]
+    """The addresses it was given and does not hold, each with why."""
+    repairs: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """A pool and how full it is, in addresses."""
+
+    name: str
+    cidrs: tuple[str, ...]
+    capacity: int
+    allocated: int
+    quarantined: int
+    free: int
+    approval_required: bool
+    ticket_profile: str
+    conditions: tuple[Condition, ...] = ()
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Assignments that have the same trouble for the same reason, worst first, and one message of theirs."""
+
+    trouble: Trouble
+    reason: str
+    message: str
+    count: int
+    items: tuple[Assignment, ...]
+    """The first of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What is wrong first, then how much there is."""
+
+    troubles: tuple[FailureGroup, ...]
+    nodes_behind: tuple[NodeView, ...]
+    phases: dict[str, int]
+    assignments: int
+    nodes: int
+    pools: tuple[PoolView, ...]
+    paused: str = ""
+    """Who has paused the automation, and why; "" while it runs."""
+    stale: str = ""
+    """Why what is shown may be old: what cannot be reached; "" if nothing."""
+
+
+class Verb(StrEnum):
+    """What somebody may do to Hawse. `view` and these are the verbs that a SubjectAccessReview is asked for."""
+
+    RETRY = "retry"
+    RELEASE = "release"
+    MOVE = "move"
+    APPROVE = "approve"
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """An action: who did what to what, why, and what came of it."""
+
+    id: str
+    at: float
+    who: str
+    verb: Verb
+    subject: str
+    """A namespace, an address or "automation"."""
+    why: str
+    outcome: str
+    """`done`, or the error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Actions, the latest first. `after` goes into the next request; "" on the last page."""
+
+    items: tuple[AuditEntry, ...]
+    after: str = ""
