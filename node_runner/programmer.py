@@ -42,6 +42,8 @@ class Result:
     wrote: bool = False
 
 
+NO_CARRIER = "NoCarrier"
+"""The reason why a node without a link takes no address."""
 FACTS_PASSES = 15
 """After how many passes the bridge's port numbers and MAC are read again though nothing hints that they changed."""
 
@@ -93,7 +95,7 @@ class Programmer:
 
     def let_go(self) -> None:
         """Takes all of our addresses off the interface at once. For a node without a link, from which no packet leaves;
-        the next pass sees to the flows and rules."""
+        the next pass sees to the flows and rules, and takes none back until there is a link."""
         try:
             for address, error in self._drivers.links.apply(frozenset(), self._drivers.links.read()).items():
                 _log.error("address not removed", address=str(address), reason=error.reason, error=str(error))
@@ -143,11 +145,11 @@ class Programmer:
         if fresh:
             self._drivers.links.sweep()
         given = {hop.address: row.netid for row in rows for hop in row.hops if hop.node == self._name}
-        refused = self._refused(given, resting)
         # The link is asked while the node is read and fenced; but not before the node has let go what is another's by
         # now: two that are to swap addresses would find each other's.
         with ThreadPoolExecutor(1) as link_asker:
             here = self._drivers.links.read()
+            refused = self._refused(given, resting) | (_unlinked(link, given.keys() - here) if not link.carrier else {})
             asked = frozenset(given.keys() - refused.keys() - here)
             early = link_asker.submit(self._probe, link, asked) if asked and here <= given.keys() else None
             if known is not None:
@@ -287,6 +289,12 @@ class Programmer:
                 _log.error("address not removed", address=str(address), reason=error.reason, error=str(error))
                 kept[address] = Refusal(error.reason, str(error))
         return kept
+
+
+def _unlinked(link: LinkFacts, addresses: Iterable[Address]) -> dict[Address, Refusal]:
+    """Why the node takes none of `addresses` now: without a link it could not ask who has them."""
+    why = Refusal(NO_CARRIER, f"{link.interface} has no link: the address is taken when it has one")
+    return dict.fromkeys(addresses, why)
 
 
 def _usurped(netid: int) -> Refusal:

@@ -17,7 +17,7 @@ from egress.operations import TransientError
 from egress.table import Claim, NodeReport, Steering
 from node_runner.drivers.errors import NodeError
 from node_runner.drivers.ports import ANNOUNCE_SCHEDULE, LinkFacts, Watchable
-from node_runner.programmer import Programmer, Refusal, unacknowledged
+from node_runner.programmer import NO_CARRIER, Programmer, Refusal, unacknowledged
 
 ANNOUNCE_RETRY_SECONDS = 1.0
 WATCH_RETRY_SECONDS = 0.5
@@ -28,8 +28,8 @@ _log = structlog.get_logger()
 
 class Runner:
     """One node's loop. `tell` asks the workers for a task that looks at this node's report, and may raise
-    TransientError. `observe` is called after each pass, with the report and how many seconds the pass took. A node that
-    has reached neither its link nor the ledger for `patience` seconds gives its addresses up."""
+    TransientError. `observe` is called after each pass, with the report and how many seconds the pass took. A node
+    whose link was away for `patience` seconds lets its addresses go, and asks the link before it takes them again."""
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class Runner:
         self._patience = patience
         self._hears = True
         self._down_since: float | None = None
+        self._let_go = False
         self._longest_cut = 0.0
         self._look_at = float("inf")
         self._wake = threading.Event()
@@ -115,7 +116,7 @@ class Runner:
         due = [clock, self._look_at, *(when for when, _ in self._announcements)]
         if self._look_by > now:
             due.append(self._look_by)
-        if self._down_since is not None and not self._hears:
+        if self._down_since is not None and not self._let_go:
             due.append(max(now, self._down_since + self._patience))
         return min(due)
 
@@ -187,22 +188,28 @@ class Runner:
             self._down_since = now if self._down_since is None else self._down_since
         elif self._down_since is not None:
             self._longest_cut, self._down_since = max(self._longest_cut, now - self._down_since), None
+            self._let_go = False
 
     def _yields(self) -> bool:
-        """Gives up the node's addresses, where others may have been given them and it could not hear of it: it may
-        come back to the link before it hears of the table, and must not answer for what is another's by then."""
+        """Lets the node's addresses go once its link has been away for long: it may come back to the link before it
+        hears of a new table, and must not answer for what is another's by then. Whether it has to give them up until
+        the table is heard, for they may have been given to others and it could not hear of it."""
         cut = self._longest_cut
         if self._down_since is not None:
             cut = max(cut, time.monotonic() - self._down_since)
-        if self._hears or cut < self._patience or self._table is None:
+        if cut < self._patience or self._table is None:
             return False
+        if self._down_since is not None and not self._let_go:
+            self._let_go = True
+            if self._held:
+                _log.error("without a link: lets its addresses go", addresses=len(self._held))
+                self._programmer.let_go()
+                self._news, self._untouched = True, False
         mine = [row for row in self._table.values() if any(hop.node == self._name for hop in row.hops)]
-        if not mine:
+        if self._hears or not mine:
             return False
         _log.error("without a link and without the table: gives its addresses up", namespaces=len(mine))
         self._table |= {row.netid: replace(row, hops=()) for row in mine}
-        if self._down_since is not None:
-            self._programmer.let_go()
         self._epoch, self._change = "", 0  # the next table that is heard is read whole
         self._news, self._untouched = True, False
         return True
@@ -230,7 +237,11 @@ class Runner:
 
     def _program(self, table: dict[int, Steering]) -> tuple[LinkFacts, tuple[Claim, ...]]:
         now = time.monotonic()
-        resting = {address: refusal for address, (until, refusal) in self._resting.items() if until > now}
+        resting = {
+            address: refusal
+            for address, (until, refusal) in self._resting.items()
+            if until > now and refusal.reason != NO_CARRIER  # it ends with its cause, not with time
+        }
         try:
             # Only when nudged: a pass by the clock is to find what nobody tells of.
             nudged, self._nudged = self._nudged, False
@@ -251,12 +262,13 @@ class Runner:
             _log.warning("drift repaired", repairs=self._repairs)
         self._fresh = self._news = False  # only now: a pass that failed leaves its work to the next one
         self._held = frozenset(claim.address for claim in result.claims if claim.held)
+        known = self._resting.keys()
         self._resting = {
             address: self._resting[address] if address in resting else (now + self._retry, refusal)
             for address, refusal in result.refused.items()
         }
         for address, refusal in result.refused.items():
-            if address not in resting:
+            if address not in resting and not (refusal.reason == NO_CARRIER and address in known):
                 _log.error("refused", address=str(address), reason=refusal.reason, message=refusal.message)
         self._tell_rows()
         # What is held and was never announced by this process: an earlier one may have been killed before it could.

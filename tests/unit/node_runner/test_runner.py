@@ -495,16 +495,68 @@ def test_without_its_link_and_the_table_a_node_gives_its_addresses_up(
     assert lab.addresses == {str(A)}
 
 
-@pytest.mark.parametrize("what", ["link", "ledger"])
-def test_with_either_of_them_it_keeps_them(hasty: Runner, lab: Any, ledger: FakeLedger, row: Row, what: str) -> None:
+def test_without_the_ledger_alone_it_keeps_them(hasty: Runner, lab: Any, ledger: FakeLedger, row: Row) -> None:
     ledger.begin("e1", row(acknowledged=True))
     hasty.step()
-    ledger.away, lab.fake.links.carrier = what == "ledger", what != "link"
+    ledger.away = True
     for _ in range(3):
         hasty.step()
         time.sleep(0.06)
     assert lab.addresses == {str(A)}
     assert "set_field" in lab.flow()
+
+
+def test_without_a_link_it_lets_them_go_and_takes_them_back_with_it(
+    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row
+) -> None:
+    ledger.begin("e1", row(acknowledged=True))
+    hasty.step()
+    lab.fake.links.carrier = False
+    hasty.step()
+    assert lab.addresses == {str(A)}  # not at once: cables are touched
+    time.sleep(0.06)
+    for _ in range(2):
+        hasty.step()
+        assert lab.addresses == set()
+        assert lab.flow() == "drop"
+        assert [(claim.held, claim.reason) for claim in ledger.last.claims] == [(False, "NoCarrier")]
+    lab.fake.links.carrier = True
+    hasty.step()
+    assert lab.addresses == {str(A)}
+    assert "set_field" in lab.flow()
+    assert ledger.last.repairs == 0
+
+
+def test_what_another_took_meanwhile_is_left_to_it(hasty: Runner, lab: Any, ledger: FakeLedger, row: Row) -> None:
+    ledger.begin("e1", row(acknowledged=True))
+    hasty.step()
+    lab.fake.links.carrier = False
+    hasty.step()
+    time.sleep(0.06)
+    hasty.step()
+    lab.fake.arp.neighbours[A] = "0a:00:00:00:00:09"
+    lab.fake.links.carrier = True
+    hasty.step()
+    assert lab.addresses == set()
+    assert ledger.last.claims[0].reason == "AddressInUse"
+
+
+def test_a_link_that_is_away_is_looked_at_when_patience_ends(
+    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row
+) -> None:
+    ledger.begin("e1", row(acknowledged=True))
+    stop = threading.Event()
+    loop = threading.Thread(target=hasty.run, args=(stop, 60.0))
+    loop.start()
+    try:
+        eventually(lambda: lab.addresses == {str(A)})
+        lab.fake.links.carrier = False
+        hasty.look_anew()  # the kernel tells of it
+        eventually(lambda: lab.addresses == set())
+    finally:
+        stop.set()
+        hasty.wake()
+        loop.join(10)
 
 
 def test_they_go_before_anything_else_is_looked_at(
