@@ -47,6 +47,11 @@ class ServiceNow(Server):
             record = next(record for record in self._records if record["number"] == number)
             record.update({"sys_updated_by": by, "sys_updated_on": _now(), **fields})
 
+    def delete(self, number: str) -> None:
+        """Somebody deletes a record."""
+        with self._lock:
+            self._records = [record for record in self._records if record["number"] != number]
+
     def answer(self, request: Request) -> Answer:
         """Serves the Table API."""
         path = _PATH.fullmatch(unquote(request.path))
@@ -77,7 +82,7 @@ class ServiceNow(Server):
         record = {
             "table": table,
             "sys_id": uuid.uuid4().hex,
-            "number": f"CHG{30000 + len(self._records) + 1:07}",
+            "number": f"CHG{30000 + len(self._notes) + 1:07}",
             "sys_created_on": _now(),
             "state": "-5",
             "approval": "requested",

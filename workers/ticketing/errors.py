@@ -1,8 +1,8 @@
-"""How telling a ticket system fails, beside `egress.operations.PermanentError`."""
+"""How telling a ticket system fails, beside other kinds of `egress.operations.PermanentError`."""
 
 from __future__ import annotations
 
-from egress.operations import TransientError
+from egress.operations import PermanentError, TransientError
 
 
 class TicketAwayError(TransientError):
@@ -17,3 +17,7 @@ class TicketAwayError(TransientError):
 
 class NotReachedError(TicketAwayError):
     """The system cannot even be connected to, or its credentials not be read: it has surely received nothing."""
+
+
+class GoneError(PermanentError):
+    """The system has nothing there, or not any more: somebody may have deleted it."""

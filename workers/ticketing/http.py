@@ -27,7 +27,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from egress.operations import PermanentError
 from egress.ticket_profiles import HttpProfile, ProfilesError, secrets
-from workers.ticketing.errors import NotReachedError, TicketAwayError
+from workers.ticketing.errors import GoneError, NotReachedError, TicketAwayError
 
 MAX_ANSWER = 256 * 1024
 """Bytes of an answer that are read."""
@@ -37,6 +37,7 @@ EXCERPT = 200
 """Characters of a refusal that are shown."""
 _AWAY = {401, 408, 425, 429}
 """401: credentials run out and are replaced, and no ticket is to be lost for it."""
+_GONE = {404, 410}
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 T = TypeVar("T")
@@ -180,7 +181,8 @@ class Client:
             if status not in _AWAY and wait is not None:
                 asked = max(asked or 0.0, wait)
             raise TicketAwayError(f"{self._system} answered {status}", asked)
-        raise PermanentError(f"{self._system} answered {status}: {_excerpt(data, words) or 'no reason given'}")
+        kind = GoneError if status in _GONE else PermanentError
+        raise kind(f"{self._system} answered {status}: {_excerpt(data, words) or 'no reason given'}")
 
     def _connection(self) -> _Plain | _Tls:
         to = self._proxy or self._url

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import structlog
@@ -21,6 +21,8 @@ from workers.ticketing.profiles.base import TicketSystem
 
 DECIDED_EVERY = 5
 """Of the turns to ask, only each so manieth asks for what was decided already: that changes rarely."""
+TURN_STRIDE = 20
+"""By how many tickets each turn begins further on than the last: no more than any system is asked for at once."""
 SOURCE_LENGTH, WORDS = 63, 253
 """How long a decision's source, and the name of whoever decided, may be."""
 _log = structlog.get_logger()
@@ -36,8 +38,16 @@ def source_of(profile: Profile) -> str:
     return f"poll of {profile.name}"[:SOURCE_LENGTH]
 
 
-def poll(context: Context, profile: Profile, system: TicketSystem, claims: Iterable[EgressAddress]) -> bool:
-    """Asks for the open tickets among `claims`, if it is time to, and writes what was decided. Whether it did ask.
+def poll(
+    context: Context,
+    profile: Profile,
+    system: TicketSystem,
+    claims: Iterable[EgressAddress],
+    *,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> bool:
+    """Asks for the open tickets among `claims`, if it is time to, and writes what was decided, as long as it `goes_on`.
+    Whether it did ask.
 
     TicketAwayError, or PermanentError, if the system does not say.
     """
@@ -51,12 +61,18 @@ def poll(context: Context, profile: Profile, system: TicketSystem, claims: Itera
     asked = {tickets.key_of(claim): claim for claim in open_ones if _is_to_ask(claim, turn)}
     if not asked:
         return False
-    found = system.decisions({key: claim.ticket for key, claim in asked.items() if claim.ticket is not None})
-    for key, said in found.items():
-        claim = asked.get(key)
-        news = news_of(claim, said, source_of(profile), time.time()) if claim is not None else None
-        if claim is not None and news is not None:
-            _apply(context, claim, key, news)
+    items = list(asked.items())
+    # Each turn begins elsewhere, so that a system too slow to be asked for all is asked for all in time.
+    first = turn * TURN_STRIDE % len(items)
+    wanted = {key: claim.ticket for key, claim in items[first:] + items[:first] if claim.ticket is not None}
+    for key, said in system.decisions(wanted):
+        known = asked.get(key)
+        news = news_of(known, said, source_of(profile), time.time()) if known is not None else None
+        if known is not None and news is not None:
+            _apply(context, known, key, news)
+        if not goes_on():
+            _log.warning("not all was asked for: the ticket system is slow", profile=profile.name, tickets=len(wanted))
+            break
     return True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
@@ -11,7 +11,7 @@ import structlog
 
 from egress import tickets
 from egress.adapters import manifests
-from egress.adapters.cluster import ConflictError, Kind
+from egress.adapters.cluster import ConflictError, Kind, Manifest
 from egress.adapters.ledger import Breaker, BusyError, TicketCensus, Turn, Waiting
 from egress.adapters.retrying import retry
 from egress.addresses import parse_address
@@ -28,6 +28,8 @@ from workers.ticketing.telling import Answer, End, Teller, id_of, is_waiting
 
 BUDGET = 20.0
 """Seconds after which a run begins nothing more, and asks for the next one."""
+POLL_SECONDS = 5.0
+"""How much longer a run asks for what was decided."""
 TURN_SECONDS = 5.0
 """After how long somebody else may run for the profile, if this process is killed."""
 THREADS = 4
@@ -61,7 +63,7 @@ class _Run:
     def run(self) -> float | None:
         """After how many seconds another run is needed, before the reconcile asks for one anyway; None: not at all."""
         profiles = self._systems.profiles()
-        pools = {pool.name: pool.ticket_profile for pool in self._context.pools()}
+        pools = _profiles_of_pools(self._context.cluster.list(Kind.EGRESS_POOL).items)
         claims = self._claims(pools)
         profile = profiles.get(self._name)
         if profile is None:
@@ -171,7 +173,7 @@ class _Run:
 
     def _poll(self, teller: Teller, claims: list[EgressAddress]) -> None:
         try:
-            asked = poll(self._context, teller.profile, teller.system, claims)
+            asked = poll(self._context, teller.profile, teller.system, claims, goes_on=self._polls_on)
         except (TicketAwayError, ProfilesError) as error:
             _log.warning("the ticket system does not say what was decided", profile=self._name, error=str(error))
             self._judge(Answer(End.AWAY, retry_after=getattr(error, "retry_after", None)))
@@ -180,6 +182,9 @@ class _Run:
         else:
             if asked:
                 self._set_breaker(Breaker())
+
+    def _polls_on(self) -> bool:
+        return self._turn.renew() and time.monotonic() < self._until + POLL_SECONDS
 
     def _count(self, claims: list[EgressAddress]) -> None:
         """Leaves what there is to see of the profile."""
@@ -192,3 +197,8 @@ class _Run:
         failed = sum(claim.ticket is not None and claim.ticket.failed is not None for claim in claims)
         census = TicketCensus(self._due, failed, max([0.0, *over]), self._breaker.is_open)
         self._context.ledger.keep_ticket_census(self._name, census)
+
+
+def _profiles_of_pools(items: Iterable[Manifest]) -> dict[str, str]:
+    """The profile that each pool names, "" for none, whatever else is wrong with the pool."""
+    return {item["metadata"]["name"]: str(item.get("spec", {}).get("ticketProfile") or "") for item in items}

@@ -261,6 +261,18 @@ def test_a_profile_that_nobody_names_any_more_holds_no_release_up(told: Desk, re
     assert said(receiver) == [("assigned", A)]
 
 
+def test_a_pool_that_cannot_be_read_is_not_one_without_a_profile(told: Desk, receiver: Receiver) -> None:
+    told.run()
+    told.write()
+    told.release(A)
+    told.context.cluster.patch(Kind.EGRESS_POOL, "prod", {"spec": {"cidrs": ["10.0.0.0/16", "10.0.0.0/8"]}})
+    assert told.context.pools() == []
+    told.run()
+    ticket = told.read(A).ticket
+    assert ticket is not None
+    assert (ticket.told, ticket.failed) == (Event.ASSIGNED, Event.RELEASED), "the release is owed"
+
+
 def test_a_bad_file_is_said_once_and_the_old_one_stays(told: Desk, receiver: Receiver) -> None:
     told.run()
     (told.directory / "profiles.yaml").write_text("profiles: 7")

@@ -6,7 +6,7 @@ A new one is a module here, a type in `egress.ticket_profiles`, and a line in `w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from egress.objects import Decision, Ticket
 from egress.tickets import Notice, Receipt
@@ -27,10 +27,13 @@ class TicketSystem(ABC):
         succeed later, PermanentError if it never will. No message of an error may hold a credential.
         """
 
-    def decisions(self, tickets: Mapping[str, Ticket]) -> Mapping[str, Decision | None]:
+    def decisions(self, tickets: Mapping[str, Ticket]) -> Iterable[tuple[str, Decision | None]]:
         """What the system has decided of `tickets`, by their keys; None: nothing, or nothing any more. Asked only of a
-        system whose profile polls. A key that is missing is one of which the system said nothing."""
-        return {}
+        system whose profile polls. A key that is missing is one of which the system said nothing.
+
+        Each is given as soon as it is known: what the system says is not lost if it fails later, and whoever asks may
+        stop."""
+        return ()
 
     def close(self) -> None:  # noqa: B027 - most have nothing to give back
         """Gives back connections."""

@@ -8,7 +8,7 @@ nobody files what may have been filed already. Whatever can be read by the issue
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +20,7 @@ from egress.objects import Decision, Event, Ticket, Verdict
 from egress.operations import PermanentError
 from egress.ticket_profiles import JiraProfile
 from egress.tickets import Notice, Receipt
-from workers.ticketing.errors import TicketAwayError
+from workers.ticketing.errors import GoneError, TicketAwayError
 from workers.ticketing.http import Answer, Client, basic, bearer
 from workers.ticketing.profiles import text
 from workers.ticketing.profiles.base import TicketSystem
@@ -109,18 +109,18 @@ class JiraSystem(TicketSystem):
             if notice.event is not Event.RELEASED:
                 raise PermanentError(f"ticket profile {self._profile.name}: there is no issue with label {notice.key}")
             return self._file(notice, f"{notice.key}-release", resumed=resumed)  # it must be heard in any case
-        issue = f"/issue/{quote(handle, safe='')}"
-        if not (resumed and self._has_comment(notice, issue)):
-            # The comment comes last: where it is, the rest was done.
-            missing = self._close(issue) if notice.event is Event.RELEASED and self._profile.close_transition else ""
-            self._call("POST", f"{issue}/comment", {"body": _document(notice, missing)}, writes=True)
+        try:
+            self._comment(notice, f"/issue/{quote(handle, safe='')}", resumed=resumed)
+        except GoneError:
+            if notice.event is not Event.RELEASED:
+                raise
+            return self._file(notice, f"{notice.key}-release", resumed=True)  # somebody has deleted the issue
         return Receipt()
 
-    def decisions(self, tickets: Mapping[str, Ticket]) -> Mapping[str, Decision | None]:
+    def decisions(self, tickets: Mapping[str, Ticket]) -> Iterator[tuple[str, Decision | None]]:
         """What the status of each issue says, who made the transition to it, and when."""
         keys = {ticket.handle: key for key, ticket in tickets.items() if ticket.handle}
-        handles = sorted(keys)
-        found: dict[str, Decision | None] = {}
+        handles = list(keys)
         for start in range(0, len(handles), BATCH):
             wanted = handles[start : start + BATCH]
             query = {"issueIdsOrKeys": wanted, "fields": ["status", "updated"]}
@@ -131,12 +131,12 @@ class JiraSystem(TicketSystem):
             ]
             changes = self._changes([issue.id for issue in issues if self._verdict(issue)])
             try:
-                found.update({keys[issue.id]: self._decision(issue, changes.get(issue.id, [])) for issue in issues})
+                batch = [(keys[issue.id], self._decision(issue, changes.get(issue.id, []))) for issue in issues]
             except ValueError as error:
                 raise TicketAwayError(
                     f"ticket profile {self._profile.name} answered what is no time: {error}"
                 ) from None
-        return found
+            yield from batch
 
     def _verdict(self, issue: _Issue) -> Verdict | None:
         if issue.fields.status.name in self._profile.approved:
@@ -192,6 +192,12 @@ class JiraSystem(TicketSystem):
         query = {"jql": f'labels = "{label}" ORDER BY created ASC', "fields": ["labels"], "maxResults": 1}
         found = self._call("POST", "/search/jql", query).read(_Issues).issues
         return found[0] if found and label in found[0].fields.labels else None
+
+    def _comment(self, notice: Notice, issue: str, *, resumed: bool) -> None:
+        if not (resumed and self._has_comment(notice, issue)):
+            # The comment comes last: where it is, the rest was done.
+            missing = self._close(issue) if notice.event is Event.RELEASED and self._profile.close_transition else ""
+            self._call("POST", f"{issue}/comment", {"body": _document(notice, missing)}, writes=True)
 
     def _has_comment(self, notice: Notice, issue: str) -> bool:
         answer = self._call("GET", f"{issue}/comment?orderBy=-created&maxResults={COMMENTS}")

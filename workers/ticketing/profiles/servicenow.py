@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from urllib.parse import quote, urlencode
 
@@ -20,7 +20,7 @@ from egress.objects import Decision, Event, Ticket, Verdict
 from egress.operations import PermanentError
 from egress.ticket_profiles import ServiceNowProfile
 from egress.tickets import Notice, Receipt
-from workers.ticketing.errors import TicketAwayError
+from workers.ticketing.errors import GoneError, TicketAwayError
 from workers.ticketing.http import Answer, Client, Credentials, basic, bearer
 from workers.ticketing.profiles import text
 from workers.ticketing.profiles.base import TicketSystem
@@ -76,14 +76,18 @@ class ServiceNowSystem(TicketSystem):
             if notice.event is not Event.RELEASED:
                 raise PermanentError(f"ticket profile {self._profile.name}: there is no record of {notice.key}")
             return self._file(notice, f"{notice.key}-release", resumed=resumed)  # it must be heard in any case
-        self._note(notice, handle, resumed=resumed)
+        try:
+            self._note(notice, handle, resumed=resumed)
+        except GoneError:
+            if notice.event is not Event.RELEASED:
+                raise
+            return self._file(notice, f"{notice.key}-release", resumed=True)  # somebody has deleted the record
         return Receipt()
 
-    def decisions(self, tickets: Mapping[str, Ticket]) -> Mapping[str, Decision | None]:
+    def decisions(self, tickets: Mapping[str, Ticket]) -> Iterator[tuple[str, Decision | None]]:
         """What the state field of each record says, by whom it was changed last, and when."""
         keys = {ticket.handle: key for key, ticket in tickets.items() if _ID.fullmatch(ticket.handle)}
-        handles = sorted(keys)
-        found: dict[str, Decision | None] = {}
+        handles = list(keys)
         for start in range(0, len(handles), BATCH):
             wanted = handles[start : start + BATCH]
             query = {
@@ -95,8 +99,7 @@ class ServiceNowSystem(TicketSystem):
             }
             for record in self._call("GET", "", query).read(_States).result:
                 if (handle := record.get("sys_id", "")) in wanted:
-                    found[keys[handle]] = self._decision(record)
-        return found
+                    yield keys[handle], self._decision(record)
 
     def _decision(self, record: Mapping[str, str]) -> Decision | None:
         state = record.get(self._profile.state_field, "")

@@ -140,7 +140,7 @@ def test_wrong_credentials_may_be_replaced(office: Any, kind: str, server: Serve
 def test_decisions_may_be_read_later(office: Any, kind: str, server: Server, fault: Fault) -> None:
     server.misbehave(fault)
     with pytest.raises(TicketAwayError, match="ticket profile desk"):
-        office.system(kind, server.url).decisions({"hawse-7c2e-1": Ticket("desk", handle="10001")})
+        list(office.system(kind, server.url).decisions({"hawse-7c2e-1": Ticket("desk", handle="10001")}))
 
 
 @pytest.mark.parametrize("kind", ["servicenow", "jira"])

@@ -131,6 +131,21 @@ def test_a_release_may_have_its_own_issue_and_no_more_than_one(office: Any, jira
     assert jira.comments(ticket.handle) == []
 
 
+def test_a_release_is_heard_though_somebody_has_deleted_the_issue(office: Any, jira: Jira, notice: Any) -> None:
+    system = office.system("jira", jira.url)
+    ticket = _filed(system, notice())
+    jira.delete("NET-1")
+
+    with pytest.raises(PermanentError, match="404"):
+        system.tell(notice(Event.MOVED, handle=ticket.handle), resumed=False)
+    for resumed in (False, True):
+        released = notice(Event.RELEASED, handle=ticket.handle, reference=ticket.reference)
+        told = system.tell(released, resumed=resumed).reference
+    (issue,) = jira.issues
+    assert issue["fields"]["labels"] == [f"{KEY}-release"]
+    assert told == issue["key"]
+
+
 def test_without_a_handle_the_issue_is_searched_for(office: Any, jira: Jira, notice: Any) -> None:
     system = office.system("jira", jira.url)
     ticket = _filed(system, notice())
@@ -162,7 +177,7 @@ def test_decisions_are_read_in_batches(office: Any, jira: Jira) -> None:
     jira.delete("NET-4")
     del jira.requests[:]
 
-    found = system.decisions(tickets)
+    found = dict(system.decisions(tickets))
 
     assert found["hawse-u-0"] == Decision(Verdict.APPROVED, "carol", 1_790_000_100.25, "poll", "NET-1 is Done")
     assert found["hawse-u-1"] == Decision(Verdict.REJECTED, "dave", 1_790_000_200.0, "poll", "NET-2 is Rejected")
@@ -179,6 +194,6 @@ def test_where_nobody_may_read_the_changes_the_issues_own_time_counts(office: An
     jira.set("NET-1", "carol", "Done", at=1_790_000_100.0)
     jira.misbehave("bad", about="/changelog/bulkfetch")
 
-    found = system.decisions({KEY: ticket})
+    found = dict(system.decisions({KEY: ticket}))
 
     assert found[KEY] == Decision(Verdict.APPROVED, "somebody in Jira", 1_790_000_100.0, "poll", "NET-1 is Done")

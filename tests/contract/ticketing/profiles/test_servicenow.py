@@ -155,6 +155,36 @@ def test_without_a_handle_the_record_is_searched_for(office: Any, servicenow: Se
     assert len(servicenow.records) == 1
 
 
+def test_a_release_is_heard_though_somebody_has_deleted_the_record(
+    office: Any, servicenow: ServiceNow, notice: Any
+) -> None:
+    system = office.system("servicenow", servicenow.url)
+    ticket = _filed(system, notice())
+    servicenow.delete("CHG0030001")
+
+    with pytest.raises(PermanentError, match="404"):
+        system.tell(notice(Event.MOVED, handle=ticket.handle), resumed=False)
+    for resumed in (False, True):
+        released = notice(Event.RELEASED, handle=ticket.handle, reference=ticket.reference)
+        assert system.tell(released, resumed=resumed).reference == "CHG0030002"
+    (record,) = servicenow.records
+    assert record["correlation_id"] == f"{KEY}-release"
+
+
+def test_what_is_known_of_decisions_is_given_at_once(office: Any, servicenow: ServiceNow) -> None:
+    system = office.system("servicenow", servicenow.url)
+    tickets = {}
+    for number in range(60):
+        filed = Notice(Event.ASSIGNED, f"i{number}", f"hawse-u-{number}", 0.0, "c", "n", "u", "192.0.2.7", "internet")
+        tickets[filed.key] = _filed(system, filed)
+    answers = iter(system.decisions(tickets))
+    first = [next(answers)[0] for _ in range(50)]
+    assert first == list(tickets)[:50]
+    servicenow.misbehave("unavailable")
+    with pytest.raises(TicketAwayError):
+        next(answers)
+
+
 def test_a_release_is_heard_though_the_record_is_unknown(office: Any, servicenow: ServiceNow, notice: Any) -> None:
     system = office.system("servicenow", servicenow.url)
 
@@ -174,9 +204,8 @@ def test_decisions_are_read_in_batches(office: Any, servicenow: ServiceNow, noti
     servicenow.set("CHG0030060", "carol", approval="approved")
     del servicenow.requests[:]
 
-    found = system.decisions(
-        {**tickets, "hawse-gone-1": Ticket("desk", handle="0" * 32), "hawse-odd-1": Ticket("desk", handle="a^b,c")}
-    )
+    strange = {"hawse-gone-1": Ticket("desk", handle="0" * 32), "hawse-odd-1": Ticket("desk", handle="a^b,c")}
+    found = dict(system.decisions({**tickets, **strange}))
 
     at = datetime(2026, 9, 21, 14, 13, 20, tzinfo=UTC).timestamp()
     assert found["hawse-u-0"] == Decision(Verdict.APPROVED, "carol", at, "poll", "CHG0030001 is approved")
