@@ -267,7 +267,7 @@ class Ticket:
     profile: str
     serial: int = 1
     told: Event | None = None
-    """The last of assigned, released and quarantined that was told."""
+    """The last of assigned, released and quarantined that was told, or may have been."""
     node: str = ""
     """The node that was told last."""
     conflict: str = ""

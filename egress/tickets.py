@@ -88,7 +88,7 @@ def due(claim: EgressAddress, profile: str, wanted: Collection[Event]) -> Event 
         return Event.ASSIGNED if profile and claim.phase is not Phase.QUARANTINED else None
     if ticket.sending is not None:
         return ticket.sending
-    if ticket.failed in (Event.ASSIGNED, Event.RELEASED):
+    if ticket.failed is Event.RELEASED or (ticket.failed is Event.ASSIGNED and not ticket.ended):
         return None
     if ticket.told is None:
         return Event.ASSIGNED
@@ -163,14 +163,18 @@ def told(ticket: Ticket, notice: Notice, receipt: Receipt, now: float) -> Ticket
     return replace(ticket, told=notice.event)
 
 
-def failed(ticket: Ticket, event: Event, why: str) -> Ticket:
-    """The ticket once nobody tries any more to tell `event`."""
-    return replace(ticket, sending=None, sending_until=0.0, failed=event, failure=why)
+def failed(ticket: Ticket, event: Event, why: str, *, received: bool) -> Ticket:
+    """The ticket once nobody tries any more to tell `event`. `received`: it may have been received all the same; then
+    an assignment counts as told, so that its release is."""
+    told = Event.ASSIGNED if event is Event.ASSIGNED and received else ticket.told
+    return replace(ticket, told=told, sending=None, sending_until=0.0, failed=event, failure=why)
 
 
 def retried(ticket: Ticket) -> Ticket:
-    """The ticket once somebody wants what failed to be tried again: as what may have been received, for it may."""
-    return replace(ticket, failed=None, failure="", sending=ticket.failed, sending_until=0.0)
+    """The ticket once somebody wants what failed to be tried again: as what may have been received, for it may, but for
+    an assignment of which nobody was told."""
+    sure = ticket.failed is Event.ASSIGNED and ticket.told is None
+    return replace(ticket, failed=None, failure="", sending=None if sure else ticket.failed, sending_until=0.0)
 
 
 def ended(claim: EgressAddress) -> EgressAddress:

@@ -48,7 +48,11 @@ def found(context: Context, claim: EgressAddress, *, answers: bool) -> EgressAdd
 
 def _fail(context: Context, claim: EgressAddress, ticket: Ticket, why: str) -> None:
     event = ticket.sending
-    if event is None or _write(context, replace(claim, ticket=tickets.failed(ticket, event, why))) is None:
+    if event is None:
+        return
+    begun = claim.ticket is not None and claim.ticket.sending is event
+    given_up = tickets.failed(ticket, event, why, received=begun)
+    if _write(context, replace(claim, ticket=given_up)) is None:
         return
     metrics.tickets.labels(ticket.profile, event.value, metrics.outcome_label(Outcome.GAVE_UP)).inc()
     context.record(

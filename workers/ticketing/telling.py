@@ -80,11 +80,12 @@ class Teller:
         try:
             receipt = self._call(notice, resumed=resumed)
         except PermanentError as error:
-            return self._give_up(claim, begun, notice, str(error))
+            return self._give_up(claim, begun, notice, str(error), received=resumed)
         except TicketAwayError as error:
             attempts = before.attempts + (0 if probing else 1)
             if attempts >= self.context.settings.ticket_attempts:
-                given_up = self._give_up(claim, begun, notice, str(error))
+                received = resumed or not isinstance(error, NotReachedError)
+                given_up = self._give_up(claim, begun, notice, str(error), received=received)
                 return replace(given_up, end=End.AWAY, retry_after=error.retry_after)
             if isinstance(error, NotReachedError) and not resumed:
                 self._settle(claim, begun, lambda ticket: replace(ticket, sending=None, sending_until=0.0))
@@ -140,8 +141,8 @@ class Teller:
             self.context.tell(claim.namespace, claim.namespace_uid, "EgressTicketOpened", text)
         return Answer(End.TOLD, after)
 
-    def _give_up(self, claim: EgressAddress, begun: Ticket, notice: Notice, why: str) -> Answer:
-        after = self._settle(claim, begun, lambda ticket: tickets.failed(ticket, notice.event, why))
+    def _give_up(self, claim: EgressAddress, begun: Ticket, notice: Notice, why: str, *, received: bool) -> Answer:
+        after = self._settle(claim, begun, lambda ticket: tickets.failed(ticket, notice.event, why, received=received))
         self.context.ledger.waits_no_more(self.profile.name, notice.id)
         self._note(claim, notice, Outcome.GAVE_UP, f"{notice.event.value}: {why}")
         complain(self.context, claim, notice.event, why)

@@ -98,7 +98,7 @@ def test_what_may_have_been_received_is_told_to_its_end_whatever_has_become_of_t
 
 
 def test_an_assignment_that_ended_untold_is_forgotten() -> None:
-    ticket = tickets.failed(tickets.begin(READY, Event.ASSIGNED, "snow", NOW), Event.ASSIGNED, "no")
+    ticket = tickets.failed(tickets.begin(READY, Event.ASSIGNED, "snow", NOW), Event.ASSIGNED, "no", received=False)
     failed = replace(READY, ticket=ticket)
     assert tickets.due(failed, "snow", ALL) is None
     gone = release(failed)
@@ -109,10 +109,23 @@ def test_an_assignment_that_ended_untold_is_forgotten() -> None:
     assert tickets.begin(back, Event.ASSIGNED, "snow", NOW).serial == 2
 
 
+def test_an_assignment_that_may_have_been_received_is_released_though_it_was_given_up() -> None:
+    ticket = tickets.failed(tickets.begin(READY, Event.ASSIGNED, "snow", NOW), Event.ASSIGNED, "silent", received=True)
+    failed = replace(READY, ticket=ticket)
+    assert tickets.due(failed, "snow", ALL) is None
+    assert tickets.due(replace(failed, ticket=tickets.retried(ticket)), "snow", ALL) is Event.ASSIGNED
+    gone = release(failed)
+    assert tickets.owes_release(gone)
+    assert tickets.due(gone, "snow", ALL) is Event.RELEASED
+    gone, heard = tell(gone)
+    assert heard.key == tickets.key_of(failed)
+    assert not tickets.owes_release(gone)
+
+
 def test_what_failed_is_due_again_once_somebody_asks_and_a_failed_move_holds_up_no_release() -> None:
     claim, _ = tell(READY)
     assert claim.ticket is not None
-    moved = replace(claim, node="node2", ticket=tickets.failed(claim.ticket, Event.MOVED, "gone"))
+    moved = replace(claim, node="node2", ticket=tickets.failed(claim.ticket, Event.MOVED, "gone", received=False))
     assert tickets.due(moved, "snow", ALL) is None
     assert tickets.due(release(moved), "snow", ALL) is Event.RELEASED
     assert tickets.due(replace(moved, ticket=tickets.retried(moved.ticket)), "snow", ALL) is Event.MOVED  # type: ignore[arg-type]
@@ -168,7 +181,7 @@ STEPS = st.lists(
 
 
 def attempt(claim: EgressAddress, step: str, profile: str, heard: list[str]) -> EgressAddress:
-    """Tells what is due: to the end, or dies before that is written down, or fails without having been heard."""
+    """Tells what is due: to the end, or dies before that is written down, or is given up, heard by then or not."""
     event = tickets.due(claim, profile, ALL)
     if event is None:
         return claim
@@ -176,7 +189,7 @@ def attempt(claim: EgressAddress, step: str, profile: str, heard: list[str]) -> 
     said = notice(claim, event, ticket)
     if step == "fail":
         unheard = claim.ticket is None or claim.ticket.sending is None
-        return replace(claim, ticket=tickets.failed(ticket, event, "no") if unheard else ticket)
+        return replace(claim, ticket=tickets.failed(ticket, event, "no", received=not unheard))
     if said.id not in heard:  # a ticket system takes for one what has one id
         heard.append(said.id)
     return replace(claim, ticket=tickets.told(ticket, said, Receipt(), NOW) if step == "tell" else ticket)
