@@ -28,6 +28,8 @@ POOL_FINALIZER = "egress.hawse.dev/in-use"
 """On an EgressPool: it stays, and gives nothing any more, until nobody has an address of it."""
 RETRY_TICKET_ANNOTATION = "egress.hawse.dev/retry-ticket"
 """On an EgressAddress: tell the firewall team again what could not be told. Hawse takes the annotation away."""
+PAUSED_ANNOTATION = "egress.hawse.dev/paused"
+"""On Hawse's own namespace: Hawse gives, moves and takes away nothing, for the reason that it names."""
 OPT_OUT = "none"
 _OPERATION = re.compile(r"[0-9A-Za-z-]{1,64}")
 

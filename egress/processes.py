@@ -8,14 +8,29 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import NoReturn
 
 import structlog
 
+from egress.settings import Settings
+
 _log = structlog.get_logger()
 _PR_SET_PDEATHSIG = 1
+_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+DEFAULT_NAMESPACE = "hawse-system"
 PAUSE = 1.0
 """Seconds before a process begins again, so that one that cannot run does not spin."""
+
+
+def own_namespace(settings: Settings) -> str:
+    """The namespace of Hawse's own objects."""
+    if settings.namespace:
+        return settings.namespace
+    try:
+        return _ACCOUNT_NAMESPACE.read_text().strip() or DEFAULT_NAMESPACE
+    except OSError:
+        return DEFAULT_NAMESPACE
 
 
 def begin_again_unless(*asked: object, reason: str) -> None:

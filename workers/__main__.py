@@ -18,13 +18,13 @@ from egress.adapters.cluster import Cluster, ConfigError
 from egress.health import Health, HealthError, Verdict
 from egress.messages import CONTROL_QUEUE, TABLE_QUEUE, TICKETS_QUEUE
 from egress.operations import PermanentError, TransientError
-from egress.processes import begin_again, begin_again_unless, end_at_sigterm, stop_event
+from egress.processes import begin_again, begin_again_unless, end_at_sigterm, own_namespace, stop_event
 from workers import consuming, metrics
 from workers.census import CensusCollector
 from workers.certificates import Policy
 from workers.context import Context
 from workers.keeper import Keeper, service_names
-from workers.leader import Crew, Election, LeaseLostError, Timing, own_namespace
+from workers.leader import Crew, Election, LeaseLostError, Timing
 from workers.schedule import run_schedule
 from workers.tasks import create_celery, make_context, make_systems
 from workers.ticketing.census import TicketCollector

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -18,21 +17,8 @@ import structlog
 from egress.adapters.cluster import Cluster, ExistsError, Kind, Manifest, RefusedError
 from egress.health import Pulse
 from egress.operations import PermanentError, TransientError
-from egress.settings import Settings
 
 _log = structlog.get_logger()
-_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-DEFAULT_NAMESPACE = "hawse-system"
-
-
-def own_namespace(settings: Settings) -> str:
-    """The namespace of Hawse's own objects."""
-    if settings.namespace:
-        return settings.namespace
-    try:
-        return _ACCOUNT_NAMESPACE.read_text().strip() or DEFAULT_NAMESPACE
-    except OSError:
-        return DEFAULT_NAMESPACE
 
 
 class LeaseLostError(TransientError):

@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 from egress import settings as settings_module
 from egress.adapters.cluster import Cluster
 from egress.adapters.ledger import BusyError, Ledger
+from egress.adapters.pausing import Pause
 from egress.messages import (
     CONTROL_QUEUE,
     FAILOVER_TASK,
@@ -32,6 +33,7 @@ from egress.messages import (
     sending_config,
 )
 from egress.operations import BACKOFF_BASE, Outcome, PermanentError, TransientError, backoff, outcome_of
+from egress.processes import own_namespace
 from workers import failover, metrics, namespaces, placing, publishing, reconciling
 from workers.context import Context
 from workers.ticketing import run as ticketing
@@ -42,6 +44,9 @@ _log = structlog.get_logger()
 _jitter = random.SystemRandom()
 REST_RATIO, REST_AT_MOST = 6.0, 2.0
 BUSY_SECONDS = 0.1
+PAUSABLE = frozenset((NAMESPACE_TASK, PLACE_TASK, FAILOVER_TASK, SWEEP_TASK))
+"""What is not done while somebody has paused the automation: all that decides. The nodes go on following the objects,
+and the firewall team is told. What is left undone the reconcile finds once the pause is over."""
 
 
 def create_celery() -> Celery:
@@ -105,6 +110,13 @@ def make_systems(path: str) -> Systems:
     return Systems(path, make)
 
 
+@cache
+def make_pause(app: Celery) -> Pause:
+    """What the process knows of a pause of the automation."""
+    context = make_context(app)
+    return Pause(context.cluster, own_namespace(context.settings))
+
+
 def _tickets(context: Context, profile: str) -> None:
     ticketing.run(context, make_systems(context.settings.ticket_profiles), profile)
 
@@ -162,6 +174,10 @@ def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
                 context = make_context(app)
                 # Before anything is read: whoever asks from now on may have seen what this run will not.
                 context.ledger.done_with(":".join((name, *arguments)))
+                if name in PAUSABLE and (why := make_pause(app).why()):
+                    measured.outcome = None  # it was not tried
+                    _log.info("not done: the automation is paused", why=why)
+                    return
                 run(context, *arguments)
                 measured.outcome = Outcome.DONE
             except BusyError:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from urllib3.exceptions import HTTPError
 
+from egress.adapters import pausing
+from egress.adapters.cluster import Cluster as Client
 from egress.adapters.ledger import Ledger
 from lab.accounts import Accounts
 from lab.apiserver.process import EmbeddedCluster
@@ -257,3 +259,24 @@ def test_a_killed_worker_costs_only_time(kube: Kube, control: ControlPlane) -> N
     assert kube.get("EgressAddress", address) is None
     control.start("worker")
     until(lambda: kube.get("EgressAddress", address), 30)
+
+
+def test_a_pause_stops_what_decides_and_nothing_is_lost(kube: Kube, ledger: Ledger, cluster: Cluster) -> None:
+    client = Client(str(cluster.kubeconfig))
+    before = create(kube, "before-a-pause")
+    until(lambda: kube.get("EgressAddress", before))
+    pausing.pause(client, "hawse-system", "alice: the switch is being replaced")
+    try:
+        time.sleep(pausing.LOOK_SECONDS + 0.5)  # what is under way ends, and every process has looked
+        address = create(kube, "amid-a-pause")
+        kube.delete("Namespace", "before-a-pause")
+        time.sleep(2)  # two reconciles
+        assert kube.get("EgressAddress", address) is None
+        kept = kube.get("EgressAddress", before)
+        assert kept is not None
+        assert kept["status"]["phase"] != "Quarantined"
+    finally:
+        pausing.resume(client, "hawse-system")
+    claim = until(lambda: kube.get("EgressAddress", address))
+    assert claim["spec"]["namespace"]["name"] == "amid-a-pause"
+    until(lambda: (kube.get("EgressAddress", before) or {}).get("status", {}).get("phase") == "Quarantined")
