@@ -116,8 +116,6 @@ class Runner:
         due = [clock, self._look_at, *(when for when, _ in self._announcements)]
         if self._look_by > now:
             due.append(self._look_by)
-        if self._down_since is not None and not self._let_go:
-            due.append(max(now, self._down_since + self._patience))
         return min(due)
 
     def watch(self, what: Watchable, touched: Callable[[], None], stop: threading.Event) -> None:
@@ -160,6 +158,8 @@ class Runner:
             self._announced = frozenset()  # it may have taken addresses before it failed
             _log.error("the node cannot be programmed", reason=error.reason, error=str(error))
         self._announce()
+        if link is not None and not link.carrier:
+            self._let_addresses_go()  # it fell within this pass
         report = self._report(current, link, claims, problem)
         seconds = time.monotonic() - began
         self.observe(report, seconds)
@@ -186,25 +186,20 @@ class Runner:
         now = time.monotonic()
         if not carrier:
             self._down_since = now if self._down_since is None else self._down_since
-        elif self._down_since is not None:
-            self._longest_cut, self._down_since = max(self._longest_cut, now - self._down_since), None
+        else:
             self._let_go = False
+            if self._down_since is not None:
+                self._longest_cut, self._down_since = max(self._longest_cut, now - self._down_since), None
 
     def _yields(self) -> bool:
-        """Lets the node's addresses go once its link has been away for long: it may come back to the link before it
-        hears of a new table, and must not answer for what is another's by then. Whether it has to give them up until
-        the table is heard, for they may have been given to others and it could not hear of it."""
+        """Lets the node's addresses go if it has no link. Whether it has to give them up until the table is heard: its
+        link was away for long, they may have been given to others, and it could not hear of it."""
         cut = self._longest_cut
         if self._down_since is not None:
             cut = max(cut, time.monotonic() - self._down_since)
+            self._let_addresses_go()
         if cut < self._patience or self._table is None:
             return False
-        if self._down_since is not None and not self._let_go:
-            self._let_go = True
-            if self._held:
-                _log.error("without a link: lets its addresses go", addresses=len(self._held))
-                self._programmer.let_go()
-                self._news, self._untouched = True, False
         mine = [row for row in self._table.values() if any(hop.node == self._name for hop in row.hops)]
         if self._hears or not mine:
             return False
@@ -213,6 +208,17 @@ class Runner:
         self._epoch, self._change = "", 0  # the next table that is heard is read whole
         self._news, self._untouched = True, False
         return True
+
+    def _let_addresses_go(self) -> None:
+        """Takes the node's addresses off, once, because there is no link. It may come back to the link before it hears
+        of a new table, and must not answer for what is another's by then: so before anybody is told, if not earlier."""
+        if self._let_go or self._table is None:
+            return
+        self._let_go = True
+        if self._held:
+            _log.error("without a link: lets its addresses go", addresses=len(self._held))
+            self._programmer.let_go()
+            self._news, self._untouched = True, False
 
     def addresses_of(self, node: str) -> frozenset[Address]:
         """The addresses that the table gives a node. May be called from any thread."""

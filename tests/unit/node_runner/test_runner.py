@@ -480,7 +480,6 @@ def test_without_its_link_and_the_table_a_node_gives_its_addresses_up(
     assert lab.addresses == {str(A)}
     ledger.away, lab.fake.links.carrier = True, False
     hasty.step()
-    assert lab.addresses == {str(A)}  # not at once: cables are touched
     time.sleep(0.06)
     hasty.step()
     assert lab.addresses == set()
@@ -512,9 +511,6 @@ def test_without_a_link_it_lets_them_go_and_takes_them_back_with_it(
     ledger.begin("e1", row(acknowledged=True))
     hasty.step()
     lab.fake.links.carrier = False
-    hasty.step()
-    assert lab.addresses == {str(A)}  # not at once: cables are touched
-    time.sleep(0.06)
     for _ in range(2):
         hasty.step()
         assert lab.addresses == set()
@@ -532,8 +528,6 @@ def test_what_another_took_meanwhile_is_left_to_it(hasty: Runner, lab: Any, ledg
     hasty.step()
     lab.fake.links.carrier = False
     hasty.step()
-    time.sleep(0.06)
-    hasty.step()
     lab.fake.arp.neighbours[A] = "0a:00:00:00:00:09"
     lab.fake.links.carrier = True
     hasty.step()
@@ -541,9 +535,7 @@ def test_what_another_took_meanwhile_is_left_to_it(hasty: Runner, lab: Any, ledg
     assert ledger.last.claims[0].reason == "AddressInUse"
 
 
-def test_a_link_that_is_away_is_looked_at_when_patience_ends(
-    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row
-) -> None:
+def test_a_link_that_goes_is_looked_at_at_once(hasty: Runner, lab: Any, ledger: FakeLedger, row: Row) -> None:
     ledger.begin("e1", row(acknowledged=True))
     stop = threading.Event()
     loop = threading.Thread(target=hasty.run, args=(stop, 60.0))
@@ -565,8 +557,6 @@ def test_they_go_before_anything_else_is_looked_at(
     ledger.begin("e1", row(acknowledged=True))
     hasty.step()
     ledger.away, lab.fake.links.carrier = True, False
-    hasty.step()
-    time.sleep(0.06)
     held: list[set[str]] = []
     read = lab.fake.flows.read
 
@@ -603,10 +593,38 @@ def test_a_cut_that_ends_in_time_is_forgotten(hasty: Runner, lab: Any, ledger: F
     hasty.step()
     lab.fake.links.carrier = True
     hasty.step()
+    assert lab.addresses == {str(A)}
     time.sleep(0.06)
     lab.fake.links.carrier = False
     hasty.step()
+    lab.fake.links.carrier = True
+    hasty.step()
     assert lab.addresses == {str(A)}
+
+
+def test_they_are_gone_before_anybody_hears_that_the_link_is(
+    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.begin("e1", row(acknowledged=True))
+    hasty.step()
+    facts, report = lab.fake.links.facts, ledger.report
+    held: list[tuple[bool, set[str]]] = []
+    asked: list[bool] = []
+
+    def falling() -> Any:  # after the first look of the pass
+        asked.append(lab.fake.links.carrier)
+        lab.fake.links.carrier = len(asked) < 2
+        return facts()
+
+    def noting(told: Any) -> None:
+        held.append((told.carrier, lab.addresses))
+        report(told)
+
+    monkeypatch.setattr(lab.fake.links, "facts", falling)
+    monkeypatch.setattr(ledger, "report", noting)
+    hasty.step()
+    assert asked[0]
+    assert held == [(False, set())]
 
 
 def test_it_knows_what_the_table_gives_other_nodes(runner: Runner, ledger: FakeLedger, row: Row) -> None:
