@@ -255,9 +255,10 @@ class Reservations(Connection):
 
     def is_index_new(self) -> bool:
         """Whether the index was built within the last minute. A namespace whose creation is under way may have been
-        given an address by the one before, of which this one knows nothing: no object says so yet."""
+        given an address by the one before, of which this one knows nothing: no object says so yet. Also while there is
+        none: it was ready when it was asked, and Redis was flushed since."""
         with away():
-            return bool(self._redis.exists("hawse:index-new"))
+            return bool(self._redis.exists("hawse:index-new")) or not self._ready()
 
     def take_netid(self, namespace: str, candidates: Iterable[int]) -> int | None:
         """A NetID for `namespace` that no other namespace takes at the same time, or None if all candidates went."""

@@ -95,6 +95,7 @@ def test_nothing_is_given_while_the_index_is_not_built(ledger: Ledger) -> None:
         ledger.reserve("ns/a", 1, RANGE)
     with pytest.raises(NotReadyError):
         ledger.offer()
+    assert ledger.is_index_new()  # nobody is called a forger by what the next one does not know
 
 
 def test_sync_follows_the_objects_and_keeps_reservations(ledger: Ledger) -> None:
