@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 import msgspec
@@ -55,6 +55,15 @@ class Settings:
     api_listen_port: int = 8080
     """HAWSE_API_PORT would be what Kubernetes says of the Service hawse-api."""
     api_threads: int = 16
+    anonymous: bool = False
+    """Whether everybody may do everything with the API. Only where it listens on loopback: for a demonstration."""
+    auth_proxies: str = ""
+    """CIDRs, separated by commas, of the proxies whose word counts of who somebody is; empty for none."""
+    auth_user_header: str = "X-Forwarded-User"
+    auth_groups_header: str = "X-Forwarded-Groups"
+    """The headers in which such a proxy names the user, and its groups, separated by commas."""
+    api_actions_per_minute: int = 120
+    """How many actions one user may ask the API for in a minute."""
 
     namespace: str = ""
     """The namespace of Hawse's own objects; empty means that of the pod's service account, else hawse-system."""
@@ -130,6 +139,20 @@ class Settings:
             raise SettingsError(f"{PREFIX}CLUSTER_NETWORKS: {error}") from None
         return Layout(networks, self.egress_table, self.next_table, self.flow_priority, self.masquerade_chain)
 
+    def proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks of `auth_proxies`; SettingsError if a CIDR is none."""
+        try:
+            return tuple(ip_network(text.strip()) for text in self.auth_proxies.split(",") if text.strip())
+        except ValueError as error:
+            raise SettingsError(f"{PREFIX}AUTH_PROXIES: {error}") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings in `environ`; SettingsError names the variable that is wrong or unknown."""
@@ -167,6 +190,11 @@ def _check(settings: Settings) -> None:
     for name, (least, most, meaning) in _WITHIN.items():
         if not least <= getattr(settings, name) <= most:
             raise SettingsError(f"{PREFIX}{name.upper()} must be {meaning}")
+    if settings.anonymous and not _is_loopback(settings.api_listen_host):
+        raise SettingsError(
+            f"{PREFIX}ANONYMOUS lets everybody do everything: only where {PREFIX}API_LISTEN_HOST is a loopback address"
+        )
+    settings.proxies()
     if settings.heartbeat_patience < 2 * settings.heartbeat_interval:
         raise SettingsError(
             f"{PREFIX}HEARTBEAT_PATIENCE must be at least twice {PREFIX}HEARTBEAT_INTERVAL: a late one is no death"
@@ -207,6 +235,7 @@ _WITHIN = {
     "health_port": (0, 65535, "a port, 0 to 65535"),
     "api_listen_port": (0, 65535, "a port, 0 to 65535"),
     "api_threads": (1, 1000, "1 to 1000"),
+    "api_actions_per_minute": (1, 100000, "1 to 100000"),
     "drain_time": (0.0, 3600.0, "0 to 3600"),
     "moves_per_minute": (0, 6000, "0 to 6000"),
     "ticket_attempts": (1, 1000, "1 to 1000"),

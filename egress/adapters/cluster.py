@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -225,6 +225,28 @@ class Cluster:
         items = self._call("GET", f"/api/v1/namespaces/default/events?{query}").get("items") or []
         latest = sorted(items, key=lambda item: item.get("lastTimestamp") or "", reverse=True)
         return {str(item["metadata"]["name"]): str(item.get("message", "")) for item in latest}
+
+    def who_has(self, token: str) -> tuple[str, tuple[str, ...]] | None:
+        """The user and groups of a bearer token (TokenReview); None if it is nobody's."""
+        manifest = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
+        status = self._call("POST", "/apis/authentication.k8s.io/v1/tokenreviews", manifest).get("status") or {}
+        user = status.get("user") or {}
+        if not status.get("authenticated") or not user.get("username"):
+            return None
+        return str(user["username"]), tuple(map(str, user.get("groups") or ()))
+
+    def may(self, user: str, groups: Sequence[str], verb: str, resource: str, namespace: str = "") -> bool:
+        """Whether RBAC lets a user do something to a resource of Hawse's group (SubjectAccessReview), in one namespace,
+        or everywhere."""
+        group = Kind.EGRESS_ADDRESS.value[1].partition("/")[0]
+        attributes = {"group": group, "resource": resource, "verb": verb, "namespace": namespace}
+        manifest = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {"user": user, "groups": list(groups), "resourceAttributes": attributes},
+        }
+        answer = self._call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", manifest)
+        return (answer.get("status") or {}).get("allowed") is True
 
     def _call(self, method: str, path: str, body: Manifest | None = None, content_type: str = _JSON) -> Manifest:
         response = self._send(method, path, body, content_type, self._timeout)

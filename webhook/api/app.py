@@ -9,13 +9,20 @@ from flask import Flask, Response, request
 
 from egress.adapters.cluster import Cluster
 from egress.adapters.ledger import Ledger
+from egress.adapters.pausing import Pause
+from egress.operations import TransientError
+from egress.processes import own_namespace
 from egress.settings import Settings
 from egress.ticket_profiles import Profiles
-from webhook.api import callbacks, lists, metrics, problems
+from webhook.api import callbacks, lists, metrics, problems, v1
+from webhook.api.acting import Acting
+from webhook.api.asking import Asker
 from webhook.api.callbacks import Desk
+from webhook.api.identity import Gate
 from webhook.api.lists import Press
 from webhook.api.mirrors import Mirrors
 from webhook.api.problems import problem
+from webhook.api.reading import Reading
 from webhook.app import never
 
 MAX_HEADERS = 32 * 1024
@@ -42,6 +49,18 @@ def create_app(
     app.register_blueprint(lists.blueprint(profiles, mirrors, Press(mirrors, ledger)))
     desk = Desk(cluster, ledger, callbacks.publisher(settings, ledger))
     app.register_blueprint(callbacks.blueprint(profiles, desk))
+    own = own_namespace(settings)
+    pause = Pause(cluster, own)
+
+    def paused() -> str:
+        try:
+            return pause.why()
+        except TransientError:
+            return ""  # that the API server is away is said elsewhere
+
+    reading = Reading(mirrors, ledger, paused)
+    acting = Acting(cluster, ledger, reading, Asker(settings, ledger), own)
+    app.register_blueprint(v1.blueprint(reading, acting, Gate(cluster, settings)))
 
     @app.get("/healthz")
     def healthz() -> Response:

@@ -5,6 +5,7 @@ All of it but the history can be rebuilt from the cluster's objects and the node
 
 from __future__ import annotations
 
+from egress.adapters.ledger.audit import AuditTrail
 from egress.adapters.ledger.connection import LedgerAwayError, NotReadyError
 from egress.adapters.ledger.coordination import BusyError, Census, Coordination
 from egress.adapters.ledger.lists import FirstSeen, Lists
@@ -53,5 +54,5 @@ __all__ = [
 ]
 
 
-class Ledger(Reservations, Table, Liveness, Coordination, Lists, Ticketing):
+class Ledger(Reservations, Table, Liveness, Coordination, Lists, Ticketing, AuditTrail):
     """All of the ledger, over one connection."""

@@ -71,6 +71,11 @@ class Liveness(Connection):
             ips = self._redis.hmget("hawse:beat-ips", names) if names else []
         return {name: ip for name, ip in zip(names, ips, strict=True) if ip}
 
+    def nodes(self) -> dict[str, str]:
+        """The nodes that have runners, and their IPs."""
+        with away():
+            return dict(self._redis.hgetall("hawse:beat-ips"))
+
     def volunteer(self, node: str, witness: str, at_most: int, seconds: float) -> bool:
         """Whether `witness` is among the first `at_most` within `seconds` to look for the silent `node`, and has not
         done so already."""

@@ -37,6 +37,7 @@ HOST = named("network.openshift.io/v1", "HostSubnet", "x", host="x", hostIP="192
 EVENT = named(
     "v1", "Event", "x", involvedObject={"apiVersion": "v1", "kind": "Namespace", "name": "x"}, reason="R", message="m"
 )
+ACCESS = {"spec": {"user": "x", "resourceAttributes": {"verb": "get", "resource": "egressaddresses"}}}
 TLS = {"tls.crt": "", "tls.key": ""}
 
 
@@ -89,6 +90,11 @@ MUST: dict[str, list[Do]] = {
         *listing(NAMESPACES, POOLS, ADDRESSES, f"{ADDRESSES}/{ADDRESS}"),
         *map(watch, (NAMESPACES, POOLS, ADDRESSES)),
         Do("PATCH", f"{ADDRESSES}/{ADDRESS}/status", {"status": {"phase": "Pending"}}),
+        Do("PATCH", f"{ADDRESSES}/{ADDRESS}", {"metadata": {"annotations": {"egress.hawse.dev/move-to": "x"}}}),
+        Do("GET", f"{NAMESPACES}/hawse-system"),
+        Do("PATCH", f"{NAMESPACES}/{MADE}", {"metadata": {"annotations": {"egress.hawse.dev/pool": "none"}}}),
+        Do("POST", "/apis/authentication.k8s.io/v1/tokenreviews", {"spec": {"token": "x"}}),
+        Do("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", ACCESS),
     ],
     "worker": [
         *listing(*EVERYTHING, f"{NAMESPACES}/default", f"{NETS}/{MADE}", f"{ADDRESSES}/{ADDRESS}"),
@@ -204,7 +210,7 @@ MUST_NOT: dict[str, list[Do]] = {
 }
 MUST_NOT["api"] = [
     *NEVER,
-    *(do for do in EVERY_WRITE if not do.path.endswith("/status")),
+    *(do for do in EVERY_WRITE if not (do.method == "PATCH" and do.path.startswith((NAMESPACES, ADDRESSES)))),
     *listing("/api/v1/nodes", HOSTS, NETS, LEASES, f"{SECRETS}/hawse-webhook-tls", f"{NAMESPACES}/default/events"),
     Do("PATCH", f"{POOLS}/{MADE}/status", {"status": {"free": 1}}),
     Do("POST", LEASES, lease("x")),
