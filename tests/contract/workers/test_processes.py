@@ -277,6 +277,7 @@ def test_a_pause_stops_what_decides_and_nothing_is_lost(kube: Kube, ledger: Ledg
         assert kept.get("status", {}).get("phase") != "Quarantined"
     finally:
         pausing.resume(client, "hawse-system")
-    claim = until(lambda: kube.get("EgressAddress", address))
+    # The worker that was killed above may have been at a reconcile, whose lock nobody gets for 30 s then.
+    claim = until(lambda: kube.get("EgressAddress", address), 45)
     assert claim["spec"]["namespace"]["name"] == "amid-a-pause"
-    until(lambda: (kube.get("EgressAddress", before) or {}).get("status", {}).get("phase") == "Quarantined")
+    until(lambda: (kube.get("EgressAddress", before) or {}).get("status", {}).get("phase") == "Quarantined", 45)
