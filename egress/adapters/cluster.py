@@ -117,6 +117,17 @@ class Change:
         return str(self.manifest["metadata"]["resourceVersion"])
 
 
+def bearer_token(kubeconfig: str) -> str:
+    """The bearer token of a kubeconfig's current context; "" if it has none. ConfigError if it cannot be read."""
+    configuration = client.Configuration()
+    try:
+        config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except Exception as error:  # the client lets whatever its parsers raise through
+        raise ConfigError(f"the kubeconfig {kubeconfig} cannot be used: {' '.join(str(error).split())}") from error
+    scheme, _, token = str(configuration.get_api_key_with_prefix("BearerToken") or "").partition(" ")
+    return token if scheme.lower() == "bearer" else ""
+
+
 class Cluster:
     """A connection to one API server. Safe to share between threads. ConfigError when it is not said which.
 

@@ -10,10 +10,18 @@ from collections.abc import Sequence
 import click
 
 COMMANDS = {
+    "approve": ("egress.cli.act:approve", "Say on behalf of the ticket system what became of an address."),
+    "describe": ("egress.cli.describe", "Show all that is known of one namespace."),
+    "get": ("egress.cli.get", "Show assignments, nodes or pools."),
     "move": ("egress.cli.move", "Move an egress address to another node."),
     "plan": ("egress.cli.plan", "Show what every namespace's traffic and every node would do, from manifests alone."),
+    "pause": ("egress.cli.act:pause", "Have Hawse give, move and take away nothing until it is resumed."),
+    "release": ("egress.cli.act:release", "Take a namespace's addresses away."),
+    "resume": ("egress.cli.act:resume", "End a pause."),
+    "retry": ("egress.cli.act:retry", "Try again at once what has failed."),
+    "status": ("egress.cli.status", "Show what is wrong, and how much there is."),
 }
-"""Each command's module, which exports it as `command`, and its line in `hawse --help`."""
+"""Each command's module, and what it is called there if not `command`; and its line in `hawse --help`."""
 
 
 class _Commands(click.Group):
@@ -26,7 +34,8 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
         try:
-            command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+            module, _, name = COMMANDS[cmd_name][0].partition(":")
+            command: click.Command = getattr(importlib.import_module(module), name or "command")
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] == "egress":
                 raise

@@ -125,6 +125,8 @@ class Acting:
 
     def _decide(self, who: str, address: Address, verdict: Verdict, why: str) -> None:
         claim, _ = self._claim(address)
+        if claim.ticket is None or claim.ticket.ended:
+            raise PermanentError(f"nobody was asked about {address}: it has no ticket, and needs no decision")
         known = claim.decision
         if known is not None and (known.verdict, known.by, known.reason) == (verdict, who, why):
             return

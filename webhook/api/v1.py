@@ -227,10 +227,10 @@ def _act(gate: Gate, verb: Verb, namespace: str = "") -> None:
 
 
 def _visible(gate: Gate) -> Collection[str] | None:
-    """The namespaces that somebody may see: all (None), or the one that he names and may look at."""
-    if gate.may(_who(), LOOK):
-        return None
+    """The namespaces that are meant and that somebody may see: all (None), or the one that he names and may look at."""
     name = request.args.get("namespace", "")
+    if gate.may(_who(), LOOK):
+        return (name,) if name else None
     if not name:
         raise DeniedError(f"{_who().user} may not see all namespaces: name one with namespace=NAME")
     _demand(gate, LOOK, name)

@@ -1,0 +1,124 @@
+"""`hawse get`: assignments, nodes and pools as tables."""
+
+from __future__ import annotations
+
+import time
+
+import click
+import msgspec
+
+from egress.cli.client import Client, ago, decoded, prints, put, reaches, table
+from egress.objects import Phase
+from egress.views import Assignment, NodeView, Page, PoolView, Trouble
+
+PAGE = 500
+
+
+@click.group("get")
+def command() -> None:
+    """Show assignments, nodes or pools."""
+
+
+@command.command("assignments")
+@click.option("--text", default="", help="Only those whose namespace or address has this in it.")
+@click.option("--phase", type=click.Choice([phase.value for phase in Phase]), default=None)
+@click.option("--pool", default="")
+@click.option("--node", default="")
+@click.option("--trouble", type=click.Choice([trouble.value for trouble in Trouble]), default=None)
+@click.option("-n", "--namespace", default="", help="One namespace, where no more may be seen.")
+@click.option("--sort", type=click.Choice(["namespace", "address", "pool", "phase", "node", "since", "trouble"]))
+@click.option("--descending", is_flag=True)
+@reaches
+@prints
+def assignments(client: Client, *, output: str, **query: str | bool | None) -> None:
+    """Show the assignments, all of them or those that the options let through."""
+    after, items = "", list[msgspec.Raw]()
+    while True:
+        page = decoded(client.get("/assignments", **query, after=after, limit=PAGE), _RawPage)
+        items += page.items
+        after = page.after
+        if not after:
+            break
+    data = msgspec.json.encode({"items": items, "total": len(items)})
+    put(data, output, lambda: _assignments(decoded(data, Page).items))
+
+
+class _RawPage(msgspec.Struct):
+    items: list[msgspec.Raw]
+    after: str = ""
+
+
+def _assignments(items: tuple[Assignment, ...]) -> list[str]:
+    header = ("NAMESPACE", "ADDRESS", "POOL", "PHASE", "NODE", "SINCE", "TROUBLE")
+    now = time.time()
+    return list(
+        table(
+            header,
+            [
+                (
+                    item.namespace, item.address, item.pool, item.phase, item.node, ago(item.since, now),
+                    ": ".join(filter(None, (item.trouble or "", item.reason if item.trouble else ""))),
+                )
+                for item in items
+            ],
+        )
+    )  # fmt: skip
+
+
+@command.command("nodes")
+@reaches
+@prints
+def nodes(client: Client, *, output: str) -> None:
+    """Show the nodes: when each was heard, how far it is, and what it holds."""
+    data = client.get("/nodes")
+    put(data, output, lambda: _nodes(decoded(data, tuple[NodeView, ...])))
+
+
+def _nodes(views: tuple[NodeView, ...]) -> list[str]:
+    header = ("NODE", "IP", "HEARD", "APPLIED", "LATEST", "HOLDS", "GIVEN", "REPAIRED", "STATE")
+    now = time.time()
+    return list(
+        table(
+            header,
+            [
+                (
+                    view.name, view.ip, ago(view.heard, now), str(view.applied), str(view.latest), str(view.held),
+                    str(view.given), str(view.repairs), _state(view),
+                )
+                for view in views
+            ],
+        )
+    )  # fmt: skip
+
+
+def _state(view: NodeView) -> str:
+    if view.lost_since:
+        return "lost"
+    if not view.carrier:
+        return "no link"
+    return view.problem or "; ".join(view.refused) or ("no table" if view.behind is None else "ok")
+
+
+@command.command("pools")
+@reaches
+@prints
+def pools(client: Client, *, output: str) -> None:
+    """Show the pools, and how full they are."""
+    data = client.get("/pools")
+    put(data, output, lambda: _pools(decoded(data, tuple[PoolView, ...])))
+
+
+def _pools(views: tuple[PoolView, ...]) -> list[str]:
+    header = ("POOL", "CIDRS", "ADDRESSES", "ALLOCATED", "QUARANTINED", "FREE", "APPROVAL", "TICKETS")
+    return list(
+        table(
+            header,
+            [
+                (
+                    view.name, ",".join(view.cidrs), str(view.capacity), str(view.allocated), str(view.quarantined),
+                    str(view.free), "required" if view.approval_required else "", view.ticket_profile,
+                )
+                for view in views
+            ],
+        )
+    )  # fmt: skip
