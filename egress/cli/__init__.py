@@ -11,6 +11,7 @@ import click
 
 COMMANDS = {
     "approve": ("egress.cli.act:approve", "Say on behalf of the ticket system what became of an address."),
+    "completion": ("egress.cli.completion", "Print the script by which a shell completes this command."),
     "describe": ("egress.cli.describe", "Show all that is known of one namespace."),
     "get": ("egress.cli.get", "Show assignments, nodes or pools."),
     "move": ("egress.cli.move", "Move an egress address to another node."),
