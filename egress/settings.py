@@ -55,6 +55,7 @@ class Settings:
     api_listen_port: int = 8080
     """HAWSE_API_PORT would be what Kubernetes says of the Service hawse-api."""
     api_threads: int = 16
+    api_listeners: int = 250
     anonymous: bool = False
     """Whether everybody may do everything with the API. Only where it listens on loopback: for a demonstration."""
     auth_proxies: str = ""
@@ -235,6 +236,7 @@ _WITHIN = {
     "health_port": (0, 65535, "a port, 0 to 65535"),
     "api_listen_port": (0, 65535, "a port, 0 to 65535"),
     "api_threads": (1, 1000, "1 to 1000"),
+    "api_listeners": (0, 2000, "0 to 2000"),
     "api_actions_per_minute": (1, 100000, "1 to 100000"),
     "drain_time": (0.0, 3600.0, "0 to 3600"),
     "moves_per_minute": (0, 6000, "0 to 6000"),

@@ -21,6 +21,7 @@ COMMANDS = {
     "resume": ("egress.cli.act:resume", "End a pause."),
     "retry": ("egress.cli.act:retry", "Try again at once what has failed."),
     "status": ("egress.cli.status", "Show what is wrong, and how much there is."),
+    "watch": ("egress.cli.watch", "Show assignments as they change."),
 }
 """Each command's module, and what it is called there if not `command`; and its line in `hawse --help`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -16,6 +16,8 @@ import urllib3
 from egress.adapters.cluster import ConfigError, bearer_token
 
 TIMEOUT = urllib3.Timeout(connect=5, read=30)
+SILENT_SECONDS = 30.0
+"""A stream that says nothing for so long is dead: it says that it lives every ten."""
 VARIABLES = {"server": "HAWSE_SERVER", "token": "HAWSE_TOKEN", "ca": "HAWSE_SERVER_CA"}
 """What the environment may say of the API: its URL, the bearer token, the file of its certificate authority."""
 T = TypeVar("T")
@@ -23,6 +25,10 @@ T = TypeVar("T")
 
 class ApiError(click.ClickException):
     """The API refused, or is not there; the message is one line that says what to do. Exit code 1."""
+
+
+class AwayError(ApiError):
+    """The API, or what it needs, is not there now: it may be in a moment."""
 
 
 class UnusableError(click.ClickException):
@@ -58,16 +64,39 @@ class Client:
         """The answer to an action. ApiError unless it is done."""
         return self._ask("POST", path, msgspec.json.encode(body))
 
+    def changes(self) -> Iterator[None]:
+        """Once at the beginning, and again whenever something is different. Ends when the API ends the stream."""
+        headers = self._headers | {"Accept": "text/event-stream"}
+        timeout = urllib3.Timeout(connect=5, read=SILENT_SECONDS)
+        try:
+            answer = self._pool.request(
+                "GET", f"{self._base}/events", headers=headers, redirect=False, timeout=timeout, preload_content=False
+            )
+            try:
+                if answer.status != 200:
+                    kind = AwayError if answer.status in (502, 503, 504) else ApiError
+                    raise kind(_why(answer.status, bytes(answer.read())))
+                rest = b""
+                for data in answer.stream(4096):
+                    *events, rest = (rest + data).split(b"\n\n")
+                    if any(event.startswith(b"event: change") for event in events):
+                        yield None
+            finally:
+                answer.close()
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise AwayError(f"Hawse's API at {self._base} cannot be reached: {clean(str(error))}") from None
+
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         headers = self._headers | ({"Content-Type": "application/json"} if body is not None else {})
         try:
             answer = self._pool.request(method, self._base + path, body=body, headers=headers, redirect=False)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             reason = getattr(error, "reason", None) or error
-            raise ApiError(f"Hawse's API at {self._base} cannot be reached: {clean(str(reason))}") from None
+            raise AwayError(f"Hawse's API at {self._base} cannot be reached: {clean(str(reason))}") from None
         if answer.status == 200:
             return bytes(answer.data)
-        raise ApiError(_why(answer.status, bytes(answer.data)))
+        kind = AwayError if answer.status in (502, 503, 504) else ApiError
+        raise kind(_why(answer.status, bytes(answer.data)))
 
 
 def part(name: str) -> str:

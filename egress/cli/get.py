@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import click
 import msgspec
@@ -12,6 +14,7 @@ from egress.objects import Phase
 from egress.views import Assignment, NodeView, Page, PoolView, Trouble
 
 PAGE = 500
+HEADER = ("NAMESPACE", "ADDRESS", "POOL", "PHASE", "NODE", "SINCE", "TROUBLE")
 
 
 @click.group("get")
@@ -19,28 +22,42 @@ def command() -> None:
     """Show assignments, nodes or pools."""
 
 
+def filtered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the options that say which assignments are meant."""
+    phases, troubles = [phase.value for phase in Phase], [trouble.value for trouble in Trouble]
+    for option in (
+        click.option("-n", "--namespace", default="", help="One namespace: all that somebody may see, perhaps."),
+        click.option("--trouble", type=click.Choice(troubles), default=None),
+        click.option("--node", default=""),
+        click.option("--pool", default=""),
+        click.option("--phase", type=click.Choice(phases), default=None),
+        click.option("--text", default="", help="Only those whose namespace or address has this in it."),
+    ):
+        function = option(function)
+    return function
+
+
 @command.command("assignments")
-@click.option("--text", default="", help="Only those whose namespace or address has this in it.")
-@click.option("--phase", type=click.Choice([phase.value for phase in Phase]), default=None)
-@click.option("--pool", default="")
-@click.option("--node", default="")
-@click.option("--trouble", type=click.Choice([trouble.value for trouble in Trouble]), default=None)
-@click.option("-n", "--namespace", default="", help="One namespace, where no more may be seen.")
+@filtered
 @click.option("--sort", type=click.Choice(["namespace", "address", "pool", "phase", "node", "since", "trouble"]))
 @click.option("--descending", is_flag=True)
 @reaches
 @prints
 def assignments(client: Client, *, output: str, **query: str | bool | None) -> None:
     """Show the assignments, all of them or those that the options let through."""
+    data = all_pages(client, **query)
+    put(data, output, lambda: table(HEADER, map(row, decoded(data, Page).items)))
+
+
+def all_pages(client: Client, **query: str | bool | None) -> bytes:
+    """The assignments that a filter lets through, as one page."""
     after, items = "", list[msgspec.Raw]()
     while True:
         page = decoded(client.get("/assignments", **query, after=after, limit=PAGE), _RawPage)
         items += page.items
         after = page.after
         if not after:
-            break
-    data = msgspec.json.encode({"items": items, "total": len(items)})
-    put(data, output, lambda: _assignments(decoded(data, Page).items))
+            return msgspec.json.encode({"items": items, "total": len(items)})
 
 
 class _RawPage(msgspec.Struct):
@@ -48,21 +65,10 @@ class _RawPage(msgspec.Struct):
     after: str = ""
 
 
-def _assignments(items: tuple[Assignment, ...]) -> list[str]:
-    header = ("NAMESPACE", "ADDRESS", "POOL", "PHASE", "NODE", "SINCE", "TROUBLE")
-    now = time.time()
-    return list(
-        table(
-            header,
-            [
-                (
-                    item.namespace, item.address, item.pool, item.phase, item.node, ago(item.since, now),
-                    ": ".join(filter(None, (item.trouble or "", item.reason if item.trouble else ""))),
-                )
-                for item in items
-            ],
-        )
-    )  # fmt: skip
+def row(item: Assignment) -> tuple[str, ...]:
+    """An assignment under HEADER."""
+    trouble = f"{item.trouble}: {item.reason}" if item.trouble is not None else ""
+    return item.namespace, item.address, item.pool, item.phase, item.node, ago(item.since), trouble
 
 
 @command.command("nodes")

@@ -54,7 +54,7 @@ def main() -> None:
         end=end,
         address=current.api_listen_host,
         port=current.api_listen_port,
-        blocking_threads=current.api_threads,
+        blocking_threads=current.api_threads + current.api_listeners,  # one that listens keeps one busy
         backlog=2048,
     ).run()
 

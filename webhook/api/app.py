@@ -23,6 +23,7 @@ from webhook.api.lists import Press
 from webhook.api.mirrors import Mirrors
 from webhook.api.problems import problem
 from webhook.api.reading import Reading
+from webhook.api.stream import Pulse
 from webhook.app import never
 
 MAX_HEADERS = 32 * 1024
@@ -60,7 +61,8 @@ def create_app(
 
     reading = Reading(mirrors, ledger, paused)
     acting = Acting(cluster, ledger, reading, Asker(settings, ledger), own)
-    app.register_blueprint(v1.blueprint(reading, acting, Gate(cluster, settings)))
+    pulse = Pulse(reading.state, settings.api_listeners, leaving)
+    app.register_blueprint(v1.blueprint(reading, acting, Gate(cluster, settings), pulse))
 
     @app.get("/healthz")
     def healthz() -> Response:

@@ -58,6 +58,7 @@ def document() -> Json:
         "/nodes": _get("Every node that has a runner.", read["Nodes"]),
         "/pools": _get("Every pool.", read["Pools"]),
         "/failures": _get("What is wrong, by its cause.", read["Failures"], namespace),
+        "/events": _stream("An event whenever something that is shown is different: then ask for it.", namespace),
         "/audit": _get("What people did, the latest first.", read["Audit"], *pages),
         "/namespaces/{name}/retry": _post("Try again at once what failed or waits.", {}, name),
         "/retry": _post("The same for all that these let through.", filters),
@@ -121,6 +122,12 @@ def _path(name: str) -> Json:
 
 def _get(summary: str, schema: Json, *parameters: Json) -> Json:
     return {"get": {"summary": summary, "parameters": list(parameters), "responses": _responses(schema)}}
+
+
+def _stream(summary: str, *parameters: Json) -> Json:
+    made = _get(summary, {}, *parameters)
+    made["get"]["responses"]["200"]["content"] = {"text/event-stream": {"schema": _text()}}
+    return made
 
 
 def _post(summary: str, fields: Json, *parameters: Json) -> Json:

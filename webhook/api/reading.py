@@ -137,6 +137,16 @@ class Reading:
         self._sorted: dict[str, tuple[list[str], list[Assignment]]] = {}
         self._by_namespace: dict[str, list[EgressAddress]] = {}
 
+    def state(self) -> object:
+        """Equal to an earlier one if nothing that is shown has changed but the time."""
+        facts = self._watcher.facts()
+        reports = {node: replace(report, at=0.0) for node, report in facts.reports.items()}
+        behind = tuple(node.name for node in self.nodes() if _is_behind(node, facts.now))
+        return (
+            self._mirrors.versions, facts.epoch, facts.change, reports, facts.lost, behind, facts.problem,
+            self._paused(), self._mirrors.verdict(),
+        )  # fmt: skip
+
     def overview(self, namespaces: Collection[str] | None = None) -> Overview:
         """What is wrong, and how much there is; of `namespaces` alone unless None."""
         items = [item for item in self._all() if namespaces is None or item.namespace in namespaces]

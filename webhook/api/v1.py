@@ -20,6 +20,7 @@ from webhook.api.identity import LOOK, Gate, Identity, UnknownError
 from webhook.api.openapi import document
 from webhook.api.problems import problem
 from webhook.api.reading import BadRequestError, Filter, Reading
+from webhook.api.stream import Pulse
 
 MAX_BODY = 64 * 1024
 MAX_AT_ONCE = 1000
@@ -54,7 +55,7 @@ class DeniedError(Exception):
 B = TypeVar("B", bound=_Action)
 
 
-def blueprint(reading: Reading, acting: Acting, gate: Gate) -> Blueprint:
+def blueprint(reading: Reading, acting: Acting, gate: Gate, pulse: Pulse) -> Blueprint:
     """The API. Whoever is not known is let in nowhere but to the document that describes it."""
     api = Blueprint("v1", __name__, url_prefix="/api/v1")
 
@@ -74,6 +75,15 @@ def blueprint(reading: Reading, acting: Acting, gate: Gate) -> Blueprint:
     @api.get("/openapi.json")
     def openapi() -> Response:
         return _json(document())
+
+    @api.get("/events")
+    def events() -> Response:
+        _visible(gate)
+        stream = pulse.listen()
+        headers = {"X-Accel-Buffering": "no"}  # what nginx goes by; others go by the type
+        response = Response(stream, content_type="text/event-stream", headers=headers)
+        response.call_on_close(stream.close)
+        return response
 
     _add_reads(api, reading, gate)
     _add_actions(api, reading, acting, gate)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,3 +234,31 @@ def test_an_api_that_cannot_be_is_said(
     assert (ran.code, ran.out) == (code, "")
     assert message in ran.err
     assert ran.err.count("\n") == 1
+
+
+def test_a_watch_shows_what_changes(api: Api, run: Run, objects: Objects, cluster: EmbeddedCluster) -> None:
+    environment = os.environ | {"HAWSE_SERVER": f"http://127.0.0.1:{api.port}", "HAWSE_TOKEN": cluster.token}
+    command = [Path(sys.executable).parent / "hawse", "watch", "-o", "json", "--pool", "prod"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watching:
+        try:
+            said = (json.loads(line) for line in watching.stdout or ())
+            assert [next(said)["assignment"]["namespace"] for _ in range(2)] == ["bank", "shop"]
+            objects.status(A, phase="Ready", node="node3", conditions=[condition("True", "Ready")])
+            changed = next(said)
+            assert (changed["event"], changed["assignment"]["node"]) == ("is", "node3")
+            api.stop()
+            assert watching.stderr is not None
+            assert b"asking again until it is back" in watching.stderr.readline()
+            objects.kube.delete("EgressAddress", B)
+            api.start()
+            gone = next(said)
+            assert (gone["event"], gone["assignment"]["address"]) == ("gone", B)
+        finally:
+            watching.kill()
+
+
+def test_a_watch_that_is_refused_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAWSE_TOKEN", "nonsense")
+    ran = run("watch")
+    assert ran.code == 1
+    assert "--token-file" in ran.err
