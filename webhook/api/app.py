@@ -14,7 +14,7 @@ from egress.operations import TransientError
 from egress.processes import own_namespace
 from egress.settings import Settings
 from egress.ticket_profiles import Profiles
-from webhook.api import callbacks, lists, metrics, problems, v1
+from webhook.api import callbacks, lists, metrics, pages, problems, v1
 from webhook.api.acting import Acting
 from webhook.api.asking import Asker
 from webhook.api.callbacks import Desk
@@ -41,7 +41,7 @@ def create_app(
 
     `profiles` gives the ticket profiles as they are now; `leaving` says whether connections should not be kept.
     """
-    app = Flask("hawse-api")
+    app = Flask("hawse-api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = (
         callbacks.MAX_BODY + 1
     )  # a body in chunks is cut there, and then seen to be longer
@@ -62,7 +62,9 @@ def create_app(
     reading = Reading(mirrors, ledger, paused)
     acting = Acting(cluster, ledger, reading, Asker(settings, ledger), own)
     pulse = Pulse(reading.state, settings.api_listeners, leaving)
-    app.register_blueprint(v1.blueprint(reading, acting, Gate(cluster, settings), pulse))
+    gate = Gate(cluster, settings)
+    app.register_blueprint(v1.blueprint(reading, acting, gate, pulse))
+    app.register_blueprint(pages.blueprint(reading, acting, gate))
 
     @app.get("/healthz")
     def healthz() -> Response:

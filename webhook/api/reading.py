@@ -162,6 +162,10 @@ class Reading:
             self.stale(),
         )
 
+    def paused(self) -> str:
+        """Who has paused the automation, and why; "" while it runs."""
+        return self._paused()
+
     def stale(self) -> str:
         """Why what is shown may be old; "" if it is not."""
         for mirror in self._mirrors.all:

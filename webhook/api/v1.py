@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from enum import StrEnum
 from http import HTTPStatus
 from typing import TypeVar
@@ -16,10 +16,11 @@ from egress.objects import Phase, Verdict
 from egress.operations import PermanentError, TransientError
 from egress.views import Trouble, Verb
 from webhook.api.acting import Acting
-from webhook.api.identity import LOOK, Gate, Identity, UnknownError
+from webhook.api.identity import LOOK, Gate, UnknownError
 from webhook.api.openapi import document
 from webhook.api.problems import problem
 from webhook.api.reading import BadRequestError, Filter, Reading
+from webhook.api.rights import DeniedError, TooFastError, act, demand, is_cross_site, visible, who
 from webhook.api.stream import Pulse
 
 MAX_BODY = 64 * 1024
@@ -48,10 +49,6 @@ class _RetryAll(_Action):
     trouble: Trouble | None = None
 
 
-class DeniedError(Exception):
-    """Somebody may not do what he asks for; the message says which right it takes."""
-
-
 B = TypeVar("B", bound=_Action)
 
 
@@ -63,7 +60,7 @@ def blueprint(reading: Reading, acting: Acting, gate: Gate, pulse: Pulse) -> Blu
     def known() -> Response | None:
         if request.endpoint != "v1.openapi":
             g.identity = gate.who(request)
-        if request.method != "GET" and _is_cross_site():
+        if request.method != "GET" and is_cross_site():
             raise DeniedError("this came from another site")
         return None
 
@@ -78,7 +75,7 @@ def blueprint(reading: Reading, acting: Acting, gate: Gate, pulse: Pulse) -> Blu
 
     @api.get("/events")
     def events() -> Response:
-        _visible(gate)
+        visible(gate)
         stream = pulse.listen()
         headers = {"X-Accel-Buffering": "no"}  # what nginx goes by; others go by the type
         response = Response(stream, content_type="text/event-stream", headers=headers)
@@ -94,7 +91,7 @@ def blueprint(reading: Reading, acting: Acting, gate: Gate, pulse: Pulse) -> Blu
 def _add_reads(api: Blueprint, reading: Reading, gate: Gate) -> None:
     @api.get("/overview")
     def overview() -> Response:
-        return _json(reading.overview(_visible(gate)))
+        return _json(reading.overview(visible(gate)))
 
     @api.get("/assignments")
     def assignments() -> Response:
@@ -105,7 +102,7 @@ def _add_reads(api: Blueprint, reading: Reading, gate: Gate) -> None:
             query.get("pool", ""),
             query.get("node", ""),
             _enum(Trouble, "trouble"),
-            _visible(gate),
+            visible(gate),
         )
         page = reading.assignments(
             wanted,
@@ -118,7 +115,7 @@ def _add_reads(api: Blueprint, reading: Reading, gate: Gate) -> None:
 
     @api.get("/namespaces/<name>")
     def namespace(name: str) -> Response:
-        _demand(gate, LOOK, name)
+        demand(gate, LOOK, name)
         found = reading.namespace(name)
         if found is None:
             raise NotFoundError(f"there is no namespace {name} that Hawse knows of")
@@ -126,21 +123,21 @@ def _add_reads(api: Blueprint, reading: Reading, gate: Gate) -> None:
 
     @api.get("/nodes")
     def nodes() -> Response:
-        _demand(gate, LOOK)
+        demand(gate, LOOK)
         return _json(reading.nodes())
 
     @api.get("/pools")
     def pools() -> Response:
-        _demand(gate, LOOK)
+        demand(gate, LOOK)
         return _json(reading.pools())
 
     @api.get("/failures")
     def failures() -> Response:
-        return _json(reading.failures(_visible(gate)))
+        return _json(reading.failures(visible(gate)))
 
     @api.get("/audit")
     def audit() -> Response:
-        _demand(gate, LOOK)
+        demand(gate, LOOK)
         return _json(
             reading.audit(request.args.get("after", ""), min(max(_number(request.args, "limit", 100), 1), 500))
         )
@@ -150,53 +147,53 @@ def _add_actions(api: Blueprint, reading: Reading, acting: Acting, gate: Gate) -
     @api.post("/namespaces/<name>/retry")
     def retry(name: str) -> Response:
         body = _body(_Action)
-        _act(gate, Verb.RETRY, name)
-        return _json({"done": acting.retry(_who().user, [name], body.why)})
+        act(gate, Verb.RETRY, name)
+        return _json({"done": acting.retry(who().user, [name], body.why)})
 
     @api.post("/retry")
     def retry_all() -> Response:
         body = _body(_RetryAll)
-        _act(gate, Verb.RETRY)
+        act(gate, Verb.RETRY)
         wanted = Filter(body.text, body.phase, body.pool, body.node, body.trouble)
         names = sorted({item.namespace for item in reading.matching(wanted) if item.trouble is not None})
-        done = acting.retry(_who().user, names[:MAX_AT_ONCE], body.why)
+        done = acting.retry(who().user, names[:MAX_AT_ONCE], body.why)
         return _json({"done": done, "left": len(names) - len(done)})
 
     @api.post("/namespaces/<name>/release")
     def release(name: str) -> Response:
         body = _body(_Action)
-        _act(gate, Verb.RELEASE, name)
-        acting.release(_who().user, name, body.why)
+        act(gate, Verb.RELEASE, name)
+        acting.release(who().user, name, body.why)
         return _json({"done": [name]})
 
     @api.post("/addresses/<address>/move")
     def move(address: str) -> Response:
         body = _body(_Move)
-        _act(gate, Verb.MOVE)
+        act(gate, Verb.MOVE)
         if not body.node:
             raise BadRequestError("node is missing: name the node that is to have the address")
-        acting.move(_who().user, address, body.node, body.why)
+        acting.move(who().user, address, body.node, body.why)
         return _json({"done": [address]})
 
     @api.post("/addresses/<address>/decision")
     def decide(address: str) -> Response:
         body = _body(_Decision)
-        _act(gate, Verb.APPROVE)  # of one namespace alone nobody approves for himself
-        acting.approve(_who().user, address, body.why, body.verdict)
+        act(gate, Verb.APPROVE)  # of one namespace alone nobody approves for himself
+        acting.approve(who().user, address, body.why, body.verdict)
         return _json({"done": [address]})
 
     @api.post("/pause")
     def pause() -> Response:
         body = _body(_Action)
-        _act(gate, Verb.PAUSE)
-        acting.pause(_who().user, body.why)
+        act(gate, Verb.PAUSE)
+        acting.pause(who().user, body.why)
         return _json({"done": ["paused"]})
 
     @api.post("/resume")
     def resume() -> Response:
         body = _body(_Action)
-        _act(gate, Verb.PAUSE)
-        acting.resume(_who().user, body.why)
+        act(gate, Verb.PAUSE)
+        acting.resume(who().user, body.why)
         return _json({"done": ["resumed"]})
 
 
@@ -205,7 +202,7 @@ def _handle_errors(api: Blueprint) -> None:
         UnknownError: lambda error: problem(HTTPStatus.UNAUTHORIZED, str(error), WWW_Authenticate="Bearer"),
         DeniedError: lambda error: problem(HTTPStatus.FORBIDDEN, str(error)),
         BadRequestError: lambda error: problem(HTTPStatus.BAD_REQUEST, str(error)),
-        _TooFastError: lambda error: problem(HTTPStatus.TOO_MANY_REQUESTS, str(error), Retry_After="60"),
+        TooFastError: lambda error: problem(HTTPStatus.TOO_MANY_REQUESTS, str(error), Retry_After="60"),
         NotFoundError: lambda error: problem(HTTPStatus.NOT_FOUND, str(error)),
         ConflictError: lambda error: problem(HTTPStatus.CONFLICT, str(error)),
         PermanentError: lambda error: problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)),
@@ -213,48 +210,6 @@ def _handle_errors(api: Blueprint) -> None:
     }
     for kind, answer in answers.items():
         api.register_error_handler(kind, answer)
-
-
-class _TooFastError(Exception):
-    pass
-
-
-def _who() -> Identity:
-    identity: Identity = g.identity
-    return identity
-
-
-def _demand(gate: Gate, verb: str, namespace: str = "") -> None:
-    if not gate.may(_who(), verb, namespace):
-        where = f" in namespace {namespace}" if namespace else ""
-        raise DeniedError(f"{_who().user} may not {verb} egressaddresses.egress.hawse.dev{where}")
-
-
-def _act(gate: Gate, verb: Verb, namespace: str = "") -> None:
-    _demand(gate, verb.value, namespace)
-    if gate.is_too_fast(_who()):
-        raise _TooFastError("too many actions within a minute: wait a moment")
-
-
-def _visible(gate: Gate) -> Collection[str] | None:
-    """The namespaces that are meant and that somebody may see: all (None), or the one that he names and may look at."""
-    name = request.args.get("namespace", "")
-    if gate.may(_who(), LOOK):
-        return (name,) if name else None
-    if not name:
-        raise DeniedError(f"{_who().user} may not see all namespaces: name one with namespace=NAME")
-    _demand(gate, LOOK, name)
-    return (name,)
-
-
-def _is_cross_site() -> bool:
-    """Whether another site made a browser ask, of which the browser itself tells. A token is sent by no browser."""
-    if not _who().ambient:
-        return False
-    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    if site is not None and site not in ("same-origin", "none"):
-        return True
-    return origin is not None and origin.partition("://")[2] != request.host
 
 
 def _body(kind: type[B]) -> B:

@@ -1,0 +1,188 @@
+"""The dashboard's pages of a real `hawse-api`, as a browser asks for them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from egress.adapters.ledger import Ledger
+from egress.operations import Outcome, Step, StepRecord
+from egress.table import Steering
+from lab.apiserver.process import EmbeddedCluster
+from tests.contract.api.conftest import Answer, Api, Objects
+
+Json = dict[str, Any]
+A, B = "192.168.1.5", "192.168.1.6"
+PAGES = ["/", "/assignments", "/namespaces/bank", "/nodes", "/failures", "/pools", "/audit"]
+HOSTILE = "<script>alert(1)</script>\" onload='x'\x1b[2J"
+
+
+def condition(status: str, reason: str, message: str = "") -> Json:
+    when = "2026-11-24T05:00:00Z"
+    return {"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": when}
+
+
+@pytest.fixture
+def api(make_api: Callable[..., Api], objects: Objects, ledger: Ledger) -> Api:
+    objects.pool("prod", "192.168.1.0/24")
+    for name, address in (("shop", A), ("bank", B)):
+        objects.namespace(name)
+        objects.claim(address, namespace=name)
+    objects.status(A, phase="Ready", node="node2", conditions=[condition("True", "Ready")])
+    objects.status(B, phase="Failed", node="node2", conditions=[condition("False", "NetlinkFailed", HOSTILE)])
+    ledger.publish({7: Steering(7, "shop")}, expected=ledger.change_number(), epoch="e1")
+    ledger.record(StepRecord("bank", Step.PROGRAM, Outcome.GAVE_UP, 1795500000.0, 3, B, "node2", HOSTILE * 9))
+    api = make_api(HAWSE_ANONYMOUS="true").start()
+    api.until(lambda: "2 assignments" in text(api.get("/assignments")))
+    return api
+
+
+def text(answer: Answer) -> str:
+    return answer.body.decode()
+
+
+def send(api: Api, path: str, headers: Json | None = None, **form: Any) -> Answer:
+    known = {"Content-Type": "application/x-www-form-urlencoded"}
+    known |= {"Origin": f"http://127.0.0.1:{api.port}"} if headers is None else headers
+    return api.ask("POST", path, urlencode(form, doseq=True).encode(), known)
+
+
+class Tags(HTMLParser):
+    """Which tags there are, with which attributes; and that each that is opened is closed."""
+
+    VOID = ("meta", "link", "input")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_each_page_is_whole_and_asks_nobody_else(api: Api) -> None:
+    for path in PAGES:
+        check_whole(api, path)
+
+
+def check_whole(api: Api, path: str) -> None:
+    answer = api.get(path)
+    assert answer.status == 200, text(answer)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["cache-control"] == "no-store"
+    tags = Tags(text(answer)).found
+    urls = [value or "" for _, attributes in tags for name, value in attributes.items() if name in ("href", "src")]
+    assert all(url.startswith(("/", "#")) and not url.startswith("//") for url in urls)
+    for url in {url for url in urls if url.startswith("/")}:
+        assert api.get(url).status == 200, url
+
+
+def test_what_objects_hold_is_shown_and_does_nothing(api: Api) -> None:
+    for path in PAGES:
+        tags = Tags(text(api.get(path))).found
+        scripts = [attributes for tag, attributes in tags if tag == "script"]
+        assert scripts == [{"src": "/static/hawse.js", "defer": None}]
+        assert not any(name.startswith("on") or name == "style" for _, attributes in tags for name in attributes)
+    assert "&lt;script&gt;alert(1)" in text(api.get("/namespaces/bank"))
+
+
+def test_every_input_has_a_label(api: Api) -> None:
+    for path in PAGES:
+        page = re.sub(r'<input type="hidden"[^>]*>', "", text(api.get(path)))
+        outside = re.sub(r"<label.*?</label>", "", page, flags=re.DOTALL)
+        assert not re.search(r"<(input|select|textarea)\b", outside), path
+
+
+def test_what_is_wrong_comes_first(api: Api) -> None:
+    page = text(api.get("/"))
+    assert page.index("1 failed: NetlinkFailed") < page.index("Totals")
+
+
+def test_assignments_are_filtered_by_the_form(api: Api) -> None:
+    page = text(api.get("/assignments?trouble=failed&sort=since"))
+    assert "1 assignments" in page
+    assert ">bank</a>" in page
+    assert ">shop</a>" not in page
+    assert "<option selected>failed</option>" in page
+    assert api.get("/assignments?sort=colour").status == 400
+
+
+def test_a_retry_is_recorded_and_the_page_says_so(api: Api) -> None:
+    answer = send(api, "/namespaces/bank/retry", why="the cable is back")
+    assert answer.status == 303
+    assert answer.headers["location"] == "/namespaces/bank?done=retried"
+    assert "Asked to try again" in text(api.get(answer.headers["location"]))
+    assert "the cable is back" in text(api.get("/audit"))
+
+
+def test_chosen_failures_or_all_of_a_cause_are_retried(api: Api) -> None:
+    assert send(api, "/failures/retry", namespace=["bank"], why="one").status == 303
+    assert send(api, "/failures/retry", trouble="failed", reason="NetlinkFailed", why="all").status == 303
+    entries = json.loads(api.get("/api/v1/audit").body)["items"]
+    assert [(entry["subject"], entry["why"]) for entry in entries] == [("bank", "all"), ("bank", "one")]
+    assert send(api, "/failures/retry").status == 400
+
+
+def test_a_release_wants_the_name_and_a_reason(api: Api, objects: Objects) -> None:
+    assert send(api, "/namespaces/shop/release", why="it moves", sure="bank").status == 400
+    assert send(api, "/namespaces/shop/release", why="", sure="shop").status in (400, 422)
+    found = objects.kube.get("Namespace", "shop")
+    assert found is not None
+    assert "egress.hawse.dev/pool" not in (found["metadata"].get("annotations") or {})
+    assert send(api, "/namespaces/shop/release", why="it moves", sure="shop").status == 303
+    found = objects.kube.get("Namespace", "shop")
+    assert found is not None
+    assert found["metadata"]["annotations"]["egress.hawse.dev/pool"] == "none"
+
+
+def test_a_pause_is_seen_on_every_page(api: Api) -> None:
+    assert send(api, "/pause", why="the switch is replaced").status == 303
+    api.until(lambda: "Paused by anonymous: the switch is replaced" in text(api.get("/pools")))
+    assert send(api, "/resume").status == 303
+    api.until(lambda: "Paused by" not in text(api.get("/pools")))
+
+
+def test_another_site_presses_no_button(api: Api) -> None:
+    others: list[Json] = [
+        {},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "https://other.example"},
+    ]
+    for path in ("/namespaces/bank/retry", "/namespaces/bank/release", "/failures/retry", "/pause", "/resume"):
+        for headers in others:
+            assert send(api, path, headers, why="evil", sure="bank", namespace="bank").status == 403
+    assert json.loads(api.get("/api/v1/audit").body)["items"] == []
+
+
+def test_nobody_unknown_sees_a_page(make_api: Callable[..., Api], api: Api, cluster: EmbeddedCluster) -> None:
+    guarded = make_api().start()
+    for path in PAGES:
+        answer = guarded.get(path)
+        assert answer.status == 401
+        assert "bank" not in text(answer)
+        assert guarded.get(path, Authorization=f"Bearer {cluster.token}").status == 200
+    assert send(guarded, "/namespaces/bank/retry").status == 401
+
+
+def test_what_is_not_there_is_said_on_a_page(api: Api) -> None:
+    answer = api.get("/namespaces/nobody")
+    assert answer.status == 404
+    assert "there is no namespace nobody" in text(answer)
