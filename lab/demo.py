@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
+import secrets
 import shutil
 import signal
 import sys
@@ -23,6 +25,8 @@ from lab.net.channel import LabError
 from lab.net.guarded import GuardError
 from lab.net.traffic import AccessLogEntry, Attempt
 from lab.stack import Stack, wait_for
+from lab.tickets.receiver import Receiver
+from lab.tickets.server import Answer, Request
 
 EGRESS_NETID = 0x1094C2
 MANUAL_NETID = 0x2A11CE
@@ -33,6 +37,29 @@ ASSIGNED = IPv4Address("192.168.1.102")
 MANUAL = IPv4Address("192.168.1.120")
 PATIENCE = 40.0
 """Seconds: two emulated nodes share one emulated processor, on a machine that may be busy."""
+
+
+CONSOLE: Json = {"name": "console", "type": "console"}
+PAYMENTS = "192.168.1.111-192.168.1.115"
+PAYMENTS_NETID = 0x0A11E7
+
+
+class Desk(Receiver):
+    """A firewall team's ticket system, which takes nothing while it is closed."""
+
+    name = "firewall-desk"
+    closed = True
+
+    def answer(self, request: Request) -> Answer:
+        """Takes an event, or refuses it for good."""
+        return Answer(422, {"error": "the change calendar is closed"}) if self.closed else super().answer(request)
+
+    def profile(self, directory: Path) -> Json:
+        """What Hawse is told of it; its key is below `directory`."""
+        key = directory / "desk-key"
+        key.touch(mode=0o600)
+        key.write_text(f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}\n")
+        return {"name": self.name, "type": "webhook", "url": self.url, "secretFiles": [str(key)]}
 
 
 class DemoFailed(Exception):
@@ -267,15 +294,20 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="hawse-demo-"))
     seen, worth_reading = False, True
     profiles = directory / "profiles.yaml"
-    profiles.write_text("cluster: demo\nprofiles: [{name: console, type: console}]\n")
+    settings = {"HAWSE_TICKET_PROFILES": str(profiles), "HAWSE_API_LISTEN_HOST": "127.0.0.1"}
+    if keep:
+        settings["HAWSE_ANONYMOUS"] = "true"  # whoever looks at the dashboard is whoever is on this machine
     try:
-        with Stack(directory, say=say, settings={"HAWSE_TICKET_PROFILES": str(profiles)}) as stack:
-            Demo(stack, say).run()
-            print()
-            say("every step was seen on the wire")
-            seen, worth_reading = True, False
-            if keep:
-                _keep(stack)
+        with Desk() as desk:
+            profiles.write_text(json.dumps({"cluster": "demo", "profiles": [CONSOLE, desk.profile(directory)]}))
+            with Stack(directory, say=say, settings=settings) as stack:
+                Demo(stack, say).run()
+                print()
+                say("every step was seen on the wire")
+                seen, worth_reading = True, False
+                if keep:
+                    _fail(stack, desk)
+                    _keep(stack)
     except KeyboardInterrupt as interruption:
         print(f"\ninterrupted ({interruption}): everything is taken down", file=sys.stderr)
         worth_reading = False
@@ -290,10 +322,29 @@ def main() -> int:
     return 0
 
 
+def _fail(stack: Stack, desk: Desk) -> None:
+    """Makes an assignment of which the firewall team could not be told, and then can: there is something to retry."""
+    stack.create_pool(
+        "payments", PAYMENTS, namespaceSelector={"matchLabels": {"team": "payments"}}, ticketProfile=desk.name
+    )
+    stack.kube.create(_net_namespace("payments", PAYMENTS_NETID))
+    stack.create_namespace("payments", team="payments")
+
+    def refused() -> bool:
+        claims = [item for item in stack.kube.list("EgressAddress") if item["spec"]["namespace"]["name"] == "payments"]
+        return any(item.get("status", {}).get("ticket", {}).get("failed") for item in claims)
+
+    wait_for("the ticket that is refused", refused, PATIENCE)
+    desk.closed = False
+
+
 def _keep(stack: Stack) -> None:
     print(
         f"""
-It goes on until Ctrl-C. In another shell:
+It goes on until Ctrl-C. The dashboard, where the ticket of namespace payments has failed and Retry helps:
+   {stack.control.api_url}/
+In another shell:
+   export HAWSE_SERVER={stack.control.api_url}; {Path(sys.executable).parent / "hawse"} status
    export KUBECONFIG={stack.cluster.kubeconfig}      # {stack.cluster.url}
    kubectl get namespaces,hostsubnets,netnamespaces,egresspools,egressaddresses
    kubectl create namespace mine --dry-run=client -o yaml | kubectl label -f - --local environment=production -o yaml |

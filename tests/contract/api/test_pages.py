@@ -186,3 +186,12 @@ def test_what_is_not_there_is_said_on_a_page(api: Api) -> None:
     answer = api.get("/namespaces/nobody")
     assert answer.status == 404
     assert "there is no namespace nobody" in text(answer)
+
+
+def test_a_ticket_that_failed_is_retried_from_its_page(api: Api, objects: Objects) -> None:
+    ticket = {"profile": "desk", "serial": 1, "failed": "assigned", "failure": "422 no such field"}
+    objects.status(A, phase="Ready", ticket=ticket)
+    api.until(lambda: "422 no such field" in text(api.get("/failures")))
+    assert send(api, "/namespaces/shop/retry", why="the field is there now").status == 303
+    assert "failed" not in objects.get(A)["status"]["ticket"]
+    api.until(lambda: "422 no such field" not in text(api.get("/failures")))
