@@ -82,6 +82,7 @@ def test_each_page_is_whole_and_asks_nobody_else(api: Api) -> None:
 def check_whole(api: Api, path: str) -> None:
     answer = api.get(path)
     assert answer.status == 200, text(answer)
+    assert api.ask("HEAD", path).status == 200
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy

@@ -47,7 +47,7 @@ def blueprint(reading: Reading, acting: Acting, gate: Gate) -> Blueprint:
         if request.endpoint == "pages.static":
             return
         g.identity = gate.who(request)
-        if request.method != "GET" and not _is_from_here():
+        if request.method == "POST" and not _is_from_here():
             raise DeniedError("this did not come from Hawse's own pages: press the button there")
 
     @pages.after_request
