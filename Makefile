@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := egress webhook workers node_runner
-SOURCES := $(shell find $(PACKAGES) -name '*.py' -o -name '*.html' -o -name '*.css' -o -name '*.js') pyproject.toml README.md
+SOURCES := $(shell find $(PACKAGES) -name '*.py' -o -name '*.html' -o -name '*.css' -o -name "*.js" -o -name "*.svg") pyproject.toml README.md
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The installed wheel is what runs; the tree (lab, tests, bench) is found after it, see $(VENV)/.wheel.
 export PYTHONSAFEPATH := 1

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import json
-import secrets
 import shutil
 import signal
 import sys
@@ -25,8 +23,7 @@ from lab.net.channel import LabError
 from lab.net.guarded import GuardError
 from lab.net.traffic import AccessLogEntry, Attempt
 from lab.stack import Stack, wait_for
-from lab.tickets.receiver import Receiver
-from lab.tickets.server import Answer, Request
+from lab.tickets.receiver import Desk
 
 EGRESS_NETID = 0x1094C2
 MANUAL_NETID = 0x2A11CE
@@ -42,24 +39,6 @@ PATIENCE = 40.0
 CONSOLE: Json = {"name": "console", "type": "console"}
 PAYMENTS = "192.168.1.111-192.168.1.115"
 PAYMENTS_NETID = 0x0A11E7
-
-
-class Desk(Receiver):
-    """A firewall team's ticket system, which takes nothing while it is closed."""
-
-    name = "firewall-desk"
-    closed = True
-
-    def answer(self, request: Request) -> Answer:
-        """Takes an event, or refuses it for good."""
-        return Answer(422, {"error": "the change calendar is closed"}) if self.closed else super().answer(request)
-
-    def profile(self, directory: Path) -> Json:
-        """What Hawse is told of it; its key is below `directory`."""
-        key = directory / "desk-key"
-        key.touch(mode=0o600)
-        key.write_text(f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}\n")
-        return {"name": self.name, "type": "webhook", "url": self.url, "secretFiles": [str(key)]}
 
 
 class DemoFailed(Exception):

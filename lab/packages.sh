@@ -8,6 +8,7 @@ packages=(
   openvswitch-switch iptables nftables iproute2 conntrack kmod
   tcpdump curl iputils-ping iputils-arping # what the lab looks and asks with
   ca-certificates procps
+  chromium fonts-dejavu-core               # the dashboard's tests look at its pages in it
 )
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

@@ -133,11 +133,30 @@ def test_a_retry_is_recorded_and_the_page_says_so(api: Api) -> None:
 
 
 def test_chosen_failures_or_all_of_a_cause_are_retried(api: Api) -> None:
-    assert send(api, "/failures/retry", namespace=["bank"], why="one").status == 303
-    assert send(api, "/failures/retry", trouble="failed", reason="NetlinkFailed", why="all").status == 303
+    cause = {"trouble": "failed", "reason": "NetlinkFailed"}
+    assert send(api, "/failures/retry", namespace=["bank"], why="one", **cause).status == 303
+    answer = send(api, "/failures/retry", which="all", why="all", **cause)
+    assert answer.status == 303
+    assert "0 of 1 are no longer failed (NetlinkFailed)" in text(api.get(answer.headers["location"]))
     entries = json.loads(api.get("/api/v1/audit").body)["items"]
     assert [(entry["subject"], entry["why"]) for entry in entries] == [("bank", "all"), ("bank", "one")]
     assert send(api, "/failures/retry").status == 400
+    assert send(api, "/failures/retry", which="chosen", **cause).status == 400, "none was chosen: not all are meant"
+    for query in ("asked=2&before=1", "asked=-1&before=5", "asked=x&before=9"):
+        assert "no longer" not in text(api.get(f"/failures?{query}"))
+
+
+def test_an_address_is_moved_and_decided_on_from_its_page(api: Api, objects: Objects) -> None:
+    assert send(api, f"/addresses/{A}/move", why="node2 is drained").status == 400
+    answer = send(api, f"/addresses/{A}/move", node="node1", why="node2 is drained")
+    assert (answer.status, answer.headers["location"]) == (303, "/namespaces/shop?done=moved")
+    assert objects.get(A)["metadata"]["annotations"]["egress.hawse.dev/move-to"] == "node1"
+
+    assert send(api, f"/addresses/{A}/decision", verdict="approved", why="ana").status == 422, "it has no ticket"
+    objects.status(A, phase="Placed", node="node2", ticket={"profile": "desk", "serial": 1, "told": "assigned"})
+    assert send(api, f"/addresses/{A}/decision", verdict="perhaps", why="ana").status == 400
+    assert send(api, f"/addresses/{A}/decision", verdict="rejected", why="ana").status == 303
+    assert (objects.decision(A) or {})["verdict"] == "rejected"
 
 
 def test_a_release_wants_the_name_and_a_reason(api: Api, objects: Objects) -> None:
@@ -167,7 +186,8 @@ def test_another_site_presses_no_button(api: Api) -> None:
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site", "Origin": "https://other.example"},
     ]
-    for path in ("/namespaces/bank/retry", "/namespaces/bank/release", "/failures/retry", "/pause", "/resume"):
+    for path in ("/namespaces/bank/retry", "/namespaces/bank/release", "/failures/retry", "/pause", "/resume",
+                 f"/addresses/{B}/move", f"/addresses/{B}/decision"):  # fmt: skip
         for headers in others:
             assert send(api, path, headers, why="evil", sure="bank", namespace="bank").status == 403
     assert json.loads(api.get("/api/v1/audit").body)["items"] == []

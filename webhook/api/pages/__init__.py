@@ -12,9 +12,9 @@ from flask import Blueprint, Response, g, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from egress.adapters.cluster import ConflictError, NotFoundError
-from egress.objects import Phase
+from egress.objects import Phase, Verdict
 from egress.operations import PermanentError, TransientError
-from egress.views import Trouble, Verb
+from egress.views import FailureGroup, Trouble, Verb
 from webhook.api.acting import Acting
 from webhook.api.identity import LOOK, Gate, UnknownError
 from webhook.api.reading import SORTS, BadRequestError, Filter, Reading
@@ -33,6 +33,8 @@ MENU = (
 DONE = {
     "retried": "Asked to try again. This page follows what comes of it.",
     "released": "Asked to let its addresses go.",
+    "moved": "Asked to move the address. This page follows what comes of it.",
+    "decided": "The decision is kept.",
     "paused": "The automation is paused.",
     "resumed": "The automation runs again.",
 }
@@ -99,7 +101,7 @@ def _add_reads(pages: Blueprint, reading: Reading, gate: Gate) -> None:
         found = reading.namespace(name)
         if found is None:
             raise NotFoundError(f"there is no namespace {name} that Hawse knows of")
-        return render_template("namespace.html", title=name, detail=found)
+        return render_template("namespace.html", title=name, detail=found, verdicts=list(Verdict))
 
     @pages.get("/nodes")
     def nodes() -> str:
@@ -108,7 +110,8 @@ def _add_reads(pages: Blueprint, reading: Reading, gate: Gate) -> None:
 
     @pages.get("/failures")
     def failures() -> str:
-        return render_template("failures.html", title="Failures", groups=reading.failures(visible(gate)))
+        groups = reading.failures(visible(gate))
+        return render_template("failures.html", title="Failures", groups=groups, progress=_progress(groups))
 
     @pages.get("/pools")
     def pools() -> str:
@@ -130,18 +133,18 @@ def _add_actions(pages: Blueprint, reading: Reading, acting: Acting, gate: Gate)
 
     @pages.post("/failures/retry")
     def retry_many() -> AnyResponse:
-        """Those that were chosen; or all that have one trouble for one reason, where none was."""
+        """Those that were chosen, or all that have one trouble for one reason."""
         act(gate, Verb.RETRY)
-        chosen = request.form.getlist("namespace")
+        trouble, reason = request.form.get("trouble", ""), request.form.get("reason", "")
+        if trouble not in list(Trouble):
+            raise BadRequestError("choose what to try again")
+        alike = {item.namespace for item in reading.matching(Filter(trouble=Trouble(trouble))) if item.reason == reason}
+        chosen = alike if request.form.get("which") == "all" else set(request.form.getlist("namespace"))
         if not chosen:
-            trouble = request.form.get("trouble", "")
-            if trouble not in list(Trouble):
-                raise BadRequestError("choose what to try again")
-            reason = request.form.get("reason", "")
-            items = reading.matching(Filter(trouble=Trouble(trouble)))
-            chosen = [item.namespace for item in items if item.reason == reason]
-        acting.retry(who().user, sorted(set(chosen))[:MAX_AT_ONCE], _why())
-        return _back("/failures", "retried")
+            raise BadRequestError("choose what to try again")
+        done = acting.retry(who().user, sorted(chosen)[:MAX_AT_ONCE], _why())
+        where = {"trouble": trouble, "reason": reason, "asked": len(done), "before": len(alike)}
+        return redirect(f"/failures?{urlencode(where | {'done': 'retried'})}", HTTPStatus.SEE_OTHER)
 
     @pages.post("/namespaces/<name>/release")
     def release(name: str) -> AnyResponse:
@@ -150,6 +153,24 @@ def _add_actions(pages: Blueprint, reading: Reading, acting: Acting, gate: Gate)
             raise BadRequestError(f"write {name} to confirm: its connections end")
         acting.release(who().user, name, _why())
         return _back(f"/namespaces/{name}", "released")
+
+    @pages.post("/addresses/<address>/move")
+    def move(address: str) -> AnyResponse:
+        act(gate, Verb.MOVE)
+        node = request.form.get("node", "").strip()
+        if not node:
+            raise BadRequestError("name the node that is to have the address")
+        acting.move(who().user, address, node, _why())
+        return _back(f"/namespaces/{acting.namespace_of(address)}", "moved")
+
+    @pages.post("/addresses/<address>/decision")
+    def decide(address: str) -> AnyResponse:
+        act(gate, Verb.APPROVE)  # of one namespace alone nobody approves for himself
+        verdict = request.form.get("verdict", "")
+        if verdict not in list(Verdict):
+            raise BadRequestError(f"decide: {', '.join(Verdict)}")
+        acting.approve(who().user, address, _why(), Verdict(verdict))
+        return _back(f"/namespaces/{acting.namespace_of(address)}", "decided")
 
     @pages.post("/pause")
     def pause() -> AnyResponse:
@@ -162,6 +183,16 @@ def _add_actions(pages: Blueprint, reading: Reading, acting: Acting, gate: Gate)
         act(gate, Verb.PAUSE)
         acting.resume(who().user, _why())
         return _back("/", "resumed")
+
+
+def _progress(groups: tuple[FailureGroup, ...]) -> dict[str, object] | None:
+    """How far those are that were asked for together: the address of the page says how many that were, of how many."""
+    asked, before = (request.args.get(name, 0, type=int) for name in ("asked", "before"))
+    if not 0 < asked <= before:
+        return None
+    trouble, reason = request.args.get("trouble", ""), request.args.get("reason", "")
+    left = sum(group.count for group in groups if (group.trouble, group.reason) == (trouble, reason))
+    return {"asked": asked, "done": min(max(before - left, 0), asked), "trouble": trouble, "reason": reason}
 
 
 def _handle_errors(pages: Blueprint) -> None:

@@ -1,0 +1,230 @@
+"""What an operator sees and does, in a browser, of a control plane at work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import Site, Watched
+
+pytestmark = pytest.mark.timeout(180)
+Open = Callable[..., Page]
+PATIENCE = 30_000
+"""Milliseconds."""
+RULES = {
+    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+}
+PHONE = {"viewport": {"width": 375, "height": 812}}
+DESK = {"viewport": {"width": 1600, "height": 1000}}
+
+
+@pytest.fixture(scope="module")
+def pages(site: Site) -> list[str]:
+    """Every page, each with something on it: an assignment that works, one that fails and one that waits."""
+    site.desk.closed = True
+    site.namespace("ledger", "prod")
+    site.nodes.nodes["node1"].arp.neighbours[site.next_address()] = "02:00:00:00:00:99"
+    site.namespace("unlucky", "prod")
+    site.namespace("waiting", "bank")
+    return ["/", "/assignments", "/namespaces/ledger", "/namespaces/waiting", "/nodes", "/failures", "/pools", "/audit"]
+
+
+def row(page: Page, namespace: str) -> Locator:
+    return page.locator("tbody tr").filter(has=page.get_by_role("link", name=namespace, exact=True))
+
+
+def mark(page: Page) -> None:
+    """Writes on the window what a reload would wipe off."""
+    page.evaluate("window.unloaded = false")
+
+
+def is_marked(page: Page) -> bool:
+    return page.evaluate("window.unloaded") is False
+
+
+def test_an_assignment_appears_and_turns_ready_without_a_reload(open_page: Open, site: Site) -> None:
+    page = open_page("/assignments")
+    expect(page.get_by_role("heading", name="Assignments")).to_be_visible()
+    mark(page)
+    address = site.namespace("shop", "prod")
+    expect(row(page, "shop")).to_contain_text(address, timeout=PATIENCE)
+    expect(row(page, "shop")).to_contain_text("Ready", timeout=PATIENCE)
+    assert is_marked(page)
+
+
+def test_a_failed_one_is_retried_approved_and_turns_ready(
+    open_page: Open, site: Site, shot: Callable[[Page, str], None]
+) -> None:
+    site.desk.closed = True
+    page = open_page("/", **DESK)
+    mark(page)
+    site.namespace("payments", "bank")
+    card = page.locator("section.card.ticket").filter(has_text="payments")
+    expect(card).to_contain_text("the change calendar is closed", timeout=PATIENCE)
+    assert is_marked(page)
+    shot(page, "overview")
+
+    card.get_by_role("link", name="payments").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("payments")
+    shot(page, "namespace")
+    site.desk.closed = False
+    actions = page.locator("section").filter(has=page.get_by_role("heading", name="Actions"))
+    actions.get_by_label("Why").first.fill("the calendar is open again")
+    actions.get_by_role("button", name="Retry").click()
+    expect(page.get_by_role("status")).to_contain_text("Asked to try again")
+    expect(page.locator("dd").filter(has_text="desk FW-")).to_be_visible(timeout=PATIENCE)
+
+    page.get_by_text("Decide on behalf of the ticket system").click()
+    decide = page.locator("form[action$='/decision']")
+    decide.get_by_label("Decision").select_option("approved")
+    decide.get_by_label("Why").fill("ana said so")
+    decide.get_by_role("button", name="Decide").click()
+    expect(page.get_by_role("status")).to_contain_text("The decision is kept")
+    expect(page.locator("dl.facts")).to_contain_text(re.compile(r"Ready on node\d"), timeout=PATIENCE)
+
+    page.get_by_role("link", name="Audit").click()
+    expect(page.locator("tbody")).to_contain_text("the calendar is open again")
+    expect(page.locator("tbody")).to_contain_text("approved: ana said so")
+
+
+def test_all_of_a_cause_are_retried_and_the_progress_is_seen(
+    open_page: Open, site: Site, shot: Callable[[Page, str], None]
+) -> None:
+    site.desk.closed = True
+    for number in (1, 2, 3):
+        site.namespace(f"batch-{number}", "bank")
+    page = open_page("/failures")
+    group = page.locator("section.card.ticket").filter(has_text="batch-3")
+    expect(group).to_contain_text(re.compile("batch-1.*batch-2", re.DOTALL), timeout=PATIENCE)
+    shot(page, "failures")
+    site.desk.closed = False
+    button = group.get_by_role("button", name=re.compile(r"Retry all \d+"))
+    asked = int(button.inner_text().split()[-1])
+    button.click()
+    mark(page)
+    expect(page.get_by_text(f"{asked} of {asked} are no longer ticket (TicketFailed)")).to_be_visible(timeout=PATIENCE)
+    assert is_marked(page)
+
+
+def test_an_address_that_another_host_holds_is_seen_and_heals(open_page: Open, site: Site) -> None:
+    address = site.next_address()
+    neighbours = site.nodes.nodes["node1"].arp.neighbours
+    neighbours[address] = "02:00:00:00:00:99"
+    page = open_page("/failures")
+    mark(page)
+    site.namespace("contested", "prod")
+    group = page.locator("section.card").filter(has_text="contested")
+    expect(group).to_contain_text("02:00:00:00:00:99 answers", timeout=PATIENCE)
+    del neighbours[address]
+    expect(group).to_have_count(0, timeout=PATIENCE)
+    assert is_marked(page)
+
+
+def test_whoever_types_is_not_disturbed(open_page: Open, site: Site) -> None:
+    page = open_page("/assignments")
+    page.get_by_label("Text").fill("half a wo")
+    site.namespace("meanwhile", "prod")
+    page.wait_for_timeout(3000)  # an update would have come by now
+    expect(page.get_by_label("Text")).to_have_value("half a wo")
+    expect(page.get_by_label("Text")).to_be_focused()
+    page.get_by_label("Text").fill("")
+    page.locator("h1").click()
+    page.evaluate("document.activeElement.blur()")
+    expect(row(page, "meanwhile")).to_be_visible(timeout=PATIENCE)
+
+
+def test_filters_and_pages_work_by_keyboard_alone(open_page: Open, pages: list[str]) -> None:
+    page = open_page("/")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.goto("/")
+    for _ in range(3):  # past the skip link and Overview
+        page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Assignments")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Assignments")
+    field = page.get_by_label("Text")
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if field.evaluate("element => element === document.activeElement"):
+            break
+    expect(field).to_be_focused()
+    page.keyboard.type("ledger")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("text=ledger"))
+    expect(page.locator("tbody tr")).to_have_count(1)
+    expect(page.locator(":focus-visible")).to_have_count(0)
+    page.keyboard.press("Tab")
+    ring = page.locator(":focus-visible").evaluate("element => getComputedStyle(element).outlineStyle")
+    assert ring == "solid"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_can_be_read_by_everybody(
+    open_page: Open, pages: list[str], scheme: str, shot: Callable[[Page, str], None]
+) -> None:
+    for path in pages:
+        page = open_page(path, color_scheme=scheme, **DESK)
+        for fold in page.locator("main details").all():
+            fold.evaluate("element => { element.open = true; }")
+        found = Axe().run(page, options=RULES)
+        assert found.violations_count == 0, f"{path}: {found.generate_report()}"
+        shot(page, f"{scheme}{path.replace('/', '-')}")
+        back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (back == "rgb(255, 255, 255)") == (scheme == "light")
+        page.close()
+
+
+@pytest.mark.parametrize("options", [PHONE, DESK], ids=["phone", "desk"])
+def test_no_page_is_wider_than_the_window(
+    open_page: Open, pages: list[str], options: dict[str, Any], shot: Callable[[Page, str], None]
+) -> None:
+    wide = options["viewport"]["width"]
+    for path in pages:
+        page = open_page(path, **options)
+        assert page.evaluate("document.documentElement.scrollWidth") <= wide, path
+        shot(page, f"{wide}{path.replace('/', '-')}")
+        page.close()
+
+
+def test_without_javascript_the_pages_and_the_buttons_work(open_page: Open, pages: list[str]) -> None:
+    page = open_page("/assignments", java_script_enabled=False)
+    page.get_by_label("Text").fill("ledger")
+    page.get_by_role("button", name="Show").click()
+    page.get_by_role("link", name="ledger").click()
+    page.get_by_role("button", name="Retry").first.click()
+    expect(page.get_by_role("status")).to_contain_text("Asked to try again")
+
+
+def test_a_release_must_be_confirmed(open_page: Open, pages: list[str], watched: Watched) -> None:
+    page = open_page("/namespaces/ledger")
+    page.get_by_text("Release its addresses").click()
+    form = page.locator("form[action$='/release']")
+    form.get_by_label("Why").fill("it moves out")
+    form.get_by_role("button", name="Release").click()
+    expect(page).to_have_url(re.compile("/namespaces/ledger$"))  # the browser wants the name first
+    form.get_by_label(re.compile("name, to confirm")).fill("ledgers")
+    form.get_by_role("button", name="Release").click()
+    expect(page.locator(".note.bad")).to_contain_text("write ledger to confirm")
+    page.wait_for_timeout(1500)  # nothing that is asked anew in vain
+    assert len(watched.complaints) == 1, "the refusal itself, and no more"
+    watched.complaints.clear()
+
+
+def test_pausing_is_seen_at_once_on_another_page(open_page: Open, site: Site) -> None:
+    other = open_page("/pools")
+    page = open_page("/")
+    mark(other)
+    form = page.locator("form[action='/pause']")
+    form.get_by_label("Why").fill("the switch is replaced")
+    form.get_by_role("button", name="Pause").click()
+    expect(other.get_by_role("status")).to_contain_text("the switch is replaced", timeout=PATIENCE)
+    page.get_by_role("button", name="Resume").click()
+    expect(other.get_by_role("status")).not_to_contain_text("Paused", timeout=PATIENCE)
+    assert is_marked(other)
