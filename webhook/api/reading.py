@@ -9,17 +9,16 @@ from __future__ import annotations
 import base64
 import bisect
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 
 from egress.adapters.ledger import Ledger
 from egress.addresses import parse_address
 from egress.objects import Condition, EgressAddress, Event, Phase, Verdict
 from egress.operations import TransientError
-from egress.table import NodeReport, Steering
+from egress.table import Steering
 from egress.tickets import FIREWALL_OPEN, conflict_of
 from egress.views import (
     AddressDetail,
@@ -33,94 +32,19 @@ from egress.views import (
     PoolView,
     Trouble,
 )
+from webhook.api.facts import Facts, Watcher
 from webhook.api.mirrors import Mirrors, Pool
+from webhook.api.queries import BadRequestError, Filter
 
-FACTS_SECONDS = 1.0
-"""For how long what the ledger said counts."""
 BEHIND_SECONDS = 10.0
 """A node that was not heard for so long counts as behind, whatever it has applied."""
+GRACE_SECONDS = 5.0
+"""A node may take so long to apply what was published before it counts as behind."""
 GROUP_ITEMS = 20
 """How many assignments a group of failures names."""
 MAX_LIMIT = 500
 SORTS = ("namespace", "address", "pool", "phase", "node", "since", "trouble")
 _RANK = {trouble: rank for rank, trouble in enumerate(Trouble)}
-
-
-class BadRequestError(ValueError):
-    """What was asked for makes no sense; the message says what does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which assignments are meant. `namespaces`, unless None, are the only ones that may be shown."""
-
-    text: str = ""
-    phase: Phase | None = None
-    pool: str = ""
-    node: str = ""
-    trouble: Trouble | None = None
-    namespaces: Collection[str] | None = None
-
-    def lets_through(self, item: Assignment) -> bool:
-        """Whether `item` is meant."""
-        return (
-            (self.namespaces is None or item.namespace in self.namespaces)
-            and (not self.text or self.text in item.namespace or self.text in item.address)
-            and (self.phase is None or item.phase is self.phase)
-            and (not self.pool or item.pool == self.pool)
-            and (not self.node or item.node == self.node)
-            and (self.trouble is None or item.trouble is self.trouble)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the ledger said a moment ago. `problem` is why it says nothing now."""
-
-    table: Mapping[int, Steering] = field(default_factory=dict)
-    epoch: str = ""
-    change: int = 0
-    ips: Mapping[str, str] = field(default_factory=dict)
-    reports: Mapping[str, NodeReport] = field(default_factory=dict)
-    lost: Mapping[str, float] = field(default_factory=dict)
-    now: float = 0.0
-    problem: str = ""
-
-
-class Watcher:
-    """Keeps what the ledger says. Several threads may ask."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._lock = threading.Lock()
-        self._facts = Facts()
-        self._at = float("-inf")
-
-    def facts(self) -> Facts:
-        """What the ledger said within FACTS_SECONDS; while it is away, what it said last, and why."""
-        with self._lock:
-            if time.monotonic() - self._at > FACTS_SECONDS:
-                try:
-                    self._facts = self._read(self._facts)
-                except TransientError as error:
-                    self._facts = replace(self._facts, problem=f"Redis cannot be reached: {error}")
-                self._at = time.monotonic()
-            return self._facts
-
-    def _read(self, before: Facts) -> Facts:
-        read = self._ledger.read_table(before.epoch, before.change)
-        table = {} if read.whole or not read.epoch else dict(before.table)
-        for netid, row in read.rows.items():
-            if row is None:
-                table.pop(netid, None)
-            else:
-                table[netid] = row
-        ips = self._ledger.nodes()
-        problem = "" if read.epoch else "the nodes' table is being built anew"
-        return Facts(
-            table, read.epoch, read.change, ips, self._ledger.reports(ips), self._ledger.lost(), self._ledger.now(),
-            problem,
-        )  # fmt: skip
 
 
 class Reading:
@@ -141,7 +65,7 @@ class Reading:
         """Equal to an earlier one if nothing that is shown has changed but the time."""
         facts = self._watcher.facts()
         reports = {node: replace(report, at=0.0) for node, report in facts.reports.items()}
-        behind = tuple(node.name for node in self.nodes() if _is_behind(node, facts.now))
+        behind = tuple(node.name for node in self.nodes() if _is_behind(node, facts))
         return (
             self._mirrors.versions, facts.epoch, facts.change, reports, facts.lost, behind, facts.problem,
             self._paused(), self._mirrors.verdict(),
@@ -153,7 +77,7 @@ class Reading:
         nodes = self.nodes() if namespaces is None else ()
         return Overview(
             _groups(items),
-            tuple(node for node in nodes if _is_behind(node, self._watcher.facts().now)),
+            tuple(node for node in nodes if _is_behind(node, self._watcher.facts())),
             dict(Counter(item.phase.value for item in items)),
             len(items),
             len(nodes),
@@ -360,9 +284,10 @@ def _node(name: str, facts: Facts, given: int) -> NodeView:
     )
 
 
-def _is_behind(node: NodeView, now: float) -> bool:
-    silent = now - node.heard > BEHIND_SECONDS
-    return bool(node.behind is None or node.behind or node.lost_since or node.problem or not node.carrier or silent)
+def _is_behind(node: NodeView, facts: Facts) -> bool:
+    silent = facts.now - node.heard > BEHIND_SECONDS
+    late = facts.now - facts.lagging.get(node.name, facts.now) > GRACE_SECONDS
+    return bool(node.behind is None or late or node.lost_since or node.problem or not node.carrier or silent)
 
 
 def _pool(name: str, pool: Pool) -> PoolView:

@@ -1,13 +1,17 @@
-"""Who asks, and whether he may: the same for the API and the pages."""
+"""Who asks, whether he may, and what is answered if not: the same for the API and the pages."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from http import HTTPStatus
 
 from flask import g, request
 
+from egress.adapters.cluster import ConflictError, NotFoundError
+from egress.operations import PermanentError, TransientError
 from egress.views import Verb
-from webhook.api.identity import LOOK, Gate, Identity
+from webhook.api.identity import LOOK, Gate, Identity, UnknownError
+from webhook.api.queries import BadRequestError
 
 
 class DeniedError(Exception):
@@ -16,6 +20,19 @@ class DeniedError(Exception):
 
 class TooFastError(Exception):
     """Somebody does too much at once."""
+
+
+STATUSES: Mapping[type[Exception], HTTPStatus] = {
+    UnknownError: HTTPStatus.UNAUTHORIZED,
+    DeniedError: HTTPStatus.FORBIDDEN,
+    BadRequestError: HTTPStatus.BAD_REQUEST,
+    TooFastError: HTTPStatus.TOO_MANY_REQUESTS,
+    NotFoundError: HTTPStatus.NOT_FOUND,
+    ConflictError: HTTPStatus.CONFLICT,
+    PermanentError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    TransientError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""What is answered to a request that ends with one of these."""
 
 
 def who() -> Identity:

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from http import HTTPStatus
 from typing import TypeVar
 
 import msgspec
 from flask import Blueprint, Response, g, request
-from werkzeug.datastructures import MultiDict
 
-from egress.adapters.cluster import ConflictError, NotFoundError
+from egress.adapters.cluster import NotFoundError
 from egress.objects import Phase, Verdict
-from egress.operations import PermanentError, TransientError
 from egress.views import Trouble, Verb
 from webhook.api.acting import Acting
 from webhook.api.identity import LOOK, Gate, UnknownError
 from webhook.api.openapi import document
 from webhook.api.problems import problem
-from webhook.api.reading import BadRequestError, Filter, Reading
-from webhook.api.rights import DeniedError, TooFastError, act, demand, is_cross_site, visible, who
+from webhook.api.queries import BadRequestError, Filter, flag, number, wanted
+from webhook.api.reading import Reading
+from webhook.api.rights import STATUSES, DeniedError, TooFastError, act, demand, is_cross_site, visible, who
 from webhook.api.stream import Pulse
 
 MAX_BODY = 64 * 1024
 MAX_AT_ONCE = 1000
 """How many namespaces one request may have retried."""
-E = TypeVar("E", bound=StrEnum)
 
 
 class _Action(msgspec.Struct, forbid_unknown_fields=True):
@@ -95,21 +92,12 @@ def _add_reads(api: Blueprint, reading: Reading, gate: Gate) -> None:
 
     @api.get("/assignments")
     def assignments() -> Response:
-        query = request.args
-        wanted = Filter(
-            query.get("text", ""),
-            _enum(Phase, "phase"),
-            query.get("pool", ""),
-            query.get("node", ""),
-            _enum(Trouble, "trouble"),
-            visible(gate),
-        )
         page = reading.assignments(
-            wanted,
-            sort=query.get("sort", "namespace"),
-            descending=_flag("descending"),
-            after=query.get("after", ""),
-            limit=_number(query, "limit", 100),
+            wanted(visible(gate)),
+            sort=request.args.get("sort", "namespace"),
+            descending=flag("descending"),
+            after=request.args.get("after", ""),
+            limit=number("limit", 100),
         )
         return _json(page)
 
@@ -138,9 +126,7 @@ def _add_reads(api: Blueprint, reading: Reading, gate: Gate) -> None:
     @api.get("/audit")
     def audit() -> Response:
         demand(gate, LOOK)
-        return _json(
-            reading.audit(request.args.get("after", ""), min(max(_number(request.args, "limit", 100), 1), 500))
-        )
+        return _json(reading.audit(request.args.get("after", ""), min(max(number("limit", 100), 1), 500)))
 
 
 def _add_actions(api: Blueprint, reading: Reading, acting: Acting, gate: Gate) -> None:
@@ -154,8 +140,8 @@ def _add_actions(api: Blueprint, reading: Reading, acting: Acting, gate: Gate) -
     def retry_all() -> Response:
         body = _body(_RetryAll)
         act(gate, Verb.RETRY)
-        wanted = Filter(body.text, body.phase, body.pool, body.node, body.trouble)
-        names = sorted({item.namespace for item in reading.matching(wanted) if item.trouble is not None})
+        meant = Filter(body.text, body.phase, body.pool, body.node, body.trouble)
+        names = sorted({item.namespace for item in reading.matching(meant) if item.trouble is not None})
         done = acting.retry(who().user, names[:MAX_AT_ONCE], body.why)
         return _json({"done": done, "left": len(names) - len(done)})
 
@@ -198,18 +184,13 @@ def _add_actions(api: Blueprint, reading: Reading, acting: Acting, gate: Gate) -
 
 
 def _handle_errors(api: Blueprint) -> None:
-    answers: dict[type[Exception], Callable[[Exception], Response]] = {
-        UnknownError: lambda error: problem(HTTPStatus.UNAUTHORIZED, str(error), WWW_Authenticate="Bearer"),
-        DeniedError: lambda error: problem(HTTPStatus.FORBIDDEN, str(error)),
-        BadRequestError: lambda error: problem(HTTPStatus.BAD_REQUEST, str(error)),
-        TooFastError: lambda error: problem(HTTPStatus.TOO_MANY_REQUESTS, str(error), Retry_After="60"),
-        NotFoundError: lambda error: problem(HTTPStatus.NOT_FOUND, str(error)),
-        ConflictError: lambda error: problem(HTTPStatus.CONFLICT, str(error)),
-        PermanentError: lambda error: problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)),
-        TransientError: lambda error: problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error)),
-    }
-    for kind, answer in answers.items():
-        api.register_error_handler(kind, answer)
+    headers = {UnknownError: {"WWW_Authenticate": "Bearer"}, TooFastError: {"Retry_After": "60"}}
+
+    def handler(kind: type[Exception], status: HTTPStatus) -> Callable[[Exception], Response]:
+        return lambda error: problem(status, str(error), **headers.get(kind, {}))
+
+    for kind, status in STATUSES.items():
+        api.register_error_handler(kind, handler(kind, status))
 
 
 def _body(kind: type[B]) -> B:
@@ -222,32 +203,6 @@ def _body(kind: type[B]) -> B:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequestError(f"the body is not what is expected: {error}") from None
-
-
-def _enum(kind: type[E], name: str) -> E | None:
-    text = request.args.get(name, "")
-    if not text:
-        return None
-    try:
-        return kind(text)
-    except ValueError:
-        raise BadRequestError(f"{name} is {text!r}; give it one of {', '.join(kind)}") from None
-
-
-def _flag(name: str) -> bool:
-    text = request.args.get(name, "false")
-    if text not in ("true", "false"):
-        raise BadRequestError(f"{name} is {text!r}; give it true or false")
-    return text == "true"
-
-
-def _number(query: MultiDict[str, str], name: str, default: int) -> int:
-    text = query.get(name, "")
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) < 7):
-        raise BadRequestError(f"{name} is {text!r}; give it a number")
-    return int(text)
 
 
 def _json(value: object) -> Response:

@@ -31,6 +31,12 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 
 
+def condition(status: str, reason: str, message: str = "", *, kind: str = "Ready") -> Json:
+    """A condition as it stands in an object's status."""
+    when = "2026-11-24T05:00:00Z"
+    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": when}
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the API answered."""

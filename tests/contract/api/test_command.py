@@ -19,7 +19,7 @@ from egress.cli import main
 from egress.operations import Outcome, Step, StepRecord
 from egress.table import Steering
 from lab.apiserver.process import EmbeddedCluster
-from tests.contract.api.conftest import Api, Objects
+from tests.contract.api.conftest import Api, Objects, condition
 
 Json = dict[str, Any]
 A, B = "192.168.1.5", "192.168.1.6"
@@ -54,11 +54,6 @@ def api(make_api: Callable[..., Api], objects: Objects, ledger: Ledger) -> Api:
     objects.kube.patch("EgressPool", "prod", {"status": counts}, subresource="status")
     ledger.publish({7: Steering(7, "shop")}, expected=ledger.change_number(), epoch="e1")
     return make_api().start()
-
-
-def condition(status: str, reason: str, message: str = "") -> Json:
-    when = "2026-11-24T05:00:00Z"
-    return {"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": when}
 
 
 @pytest.fixture

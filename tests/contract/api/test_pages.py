@@ -15,17 +15,12 @@ from egress.adapters.ledger import Ledger
 from egress.operations import Outcome, Step, StepRecord
 from egress.table import Steering
 from lab.apiserver.process import EmbeddedCluster
-from tests.contract.api.conftest import Answer, Api, Objects
+from tests.contract.api.conftest import Answer, Api, Objects, condition
 
 Json = dict[str, Any]
 A, B = "192.168.1.5", "192.168.1.6"
 PAGES = ["/", "/assignments", "/namespaces/bank", "/nodes", "/failures", "/pools", "/audit"]
 HOSTILE = "<script>alert(1)</script>\" onload='x'\x1b[2J"
-
-
-def condition(status: str, reason: str, message: str = "") -> Json:
-    when = "2026-11-24T05:00:00Z"
-    return {"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": when}
 
 
 @pytest.fixture

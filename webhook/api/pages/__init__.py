@@ -11,14 +11,14 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, g, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from egress.adapters.cluster import ConflictError, NotFoundError
+from egress.adapters.cluster import NotFoundError
 from egress.objects import Phase, Verdict
-from egress.operations import PermanentError, TransientError
 from egress.views import FailureGroup, Trouble, Verb
 from webhook.api.acting import Acting
-from webhook.api.identity import LOOK, Gate, UnknownError
-from webhook.api.reading import SORTS, BadRequestError, Filter, Reading
-from webhook.api.rights import DeniedError, TooFastError, act, demand, is_cross_site, visible, who
+from webhook.api.identity import LOOK, Gate
+from webhook.api.queries import BadRequestError, Filter, flag, wanted
+from webhook.api.reading import SORTS, Reading
+from webhook.api.rights import STATUSES, DeniedError, act, demand, is_cross_site, visible, who
 
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -81,17 +81,12 @@ def _add_reads(pages: Blueprint, reading: Reading, gate: Gate) -> None:
 
     @pages.get("/assignments")
     def assignments() -> str:
-        query = request.args
-        text, pool, node = (query.get(name, "") for name in ("text", "pool", "node"))
-        phase = Phase(query["phase"]) if query.get("phase") in list(Phase) else None
-        trouble = Trouble(query["trouble"]) if query.get("trouble") in list(Trouble) else None
         page = reading.assignments(
-            Filter(text, phase, pool, node, trouble, visible(gate)),
-            sort=query.get("sort", "namespace"), descending=query.get("descending") == "true",
-            after=query.get("after", ""), limit=PAGE,
+            wanted(visible(gate)), sort=request.args.get("sort", "namespace"), descending=flag("descending"),
+            after=request.args.get("after", ""), limit=PAGE,
         )  # fmt: skip
         return render_template(
-            "assignments.html", title="Assignments", page=page, query=query, phases=list(Phase),
+            "assignments.html", title="Assignments", page=page, query=request.args, phases=list(Phase),
             troubles=list(Trouble), sorts=SORTS,
         )  # fmt: skip
 
@@ -196,24 +191,13 @@ def _progress(groups: tuple[FailureGroup, ...]) -> dict[str, object] | None:
 
 
 def _handle_errors(pages: Blueprint) -> None:
-    statuses: dict[type[Exception], HTTPStatus] = {
-        UnknownError: HTTPStatus.UNAUTHORIZED,
-        DeniedError: HTTPStatus.FORBIDDEN,
-        BadRequestError: HTTPStatus.BAD_REQUEST,
-        TooFastError: HTTPStatus.TOO_MANY_REQUESTS,
-        NotFoundError: HTTPStatus.NOT_FOUND,
-        ConflictError: HTTPStatus.CONFLICT,
-        PermanentError: HTTPStatus.UNPROCESSABLE_ENTITY,
-        TransientError: HTTPStatus.SERVICE_UNAVAILABLE,
-    }
-
     def handler(status: HTTPStatus) -> Callable[[Exception], tuple[str, int]]:
         def answer(error: Exception) -> tuple[str, int]:
             return render_template("error.html", title=status.phrase, detail=str(error)), status.value
 
         return answer
 
-    for kind, status in statuses.items():
+    for kind, status in STATUSES.items():
         pages.register_error_handler(kind, handler(status))
 
 
