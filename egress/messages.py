@@ -32,11 +32,15 @@ TICKETS_TASK: Final = "hawse.v1.tickets"
 """(profile): tell the ticket system of one profile what is due, and ask it what was decided."""
 NUDGE_TASK: Final = "hawse.v1.nudge"
 """(): to one node's queue: the table has changed."""
+INSPECT_TASK: Final = "hawse.v1.inspect"
+"""(namespace): to one node's queue: say what is on the node against what should be, of one namespace or ("") of all."""
 
 TICKETS_EXPIRES: Final = 300
 """Seconds after which a run for a ticket profile is not worth doing: the reconcile has asked for another."""
 NUDGE_EXPIRES: Final = 60
 """Seconds after which a nudge to a node that is away is dropped; the runner reads the table when it comes back."""
+INSPECT_EXPIRES: Final = 15
+"""Seconds after which nobody waits for what a node says of itself."""
 
 
 def queue_of(task: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from egress.diagnosis import Fault, Piece, Trace
 from egress.objects import Condition, Decision, Phase, Ticket
 from egress.operations import StepRecord
 
@@ -142,6 +143,43 @@ class Overview:
     """Who has paused the automation, and why; "" while it runs."""
     stale: str = ""
     """Why what is shown may be old: what cannot be reached; "" if nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePath:
+    """What one node says of one namespace. `trouble` is why it says nothing; `at` when it was looked at."""
+
+    node: str
+    at: float
+    traces: tuple[Trace, ...] = ()
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The way of a namespace's packets: what is wrong, the first cause first, and each node's part."""
+
+    namespace: str
+    state: str
+    """normal, via or drop, as `hawse plan` has it; "" for a namespace that is gone."""
+    addresses: tuple[str, ...]
+    objects: tuple[Piece, ...]
+    """The cluster's objects: what each should say, and what it says."""
+    nodes: tuple[NodePath, ...]
+    """The nodes that send its packets out first, then those that steer them there."""
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """All that is not as it should be, and how much was looked at."""
+
+    namespaces: int
+    addresses: int
+    nodes: int
+    faults: tuple[Fault, ...]
+    total: int
+    """How many faults there are; `faults` are the first of them."""
 
 
 class Verb(StrEnum):

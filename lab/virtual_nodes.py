@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from ipaddress import IPv4Address
 from types import TracebackType
 from typing import Self
 
+import redis
 from celery import Celery
 
 from egress.adapters.ledger import Ledger
 from egress.liveness import Identity
-from egress.messages import NUDGE_TASK, node_queue, sending_config
+from egress.messages import INSPECT_TASK, NUDGE_TASK, node_queue, sending_config
 from egress.operations import TransientError
 from egress.program import Layout
 from lab.fakes.node import FakeNode, fake_node
@@ -39,6 +42,10 @@ class VirtualNodes:
         self._ledgers: list[Ledger] = []
         self._prefix_length = prefix_length
         self._redis_url = redis_url
+        self.mend = True
+        """Set to False, the runners leave their nodes as they are, and only say what is on them when they are asked."""
+        self.deaf: set[str] = set()
+        """The nodes that do not answer."""
         self._ips = {f"node{number}": address for number, address in enumerate(addresses, 1)}
 
     def create(self, kube: Kube) -> None:
@@ -52,6 +59,10 @@ class VirtualNodes:
             head = {"apiVersion": "network.openshift.io/v1", "kind": "HostSubnet", "metadata": {"name": name}}
             subnet = f"10.128.{2 * number}.0/23"
             kube.create(head | {"host": name, "hostIP": str(address), "subnet": subnet, "egressIPs": []})
+
+    def ip_of(self, name: str) -> str:
+        """A node's IP."""
+        return str(self._ips[name])
 
     def start(self) -> Self:
         """Starts the runners."""
@@ -89,13 +100,29 @@ class VirtualNodes:
 
     def _run(self, name: str, runner: Runner, ledger: Ledger) -> None:
         nudge, due = f"{NUDGE_TASK}:{node_queue(name)}", 0.0
+        broker = redis.Redis.from_url(self._redis_url)
         while not self._stop.wait(_LOOK_SECONDS):
             try:
+                for namespace in _asked_of(name, broker):
+                    runner.inspect(namespace)
+                if name not in self.deaf:
+                    runner.answer_inspections()
+                if not self.mend:
+                    continue
                 nudged = not ledger.first_to(nudge, 0.001)
                 if nudged:
                     ledger.done_with(nudge)
-            except TransientError:
+            except (TransientError, redis.RedisError):
                 continue
             if nudged or time.monotonic() >= due:
                 runner.step()
                 due = time.monotonic() + _CHECK_SECONDS
+        broker.close()
+
+
+def _asked_of(node: str, broker: redis.Redis) -> Iterator[str]:
+    """The namespaces of which the node was asked what is on it. What else its queue holds are nudges."""
+    while message := broker.rpop(f"hawse-broker:{node_queue(node)}"):
+        task = json.loads(message)  # type: ignore[arg-type]
+        if task["headers"]["task"] == INSPECT_TASK:
+            yield json.loads(base64.b64decode(task["body"]))[0][0]

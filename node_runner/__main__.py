@@ -19,7 +19,7 @@ from egress.adapters.ledger import Ledger
 from egress.addresses import AddressError, parse_address
 from egress.health import Health, HealthError
 from egress.liveness import Identity
-from egress.messages import FAILOVER_TASK, NUDGE_TASK, node_config, node_queue, queue_of, sending_config
+from egress.messages import FAILOVER_TASK, INSPECT_TASK, NUDGE_TASK, node_config, node_queue, queue_of, sending_config
 from egress.operations import TransientError
 from egress.processes import begin_again_unless, end_at_sigterm
 from node_runner.drivers import open_node
@@ -137,7 +137,7 @@ def _loop(runner: Runner, stop: threading.Event, interval: float) -> None:
 
 
 def _consume(app: Celery, node: str, runner: Runner, ledger: Ledger, stop: threading.Event) -> None:
-    """Registers the one task of this node's queue: look at the table."""
+    """Registers the tasks of this node's queue: look at the table, and say what is on the node."""
 
     @app.task(name=NUDGE_TASK)
     def nudge() -> None:
@@ -146,6 +146,10 @@ def _consume(app: Celery, node: str, runner: Runner, ledger: Ledger, stop: threa
         finally:
             runner.wake()
             _log.debug("nudged")
+
+    @app.task(name=INSPECT_TASK)
+    def inspect(namespace: str) -> None:
+        runner.inspect(namespace)
 
     def keep_logging(**_: object) -> None:
         """`egress.logs` has set logging up."""

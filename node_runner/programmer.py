@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -11,10 +11,11 @@ import structlog
 
 from egress.addresses import Address
 from egress.delta import Change, Found, applied, change, marks_of, standing, usurped
+from egress.diagnosis import Fault, Sight, Trace, examine, trace
 from egress.program import Layout, NodeFacts, NodeProgram, render
 from egress.retreat import retreat
 from egress.table import Claim, Steering, SteeringHop
-from node_runner.drivers.errors import NodeError
+from node_runner.drivers.errors import AddressForeign, NodeError
 from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
 
 _log = structlog.get_logger()
@@ -46,6 +47,8 @@ NO_CARRIER = "NoCarrier"
 """The reason why a node without a link takes no address."""
 FACTS_PASSES = 15
 """After how many passes the bridge's port numbers and MAC are read again though nothing hints that they changed."""
+LOOK = ProbeTiming(2, 0.05, 0.15)
+"""How an inspection asks the link: a pass waits for it, so not for long."""
 
 
 @dataclass(slots=True)
@@ -108,6 +111,41 @@ class Programmer:
         held = self._drivers.links.read().intersection(addresses)
         if held:
             self._drivers.arp.announce(link.interface, link.mac, held)
+
+    def sight(self, table: Mapping[int, Steering], asks: Address | None, namespace: str) -> Sight:
+        """What is on the node and around it, read anew. Asks the link, as `asks`, who else has the addresses of
+        `namespace`, or of all if "". Writes nothing."""
+        drivers = self._drivers
+        flows = drivers.flows.read(everywhere=True)
+        found = Found(drivers.links.read(), flows.flows, flows.groups, drivers.nat.read(), flows.foreign)
+        hops = {hop.address: (row.namespace, hop.node) for row in table.values() for hop in row.hops}
+        refusals = drivers.links.refusals(hops)
+        strangers = frozenset(address for address, error in refusals.items() if isinstance(error, AddressForeign))
+        link = drivers.links.facts()
+        asked = {address for address in found.addresses if namespace in ("", hops.get(address, ("", ""))[0])}
+        answers = drivers.arp.who_has(link, asks, asked, LOOK) if asks and asked and link.carrier else {}
+        counts = {netid: (count.packets, count.bytes) for netid, count in drivers.flows.counts().items()}
+        return Sight(found, strangers, answers, counts)
+
+    def wanted(self, table: Mapping[int, Steering], sight: Sight, resting: Collection[Address]) -> NodeProgram:
+        """What should be on a node that looks like `sight`, and refuses `resting`."""
+        bridge = self._drivers.flows.facts()
+        facts = NodeFacts(self._name, bridge.tun_mac, bridge.vxlan_port)
+        given = [hop.address for row in table.values() for hop in row.hops if hop.node == self._name]
+        refused = frozenset(self._drivers.links.refusals(given)).union(resting)
+        marks = marks_of(sight.found.rules)
+        return render(table.values(), facts, self._layout, withheld=refused, marks=marks)
+
+    def inspect(
+        self, table: Mapping[int, Steering], namespace: str, *, asks: Address | None, resting: Collection[Address]
+    ) -> tuple[list[Fault], tuple[Trace, ...]]:
+        """What is wrong on the node, of `namespace` or ("") of all; and what it does with the packets of `namespace`.
+        NodeError if that cannot be read."""
+        sight = self.sight(table, asks, namespace)
+        program = self.wanted(table, sight, resting)
+        rows = [row for row in table.values() if namespace and row.namespace == namespace]
+        faults = examine(self._name, table, program, sight, self._layout, namespace)
+        return faults, trace(rows, self._name, program, sight, self._layout)
 
     def run(
         self,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
 
 from egress.adapters.ledger import Ledger, TableRead
-from egress.addresses import Address
+from egress.addresses import Address, parse_address
+from egress.diagnosis import MOST_FAULTS, Inspection
 from egress.liveness import Identity
 from egress.messages import FAILOVER_TASK, PUBLISH_TASK
 from egress.operations import TransientError
@@ -44,6 +46,8 @@ class Runner:
         self.observe: Callable[[NodeReport, float], None] = lambda *_: None
         self._name = me.node
         self._node_ip = me.ip
+        self._asks = parse_address(me.ip) if me.ip else None
+        self._inspections: deque[str] = deque()
         self._programmer = programmer
         self._ledger = ledger
         self._tell = tell
@@ -98,11 +102,19 @@ class Runner:
         self._note_carrier()
         self.touched()
 
+    def inspect(self, namespace: str) -> None:
+        """Say what is on the node against what should be, of one namespace or ("") of all: before the next pass, which
+        may mend it. May be called from any thread."""
+        self._inspections.append(namespace)
+        self._pressing = True
+        self._wake.set()
+
     def run(self, stop: threading.Event, interval: float) -> None:
         """Passes until `stop`; at least every `interval` seconds one that reads the whole node."""
         self._interval = interval
         while not stop.is_set():
             self._pressing = False
+            self.answer_inspections()
             self.step()
             clock = time.monotonic() + interval
             while not self._pressing and not stop.is_set():
@@ -219,6 +231,28 @@ class Runner:
             _log.error("without a link: lets its addresses go", addresses=len(self._held))
             self._programmer.let_go()
             self._news, self._untouched = True, False
+
+    def answer_inspections(self) -> None:
+        """Tells what was asked for by `inspect`, of the node as it is now."""
+        while self._inspections:
+            namespace = self._inspections.popleft()
+            try:
+                self._ledger.tell_inspection(namespace, self._inspection(namespace))
+            except TransientError as error:
+                _log.warning("what was asked of this node cannot be told", error=str(error))
+
+    def _inspection(self, namespace: str) -> Inspection:
+        at = self._ledger.now()
+        if self._table is None:
+            return Inspection(self._name, at, problem="it has not seen a table yet")
+        try:
+            faults, traces = self._programmer.inspect(
+                self._table, namespace, asks=self._asks, resting=frozenset(self._resting)
+            )
+        except NodeError as error:
+            return Inspection(self._name, at, self._epoch, self._change, problem=f"{error.reason}: {error}")
+        first = tuple(faults[:MOST_FAULTS])
+        return Inspection(self._name, at, self._epoch, self._change, first, len(faults), traces)
 
     def addresses_of(self, node: str) -> frozenset[Address]:
         """The addresses that the table gives a node. May be called from any thread."""

@@ -13,6 +13,7 @@ COMMANDS = {
     "approve": ("egress.cli.act:approve", "Say on behalf of the ticket system what became of an address."),
     "completion": ("egress.cli.completion", "Print the script by which a shell completes this command."),
     "describe": ("egress.cli.describe", "Show all that is known of one namespace."),
+    "explain": ("egress.cli.verify:explain", "Show the path of a namespace's packets, and what is wrong first."),
     "get": ("egress.cli.get", "Show assignments, nodes or pools."),
     "move": ("egress.cli.move", "Move an egress address to another node."),
     "plan": ("egress.cli.plan", "Show what every namespace's traffic and every node would do, from manifests alone."),
@@ -21,6 +22,7 @@ COMMANDS = {
     "resume": ("egress.cli.act:resume", "End a pause."),
     "retry": ("egress.cli.act:retry", "Try again at once what has failed."),
     "status": ("egress.cli.status", "Show what is wrong, and how much there is."),
+    "verify": ("egress.cli.verify:verify", "Check objects, nodes, flows, rules and addresses against the plan."),
     "watch": ("egress.cli.watch", "Show assignments as they change."),
 }
 """Each command's module, and what it is called there if not `command`; and its line in `hawse --help`."""

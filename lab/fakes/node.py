@@ -110,6 +110,11 @@ class FakeFlows:
         self._flows[flow.key] = flow
         self._changed.set()
 
+    def take(self, flow: Flow) -> None:
+        """Takes `flow` away as somebody else would, if it is there."""
+        if self._flows.pop(flow.key, None) is not None:
+            self._changed.set()
+
     def wipe(self) -> None:
         """What `systemctl restart openvswitch` may leave: nothing."""
         self._flows.clear()
@@ -142,7 +147,7 @@ class FakeNat:
         """See ports.Nat."""
         own = {key: tuple(specs) for key, specs in self._chains.items() if key in OWN_CHAINS}
         jumps = {f"-j {chain}" for _, chain in OWN_CHAINS}
-        usual = {("nat", self._parent), ("filter", "INPUT"), ("filter", "FORWARD")}
+        usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}
         parents = {
             key: tuple(specs)
             for key, specs in self._chains.items()

@@ -74,7 +74,7 @@ class Iptables:
             elif rule := _RULE.fullmatch(line):
                 key = table, rule["chain"]
                 (own if key in OWN_CHAINS else others).setdefault(key, []).append(rule["spec"])
-        usual = {("nat", self._parent), ("filter", "INPUT"), ("filter", "FORWARD")}
+        usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}
         parents = {
             key: tuple(specs)
             for key, specs in others.items()

@@ -124,7 +124,7 @@ class Nat(Protocol):
     """The node's iptables rules."""
 
     def read(self) -> RulesFound:
-        """Our chains, and the chains that we jump from."""
+        """Our chains, the chains that we jump from, and POSTROUTING of nat, which leads there."""
 
     def apply(self, change: RuleChange) -> None:
         """Each table of `change` whole or not at all; ChainMissing, IptablesFailed."""

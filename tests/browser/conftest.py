@@ -5,82 +5,24 @@ Every page that a test opens is watched: what the browser complains of, and whom
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
-import urllib3
 from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 
-from egress.adapters.ledger import Ledger
-from lab.accounts import Accounts
-from lab.apiserver.process import EmbeddedCluster
-from lab.control_plane import ControlPlane, install
-from lab.kube import Kube
-from lab.net.broker import Broker
-from lab.stack import wait_for
-from lab.tickets.receiver import Desk
-from lab.virtual_nodes import VirtualNodes
+from lab.site import Site
 
-Json = dict[str, Any]
 QUIET = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
 """As root in a container; and it asks nobody for updates."""
 SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", ".lab/screenshots"))
-
-
-@dataclass
-class Site:
-    """The control plane, and the dashboard that it serves."""
-
-    kube: Kube
-    control: ControlPlane
-    desk: Desk
-    nodes: VirtualNodes
-    given: list[str] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return self.control.api_url
-
-    def pool(self, name: str, cidr: str, **fields: object) -> None:
-        spec = {"cidrs": [cidr], "namespaceSelector": {"matchLabels": {"team": name}}, **fields}
-        self.kube.create(
-            {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressPool", "metadata": {"name": name}, "spec": spec}
-        )
-
-    def namespace(self, name: str, pool: str) -> str:
-        """Makes a namespace; the address that it comes back with."""
-        netid = 0x1000 + len(self.given)
-        head: Json = {"apiVersion": "network.openshift.io/v1", "kind": "NetNamespace", "metadata": {"name": name}}
-        self.kube.create(head | {"netname": name, "netid": netid})
-        metadata = {"name": name, "labels": {"team": pool}}
-        made = self.kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-        address: str = made["metadata"]["annotations"]["egress.hawse.dev/addresses"]
-        self.given.append(address)
-        return address
-
-    def next_address(self) -> IPv4Address:
-        """The address that pool prod gives next."""
-        return next(
-            address for number in range(97, 111) if str(address := IPv4Address(f"192.168.1.{number}")) not in self.given
-        )
-
-
-def _answers(url: str) -> bool:
-    try:
-        return urllib3.request("GET", url, retries=False, timeout=5).status == 200
-    except urllib3.exceptions.HTTPError:
-        return False
 
 
 def _missing(what: str) -> None:
@@ -100,39 +42,9 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    directory = tmp_path_factory.mktemp("site")
-    accounts = Accounts(directory / "cluster")
-    with (
-        Broker(directory / "broker", port=0) as broker,
-        EmbeddedCluster(directory / "cluster") as cluster,
-        Desk() as desk,
-    ):
-        profiles = directory / "profiles.yaml"
-        profiles.write_text(json.dumps({"cluster": "browser", "profiles": [desk.profile(directory)]}))
-        kube = Kube(cluster.url, cluster.ca_path, cluster.token)
-        install(kube)
-        nodes = VirtualNodes(broker.unix_url, [IPv4Address("192.168.1.17"), IPv4Address("192.168.1.18")])
-        nodes.create(kube)
-        control = ControlPlane(
-            directory / "control",
-            redis_url=broker.unix_url,
-            kubeconfigs=accounts.kubeconfigs(cluster.kubeconfig, directory),
-            environment={"HAWSE_TICKET_PROFILES": str(profiles), "HAWSE_ANONYMOUS": "true"},
-        )
-        try:
-            with nodes:
-                control.start()
-                control.register_webhooks(kube)
-                site = Site(kube, control, desk, nodes)
-                site.pool("prod", "192.168.1.96/28")
-                site.pool("bank", "192.168.1.112/28", ticketProfile=desk.name, approval="required")
-                with closing(Ledger(broker.unix_url)) as ledger:
-                    wait_for("the pools", lambda: ledger.is_ready() and len(ledger.offer().pools) == 2, 30)
-                wait_for("the API", lambda: _answers(f"{site.url}/pools"), 30)
-                yield site
-                assert control.dead() == []
-        finally:
-            control.stop()
+    with Site(tmp_path_factory.mktemp("site")) as site:
+        yield site
+        assert site.control.dead() == []
 
 
 @dataclass

@@ -10,7 +10,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.conftest import Site, Watched
+from lab.site import Site
+from tests.browser.conftest import Watched
 
 pytestmark = pytest.mark.timeout(180)
 Open = Callable[..., Page]

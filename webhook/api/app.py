@@ -18,6 +18,7 @@ from webhook.api import callbacks, lists, metrics, pages, problems, v1
 from webhook.api.acting import Acting
 from webhook.api.asking import Asker
 from webhook.api.callbacks import Desk
+from webhook.api.diagnosing import Diagnosing
 from webhook.api.identity import Gate
 from webhook.api.lists import Press
 from webhook.api.mirrors import Mirrors
@@ -60,11 +61,13 @@ def create_app(
             return ""  # that the API server is away is said elsewhere
 
     reading = Reading(mirrors, ledger, paused)
-    acting = Acting(cluster, ledger, reading, Asker(settings, ledger), own)
+    asker = Asker(settings, ledger)
+    acting = Acting(cluster, ledger, reading, asker, own)
+    diagnosing = Diagnosing(cluster, ledger, reading, asker.inspection)
     pulse = Pulse(reading.state, settings.api_listeners, leaving)
     gate = Gate(cluster, settings)
-    app.register_blueprint(v1.blueprint(reading, acting, gate, pulse))
-    app.register_blueprint(pages.blueprint(reading, acting, gate))
+    app.register_blueprint(v1.blueprint(reading, acting, diagnosing, gate, pulse))
+    app.register_blueprint(pages.blueprint(reading, acting, diagnosing, gate))
 
     @app.get("/healthz")
     def healthz() -> Response:

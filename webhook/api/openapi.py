@@ -9,7 +9,18 @@ from typing import Any
 import msgspec
 
 from egress.objects import Phase, Verdict
-from egress.views import Audit, FailureGroup, NamespaceDetail, NodeView, Overview, Page, PoolView, Trouble
+from egress.views import (
+    Audit,
+    Explanation,
+    FailureGroup,
+    NamespaceDetail,
+    NodeView,
+    Overview,
+    Page,
+    PoolView,
+    Trouble,
+    Verification,
+)
 
 Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
@@ -21,6 +32,8 @@ _TYPES: dict[str, Any] = {
     "Pools": tuple[PoolView, ...],
     "Failures": tuple[FailureGroup, ...],
     "Audit": Audit,
+    "Explanation": Explanation,
+    "Verification": Verification,
 }
 _PROBLEMS = {
     "400": "What was asked for makes no sense.",
@@ -55,6 +68,10 @@ def document() -> Json:
             *pages,
         ),
         "/namespaces/{name}": _get("One namespace, with its history.", read["NamespaceDetail"], name),
+        "/namespaces/{name}/path": _get(
+            "The way of a namespace's packets, as objects, nodes and link have it now.", read["Explanation"], name
+        ),
+        "/verification": _get("All that is not as it should be, on every node.", read["Verification"]),
         "/nodes": _get("Every node that has a runner.", read["Nodes"]),
         "/pools": _get("Every pool.", read["Pools"]),
         "/failures": _get("What is wrong, by its cause.", read["Failures"], namespace),

@@ -124,6 +124,14 @@ class Reading:
         """All assignments that `wanted` lets through."""
         return [item for item in self._all() if wanted.lets_through(item)]
 
+    def facts(self) -> Facts:
+        """What the ledger said a moment ago."""
+        return self._watcher.facts()
+
+    def all_claims(self) -> list[EgressAddress]:
+        """Every claim."""
+        return list(self._mirrors.claims.snapshot().items.values())
+
     def claims(self, namespace: str) -> tuple[EgressAddress, ...]:
         """The claims of one namespace."""
         self._all()

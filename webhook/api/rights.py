@@ -55,6 +55,13 @@ def act(gate: Gate, verb: Verb, namespace: str = "") -> None:
         raise TooFastError("too many actions within a minute: wait a moment")
 
 
+def look_closely(gate: Gate, namespace: str = "") -> None:
+    """May whoever asks have every node looked at? Whoever may see may, but not as often as he likes."""
+    demand(gate, LOOK, namespace)
+    if gate.is_too_fast(who()):
+        raise TooFastError("too much is asked of the nodes within a minute: wait a moment")
+
+
 def visible(gate: Gate) -> Collection[str] | None:
     """The namespaces that are meant and that somebody may see: all (None), or the one that he names and may look at."""
     name = request.args.get("namespace", "")

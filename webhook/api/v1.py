@@ -13,12 +13,23 @@ from egress.adapters.cluster import NotFoundError
 from egress.objects import Phase, Verdict
 from egress.views import Trouble, Verb
 from webhook.api.acting import Acting
+from webhook.api.diagnosing import Diagnosing
 from webhook.api.identity import LOOK, Gate, UnknownError
 from webhook.api.openapi import document
 from webhook.api.problems import problem
 from webhook.api.queries import BadRequestError, Filter, flag, number, wanted
 from webhook.api.reading import Reading
-from webhook.api.rights import STATUSES, DeniedError, TooFastError, act, demand, is_cross_site, visible, who
+from webhook.api.rights import (
+    STATUSES,
+    DeniedError,
+    TooFastError,
+    act,
+    demand,
+    is_cross_site,
+    look_closely,
+    visible,
+    who,
+)
 from webhook.api.stream import Pulse
 
 MAX_BODY = 64 * 1024
@@ -49,7 +60,7 @@ class _RetryAll(_Action):
 B = TypeVar("B", bound=_Action)
 
 
-def blueprint(reading: Reading, acting: Acting, gate: Gate, pulse: Pulse) -> Blueprint:
+def blueprint(reading: Reading, acting: Acting, diagnosing: Diagnosing, gate: Gate, pulse: Pulse) -> Blueprint:
     """The API. Whoever is not known is let in nowhere but to the document that describes it."""
     api = Blueprint("v1", __name__, url_prefix="/api/v1")
 
@@ -80,6 +91,7 @@ def blueprint(reading: Reading, acting: Acting, gate: Gate, pulse: Pulse) -> Blu
         return response
 
     _add_reads(api, reading, gate)
+    _add_diagnoses(api, diagnosing, gate)
     _add_actions(api, reading, acting, gate)
     _handle_errors(api)
     return api
@@ -127,6 +139,18 @@ def _add_reads(api: Blueprint, reading: Reading, gate: Gate) -> None:
     def audit() -> Response:
         demand(gate, LOOK)
         return _json(reading.audit(request.args.get("after", ""), min(max(number("limit", 100), 1), 500)))
+
+
+def _add_diagnoses(api: Blueprint, diagnosing: Diagnosing, gate: Gate) -> None:
+    @api.get("/namespaces/<name>/path")
+    def explain(name: str) -> Response:
+        look_closely(gate, name)
+        return _json(diagnosing.explain(name))
+
+    @api.get("/verification")
+    def verify() -> Response:
+        look_closely(gate)
+        return _json(diagnosing.verify())
 
 
 def _add_actions(api: Blueprint, reading: Reading, acting: Acting, gate: Gate) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from egress.adapters.ledger.audit import AuditTrail
 from egress.adapters.ledger.connection import LedgerAwayError, NotReadyError
 from egress.adapters.ledger.coordination import BusyError, Census, Coordination
+from egress.adapters.ledger.inspections import Inspections
 from egress.adapters.ledger.lists import FirstSeen, Lists
 from egress.adapters.ledger.liveness import Beat, Liveness
 from egress.adapters.ledger.reservations import (
@@ -54,5 +55,5 @@ __all__ = [
 ]
 
 
-class Ledger(Reservations, Table, Liveness, Coordination, Lists, Ticketing, AuditTrail):
+class Ledger(Reservations, Table, Liveness, Coordination, Lists, Ticketing, AuditTrail, Inspections):
     """All of the ledger, over one connection."""

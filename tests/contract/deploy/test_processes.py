@@ -55,6 +55,7 @@ def bound_to_node(rule: str) -> str:
     """The rule of a user for NODE's runner alone, made from that for all runners as docs/install.md says."""
     queue = f"~hawse-broker:node.{NODE} ~hawse-broker:node.{NODE}.unacked* ~hawse-broker:node.{NODE}[^-.a-z0-9]*"
     rule = rule.replace("user hawse-runner", f"user hawse-runner-{NODE}").replace("~hawse-broker:node.*", queue)
+    rule = rule.replace("inspection:*", f"inspection:{NODE}:*")
     return rule.replace("node:*", f"node:{NODE}").replace("node.*", f"node.{NODE}")
 
 

@@ -87,7 +87,7 @@ EVERYTHING = [NAMESPACES, "/api/v1/nodes", HOSTS, NETS, POOLS, ADDRESSES]
 
 MUST: dict[str, list[Do]] = {
     "api": [
-        *listing(NAMESPACES, POOLS, ADDRESSES, f"{ADDRESSES}/{ADDRESS}"),
+        *listing(NAMESPACES, POOLS, ADDRESSES, f"{ADDRESSES}/{ADDRESS}", HOSTS, NETS, f"{NETS}/{MADE}"),
         *map(watch, (NAMESPACES, POOLS, ADDRESSES)),
         Do("PATCH", f"{ADDRESSES}/{ADDRESS}/status", {"status": {"phase": "Pending"}}),
         Do("PATCH", f"{ADDRESSES}/{ADDRESS}", {"metadata": {"annotations": {"egress.hawse.dev/move-to": "x"}}}),
@@ -211,7 +211,7 @@ MUST_NOT: dict[str, list[Do]] = {
 MUST_NOT["api"] = [
     *NEVER,
     *(do for do in EVERY_WRITE if not (do.method == "PATCH" and do.path.startswith((NAMESPACES, ADDRESSES)))),
-    *listing("/api/v1/nodes", HOSTS, NETS, LEASES, f"{SECRETS}/hawse-webhook-tls", f"{NAMESPACES}/default/events"),
+    *listing("/api/v1/nodes", LEASES, f"{SECRETS}/hawse-webhook-tls", f"{NAMESPACES}/default/events"),
     Do("PATCH", f"{POOLS}/{MADE}/status", {"status": {"free": 1}}),
     Do("POST", LEASES, lease("x")),
 ]

@@ -16,6 +16,7 @@ def test_task_names_are_versioned_and_stable() -> None:
         "SWEEP_TASK": "hawse.v1.sweep",
         "TICKETS_TASK": "hawse.v1.tickets",
         "NUDGE_TASK": "hawse.v1.nudge",
+        "INSPECT_TASK": "hawse.v1.inspect",
     }
     assert messages.queue_of(messages.PUBLISH_TASK) == messages.queue_of(messages.PLACE_TASK) == "table"
     assert messages.queue_of(messages.FAILOVER_TASK) == "table"

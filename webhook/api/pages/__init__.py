@@ -15,10 +15,11 @@ from egress.adapters.cluster import NotFoundError
 from egress.objects import Phase, Verdict
 from egress.views import FailureGroup, Trouble, Verb
 from webhook.api.acting import Acting
+from webhook.api.diagnosing import Diagnosing
 from webhook.api.identity import LOOK, Gate
 from webhook.api.queries import BadRequestError, Filter, flag, wanted
 from webhook.api.reading import SORTS, Reading
-from webhook.api.rights import STATUSES, DeniedError, act, demand, is_cross_site, visible, who
+from webhook.api.rights import STATUSES, DeniedError, act, demand, is_cross_site, look_closely, visible, who
 
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -40,7 +41,7 @@ DONE = {
 }
 
 
-def blueprint(reading: Reading, acting: Acting, gate: Gate) -> Blueprint:
+def blueprint(reading: Reading, acting: Acting, diagnosing: Diagnosing, gate: Gate) -> Blueprint:
     """The pages. Whoever is not known sees none."""
     pages = Blueprint("pages", __name__, template_folder="templates", static_folder="static", static_url_path="/static")
 
@@ -69,6 +70,7 @@ def blueprint(reading: Reading, acting: Acting, gate: Gate) -> Blueprint:
         }  # fmt: skip
 
     _add_reads(pages, reading, gate)
+    _add_diagnoses(pages, diagnosing, gate)
     _add_actions(pages, reading, acting, gate)
     _handle_errors(pages)
     return pages
@@ -117,6 +119,18 @@ def _add_reads(pages: Blueprint, reading: Reading, gate: Gate) -> None:
     def audit() -> str:
         demand(gate, LOOK)
         return render_template("audit.html", title="Audit", audit=reading.audit(request.args.get("after", ""), PAGE))
+
+
+def _add_diagnoses(pages: Blueprint, diagnosing: Diagnosing, gate: Gate) -> None:
+    @pages.get("/namespaces/<name>/path")
+    def explain(name: str) -> str:
+        look_closely(gate, name)
+        return render_template("path.html", title=f"The path of {name}", way=diagnosing.explain(name))
+
+    @pages.get("/verification")
+    def verify() -> str:
+        look_closely(gate)
+        return render_template("verification.html", title="Verification", found=diagnosing.verify())
 
 
 def _add_actions(pages: Blueprint, reading: Reading, acting: Acting, gate: Gate) -> None:

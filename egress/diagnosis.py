@@ -1,0 +1,335 @@
+"""What is on a node against what should be: every difference by its name, and the way of one namespace's packets. Pure.
+
+Unlike `egress.delta`, which says what to write, this says what is wrong, also of what is not Hawse's to write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import ip_network
+
+from egress.addresses import Address
+from egress.delta import Found, mark_in, marks_of, netid_of
+from egress.program import LEAF_CHAINS, SNAT_CHAIN, SPINE_CHAINS, Flow, Layout, NodeProgram, Rule, leaves_of
+from egress.table import Steering
+
+MOST_FAULTS = 100
+"""How many faults one inspection names; it counts all."""
+
+
+class FaultKind(StrEnum):
+    """What is wrong, in the order of a packet's way: what comes first is the cause of what comes later."""
+
+    CONFLICT = "Conflict"
+    NET_NAMESPACE = "NetNamespaceDiffers"
+    HOST_SUBNET = "HostSubnetDiffers"
+    NODE_LOST = "NodeLost"
+    NODE_SILENT = "NodeSilent"
+    NODE_PROBLEM = "NodeProblem"
+    NODE_BEHIND = "NodeBehind"
+    FLOW_SHADOWED = "FlowShadowed"
+    FLOW_FOREIGN = "FlowForeign"
+    FLOW_MISSING = "FlowMissing"
+    TUNNEL_WRONG = "TunnelWrong"
+    MARK_WRONG = "MarkWrong"
+    FLOW_WRONG = "FlowWrong"
+    FLOW_STALE = "FlowStale"
+    GROUP_WRONG = "GroupWrong"
+    JUMP_MISSING = "JumpMissing"
+    RULE_SHADOWED = "RuleShadowed"
+    SNAT_MISSING = "SnatMissing"
+    RULE_MISSING = "RuleMissing"
+    RULE_STALE = "RuleStale"
+    ADDRESS_MISSING = "AddressMissing"
+    ADDRESS_STALE = "AddressStale"
+    ADDRESS_FOREIGN = "AddressForeign"
+    NOT_READY = "NotReady"
+    """What came of it, as the address' object says."""
+
+
+RANK = {kind: rank for rank, kind in enumerate(FaultKind)}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is not as it should be. "" where it concerns no one node, namespace or address."""
+
+    kind: FaultKind
+    message: str
+    node: str = ""
+    namespace: str = ""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A flow, rule or address of one NetID on one node: what should be there, and what is; "" for nothing."""
+
+    what: str
+    wanted: str
+    found: str
+    packets: int | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What one node does with one NetID."""
+
+    netid: int
+    hosts: bool
+    """Whether the node should send it out itself."""
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a node says of itself when it is asked: `at` in seconds since the epoch by Redis' clock; the table and the
+    change that it compares with; the first of `total` faults; and, of the namespace that was asked for, the traces.
+
+    `problem` is why it can say nothing.
+    """
+
+    node: str
+    at: float
+    epoch: str = ""
+    change: int = 0
+    faults: tuple[Fault, ...] = ()
+    total: int = 0
+    traces: tuple[Trace, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is on a node and around it. `strangers` are addresses of the table that are on the node, and that Hawse did
+    not put there; `answers` the MACs that answer on the link for addresses that this node has; `counts` packets and
+    bytes by NetID."""
+
+    found: Found
+    strangers: frozenset[Address] = frozenset()
+    answers: Mapping[Address, str] = field(default_factory=dict)
+    counts: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+
+def examine(
+    node: str, rows: Mapping[int, Steering], program: NodeProgram, sight: Sight, layout: Layout, namespace: str = ""
+) -> list[Fault]:
+    """All that is wrong on `node`, or what of it concerns `namespace`, in the order of a packet's way."""
+    names = _Names(rows)
+    faults = [
+        *_flows(node, program, sight.found, layout, names),
+        *_rules(node, program, sight.found, layout, names),
+        *_addresses(node, program, sight, names),
+    ]
+    if namespace:
+        faults = [fault for fault in faults if fault.namespace in ("", namespace)]
+    return sorted(faults, key=lambda fault: (RANK[fault.kind], fault.namespace, fault.address))
+
+
+def trace(rows: Iterable[Steering], node: str, program: NodeProgram, sight: Sight, layout: Layout) -> tuple[Trace, ...]:
+    """What `node` does with each of `rows`."""
+    wanted = {netid_of(flow): flow for flow in program.flows}
+    found = {netid_of(flow): flow for flow in sight.found.flows}
+    there = {(table, chain, spec) for (table, chain), specs in sight.found.rules.own.items() for spec in specs}
+    traces = []
+    for row in rows:
+        packets, octets = sight.counts.get(row.netid, (None, None))
+        flow = Piece("flow", _text(wanted.get(row.netid)), _text(found.get(row.netid)), packets, octets)
+        pieces = [flow]
+        address = program.own.get(row.netid)
+        if address is not None:
+            leaves = sorted(leaves_of(address, program.marks[address], layout))
+            for rule in leaves:
+                stands = (rule.table, rule.chain, rule.spec) in there
+                pieces.append(Piece(f"rule in {rule.table}", str(rule), str(rule) if stands else ""))
+            held = str(address) if address in sight.found.addresses else ""
+            pieces.append(Piece("address", str(address), held))
+        hosts = any(hop.node == node for hop in row.hops)
+        traces.append(Trace(row.netid, hosts, tuple(pieces)))
+    return tuple(traces)
+
+
+class _Names:
+    """Which namespace a NetID or an address is of, and which node is to have an address."""
+
+    def __init__(self, rows: Mapping[int, Steering]) -> None:
+        self._rows = rows
+        self._by_address = {hop.address: (row.namespace, hop.node) for row in rows.values() for hop in row.hops}
+
+    def of_netid(self, netid: int) -> str:
+        row = self._rows.get(netid)
+        return row.namespace if row is not None else ""
+
+    def of_address(self, address: Address) -> str:
+        return self._by_address.get(address, ("", ""))[0]
+
+    def node(self, address: Address) -> str:
+        return self._by_address.get(address, ("", ""))[1]
+
+
+def _flows(node: str, program: NodeProgram, found: Found, layout: Layout, names: _Names) -> Iterator[Fault]:
+    there = {flow.key: flow for flow in found.flows}
+    for flow in sorted(program.flows):
+        netid = netid_of(flow)
+        about = {"node": node, "namespace": names.of_netid(netid), "address": str(program.own.get(netid, ""))}
+        what = f"{flow.match} of table {flow.table}"
+        if flow.key in found.foreign_flows:
+            yield Fault(FaultKind.FLOW_FOREIGN, f"the flow for {what} is not Hawse's: remove it", **about)
+            continue
+        other = there.get(flow.key)
+        if other is None:
+            yield Fault(FaultKind.FLOW_MISSING, f"no flow for {what}; it should be: {flow.actions}", **about)
+        elif other.actions != flow.actions:
+            kind = _difference(flow, other)
+            yield Fault(kind, f"the flow for {what} does {other.actions}; it should be: {flow.actions}", **about)
+    for flow in sorted(found.flows - program.flows):
+        if flow.key not in {wanted.key for wanted in program.flows}:
+            about = {"node": node, "namespace": names.of_netid(netid_of(flow))}
+            yield Fault(FaultKind.FLOW_STALE, f"a flow that should be gone: {flow}", **about)
+    wanted_keys = {flow.key for flow in program.flows}
+    for table, priority, match in sorted(found.foreign_flows - wanted_keys):
+        if table != layout.egress_table or priority < layout.priority:
+            continue
+        for covered in _covered(match, program, layout):
+            text = f"a flow that is not Hawse's takes its packets first: table={table},priority={priority},{match}"
+            namespace = names.of_netid(covered) if covered is not None else ""
+            yield Fault(FaultKind.FLOW_SHADOWED, text, node=node, namespace=namespace)
+    for group in sorted(program.groups - found.groups):
+        netid = group.group_id & 0xFFFFFF
+        text = f"no group as it should be: {group}"
+        yield Fault(FaultKind.GROUP_WRONG, text, node=node, namespace=names.of_netid(netid))
+
+
+def _difference(wanted: Flow, found: Flow) -> FaultKind:
+    if mark_in(wanted) is not None and mark_in(found) is not None and mark_in(wanted) != mark_in(found):
+        return FaultKind.MARK_WRONG
+    ours, theirs = _TUN_DST.search(wanted.actions), _TUN_DST.search(found.actions)
+    if ours and theirs and ours[1] != theirs[1]:
+        return FaultKind.TUNNEL_WRONG
+    return FaultKind.FLOW_WRONG
+
+
+_TUN_DST = re.compile(r"set_field:([0-9a-f.:]+)->tun_dst")
+_REG0 = re.compile(r"reg0=(0x[0-9a-f]+|[0-9]+)")
+_NW_SRC = re.compile(r"nw_src=([0-9.]+(?:/[0-9]+)?)")
+
+
+def _covered(match: str, program: NodeProgram, layout: Layout) -> Iterator[int | None]:
+    """Which of our NetIDs a foreign flow takes packets of; None for all of them. One that picks out some packets of
+    every namespace, such as the cluster's own DNS, is no concern of ours."""
+    reg0 = _REG0.search(match)
+    if reg0 is not None:
+        netid = int(reg0[1], 0)
+        if any(netid_of(flow) == netid for flow in program.flows):
+            yield netid
+        return
+    source = _NW_SRC.search(match)
+    if source is not None and any(ip_network(source[1], False).overlaps(net) for net in layout.cluster_networks):
+        match = match.replace(source[0], "")
+    if not {part for part in match.split(",") if part} - {"ip"}:
+        yield None
+
+
+def _rules(node: str, program: NodeProgram, found: Found, layout: Layout, names: _Names) -> Iterator[Fault]:
+    yield from _jumps(node, program, found, layout)
+    for key in SPINE_CHAINS:
+        wanted = tuple(rule.spec for rule in program.rules.spine if (rule.table, rule.chain) == key)
+        yield from _spine(node, key, wanted, found.rules.own.get(key, ()))
+    addresses = {mark: address for address, mark in {**marks_of(found.rules), **program.marks}.items()}
+    stale = FaultKind.RULE_SHADOWED if program.rules.spine else FaultKind.RULE_STALE
+    for table, chain in LEAF_CHAINS:
+        leaves = {rule.spec for rule in program.rules.leaves if (rule.table, rule.chain) == (table, chain)}
+        specs = found.rules.own.get((table, chain), ())
+        lacking = FaultKind.SNAT_MISSING if chain == SNAT_CHAIN else FaultKind.RULE_MISSING
+        differences = [(lacking, spec, "lacks") for spec in sorted(leaves.difference(specs))]
+        differences += [(stale, spec, "has what should not be there:") for spec in specs if spec not in leaves]
+        for kind, spec, verb in differences:
+            text = f"table {table} {verb} -A {chain} {spec}"
+            yield Fault(kind, text, node, *_about(_address_of(spec, addresses), names))
+
+
+def _jumps(node: str, program: NodeProgram, found: Found, layout: Layout) -> Iterator[Fault]:
+    parents = found.rules.parents
+    for jump in program.rules.jumps:
+        specs = parents.get((jump.table, jump.chain), ())
+        if jump.spec not in specs:
+            yield Fault(FaultKind.JUMP_MISSING, f"table {jump.table} has no rule {jump}", node)
+        elif specs[0] != jump.spec:
+            before = "; ".join(f"-A {jump.chain} {spec}" for spec in specs[: specs.index(jump.spec)])
+            yield Fault(FaultKind.RULE_SHADOWED, f"above Hawse's rule in table {jump.table}: {before}", node)
+    if program.rules.jumps:
+        for spec in _before_ours(parents.get(("nat", "POSTROUTING"), ()), layout):
+            text = f"above {layout.masquerade_chain} in table nat: -A POSTROUTING {spec}"
+            yield Fault(FaultKind.RULE_SHADOWED, text, node)
+
+
+def _spine(node: str, key: tuple[str, str], wanted: tuple[str, ...], there: tuple[str, ...]) -> Iterator[Fault]:
+    table, chain = key
+    missing = "; ".join(str(Rule(table, chain, spec)) for spec in wanted if spec not in there)
+    extra = "; ".join(str(Rule(table, chain, spec)) for spec in there if spec not in wanted)
+    if missing:
+        yield Fault(FaultKind.RULE_MISSING, f"table {table} lacks {missing}", node)
+    elif there != wanted:
+        kind = FaultKind.RULE_SHADOWED if wanted else FaultKind.RULE_STALE
+        text = extra or "the same rules, but not in their order"
+        yield Fault(kind, f"chain {chain} of table {table} is not as it should be: {text}", node)
+
+
+_TARGET = re.compile(r"-j (ACCEPT|RETURN|MASQUERADE|SNAT|DROP)\b")
+_SOURCE = re.compile(r"(?:^| )-s (\S+)")
+
+
+def _before_ours(specs: tuple[str, ...], layout: Layout) -> Iterator[str]:
+    """The rules of POSTROUTING that end all packets of the cluster's pods before our chain is reached. Those with a
+    further condition, as the cluster's own have, pick out what they are for."""
+    for spec in specs:
+        if spec.endswith(f"-j {layout.masquerade_chain}"):
+            return
+        if not _TARGET.search(spec) or re.search(r"(?:^| )(-d|-o|-p|! )", spec):
+            continue
+        if re.search(r"-m (?!comment)", spec):
+            continue
+        source = _SOURCE.search(spec)
+        if source is None or any(ip_network(source[1], False).overlaps(net) for net in layout.cluster_networks):
+            yield spec
+
+
+_MARK = re.compile(r"--mark (0x[0-9a-f]+)\b")
+_ADDRESS = re.compile(r"(?:--to-source|--ctrepldst|-d) ([0-9.]+)")
+
+
+def _address_of(spec: str, addresses: Mapping[int, Address]) -> Address | None:
+    named = _ADDRESS.search(spec)
+    if named is not None:
+        return next((address for address in addresses.values() if str(address) == named[1]), None)
+    mark = _MARK.search(spec)
+    return addresses.get(int(mark[1], 16)) if mark is not None else None
+
+
+def _about(address: Address | None, names: _Names) -> tuple[str, str]:
+    return (names.of_address(address), str(address)) if address is not None else ("", "")
+
+
+def _addresses(node: str, program: NodeProgram, sight: Sight, names: _Names) -> Iterator[Fault]:
+    held = sight.found.addresses
+    for address in sorted(program.addresses - held, key=int):
+        yield Fault(FaultKind.ADDRESS_MISSING, f"{address} is not on the interface", node, *_about(address, names))
+    for address in sorted((held | sight.strangers) - program.addresses, key=int):
+        owner = names.node(address)
+        if owner == node and address in sight.strangers:
+            continue  # the node refuses it for that, and says so
+        whose = f"{owner} is to have it" if owner and owner != node else "no node is to have it now"
+        by = ", and was not put there by Hawse" if address in sight.strangers else ""
+        text = f"{address} is on the interface{by}; {whose}"
+        yield Fault(FaultKind.ADDRESS_STALE, text, node, *_about(address, names))
+    for address, mac in sorted(sight.answers.items(), key=lambda item: int(item[0])):
+        text = f"{mac} answers for {address} on the link too: find that host, and take the address off it"
+        yield Fault(FaultKind.ADDRESS_FOREIGN, text, node, *_about(address, names))
+
+
+def _text(flow: Flow | None) -> str:
+    return str(flow) if flow is not None else ""
