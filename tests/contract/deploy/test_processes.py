@@ -27,6 +27,7 @@ from lab.kube import Kube
 from lab.net.broker import Broker
 from lab.real_cluster import kubectl
 from tests.contract.deploy.conftest import DEPLOY, Installed, until, until_established
+from webhook.api.asking import Asker
 from webhook.api.callbacks import publisher
 
 pytestmark = pytest.mark.timeout(300)
@@ -196,6 +197,12 @@ def test_all_processes_do_their_work_with_the_rights_of_their_users(
     admin = guarded_broker.client("admin")
     until(lambda: not admin.exists(f"hawse-broker:node.{NODE}", f"hawse-broker:node.{NODE}.unacked"))
 
+    api = Ledger(guarded_broker.url("api"))
+    Asker(Settings(redis_url=guarded_broker.url("api")), api).inspection([NODE], "shop")
+    inspection = until(lambda: api.inspections([NODE], "shop").get(NODE))
+    assert inspection.problem.startswith(("InterfaceMissing", "BridgeMissing")), inspection
+    api.close()
+
     kube.delete("Namespace", "shop")
     until(lambda: ledger.read_table().change > change)
     until(lambda: not kube.list("EgressAddress"))
@@ -338,7 +345,9 @@ def test_the_watch_makes_the_certificate_with_the_rights_that_it_has(
         ("hawse-api", "SET hawse:offer x"),
         ("hawse-api", "SET hawse:note:other x"),
         ("hawse-api", "RPOP hawse-broker:table"),
-        ("hawse-api", "LPUSH hawse-broker:node.node1 x"),
+        ("hawse-api", "RPOP hawse-broker:node.node1"),
+        ("hawse-api", "SET hawse:inspection:node1: x"),
+        (f"hawse-runner-{NODE}", "SET hawse:inspection:node2: x"),
         ("hawse-api", "RPOP hawse-broker:control"),
         ("hawse-api", "SET hawse:lost x"),
         ("hawse-api", "GET hawse:offer"),
@@ -368,12 +377,10 @@ def test_the_api_does_its_work_as_its_user(guarded_broker: GuardedBroker) -> Non
     ledger.remember("callback:desk:id", "digest", 60.0)
     assert ledger.recall("callback:desk:id") == "digest"
     ledger.record(StepRecord("decided", Step.DECISION, Outcome.DONE, 0.0, by="ana"))
-    admin = guarded_broker.client("admin")
-    admin.delete(f"hawse:pending:{PUBLISH_TASK}")
+    guarded_broker.client("admin").delete(f"hawse:pending:{PUBLISH_TASK}")
     with structlog.testing.capture_logs() as logged:
         publisher(Settings(redis_url=url), ledger)()
     assert logged == []
-    assert admin.exists(f"hawse:pending:{PUBLISH_TASK}")
     ledger.done_with(PUBLISH_TASK)
     ledger.close()
     assert [entry for entry in guarded_broker.refused() if entry.startswith("hawse-api:")] == []
