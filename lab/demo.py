@@ -111,6 +111,7 @@ class Demo:
         for _ in range(3):
             self._request("pod", ASSIGNED, patience=0)
         self._show_all("egress-test", ASSIGNED, EGRESS_NETID)
+        self._explained("egress-test")
         self._told("assigned")
 
     def _by_hand(self) -> None:
@@ -162,6 +163,12 @@ class Demo:
         except TimeoutError:
             raise DemoFailed(f"the firewall team was not told: {log} says why") from None
         self._print(f"firewall ticket {line['reference']}: {line['text']}")
+
+    def _explained(self, namespace: str) -> None:
+        done = self._stack.hawse("explain", namespace)
+        self._print(f"$ hawse explain {namespace}", *(f"  {line}" for line in done.stdout.splitlines()))
+        if done.returncode:
+            raise DemoFailed(f"hawse explain {namespace} finds something wrong: {done.stderr or done.stdout}")
 
     def _quarantined(self) -> Json | None:
         """The status of the assigned address, once it is in quarantine."""

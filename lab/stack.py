@@ -158,7 +158,9 @@ class Stack:
     def hawse(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs the command `hawse` as a cluster admin."""
         command = [str(RUNNER.with_name("hawse")), *arguments]
-        environment = {**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)}
+        environment = {
+            **os.environ, "KUBECONFIG": str(self.cluster.kubeconfig), "HAWSE_SERVER": self.control.api_url,
+        }  # fmt: skip
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     def lost(self) -> set[str]:
