@@ -14,6 +14,8 @@ BACKOFF_CAP = 30.0
 class Step(StrEnum):
     """The steps of an assignment, in their order; a placed address may move, or fail over, any number of times."""
 
+    WORK = "work"
+    """A try of the whole that failed before its step was done."""
     CLAIM = "claim"
     BIND = "bind"
     PLACE = "place"
@@ -71,3 +73,5 @@ class StepRecord:
     message: str = ""
     by: str = "hawse"
     operation: str = ""
+    traceback: str = ""
+    """Where it failed, if it did."""

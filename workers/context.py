@@ -58,11 +58,12 @@ class Context:
     def record(
         self, step: Step, namespace: str, *, outcome: Outcome = Outcome.DONE, attempt: int = 1, **details: str
     ) -> None:
-        """Writes a finished step into the namespace's history and into the log. `details`: address, node, message, and
-        operation where it is another than the task's."""
+        """Writes a finished step into the namespace's history and into the log. `details`: address, node, message,
+        traceback (which the log has from elsewhere), and operation where it is another than the task's."""
         operation = details.pop("operation", "") or structlog.contextvars.get_contextvars().get("operation", "")
         known_as = {"operation": operation} if operation else {}
-        _log.info(step.value, namespace=namespace, outcome=outcome.value, attempt=attempt, **details, **known_as)
+        told = {name: text for name, text in details.items() if name != "traceback"}
+        _log.info(step.value, namespace=namespace, outcome=outcome.value, attempt=attempt, **told, **known_as)
         self.ledger.record(StepRecord(namespace, step, outcome, time.time(), attempt, **details, **known_as))
 
     def tell(self, namespace: str, uid: str, reason: str, message: str, *, warning: bool = False) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -32,7 +33,7 @@ from egress.messages import (
     celery_config,
     sending_config,
 )
-from egress.operations import BACKOFF_BASE, Outcome, PermanentError, TransientError, backoff, outcome_of
+from egress.operations import BACKOFF_BASE, Outcome, PermanentError, Step, TransientError, backoff, outcome_of
 from egress.processes import own_namespace
 from workers import failover, metrics, namespaces, placing, publishing, reconciling
 from workers.context import Context
@@ -44,6 +45,8 @@ _log = structlog.get_logger()
 _jitter = random.SystemRandom()
 REST_RATIO, REST_AT_MOST = 6.0, 2.0
 BUSY_SECONDS = 0.1
+MOST_TRACEBACK = 8000
+"""How many characters of a traceback a history keeps, the last."""
 PAUSABLE = frozenset((NAMESPACE_TASK, PLACE_TASK, FAILOVER_TASK, SWEEP_TASK))
 """What is not done while somebody has paused the automation: all that decides. The nodes go on following the objects,
 and the firewall team is told. What is left undone the reconcile finds once the pause is over."""
@@ -188,9 +191,25 @@ def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
                     raise self.retry(countdown=BACKOFF_BASE, exc=error) from error
             except (TransientError, PermanentError) as error:
                 outcome = measured.outcome = outcome_of(error, attempt)
+                note(app, name, arguments, error, outcome, attempt)
                 if outcome is not Outcome.RETRY:
                     _log.error("gave up", error=str(error), attempt=attempt)
                     return
                 wait = backoff(attempt, _jitter)
                 _log.warning("tries again", error=str(error), attempt=attempt, wait=round(wait, 2))
                 raise self.retry(countdown=wait, exc=error) from error
+            except Exception as error:
+                note(app, name, arguments, error, Outcome.GAVE_UP, attempt)
+                raise
+
+
+def note(app: Celery, task: str, arguments: Sequence[str], error: Exception, outcome: Outcome, attempt: int) -> None:
+    """Writes a failed try into the history of the namespace that it was for, if it was for one, with the traceback."""
+    if task != NAMESPACE_TASK or not arguments:
+        return
+    text = "".join(traceback.format_exception(error))[-MOST_TRACEBACK:]
+    try:
+        context = make_context(app)
+        context.record(Step.WORK, arguments[0], outcome=outcome, attempt=attempt, message=str(error), traceback=text)
+    except TransientError:
+        pass  # Redis is away: the log has it

@@ -32,7 +32,18 @@ def pages(site: Site) -> list[str]:
     site.nodes.nodes["node1"].arp.neighbours[site.next_address()] = "02:00:00:00:00:99"
     site.namespace("unlucky", "prod")
     site.namespace("waiting", "bank")
-    return ["/", "/assignments", "/namespaces/ledger", "/namespaces/waiting", "/nodes", "/failures", "/pools", "/audit"]
+    return [
+        "/",
+        "/assignments",
+        "/namespaces/ledger",
+        "/namespaces/waiting",
+        "/namespaces/ledger/path",
+        "/verification",
+        "/nodes",
+        "/failures",
+        "/pools",
+        "/audit",
+    ]
 
 
 def row(page: Page, namespace: str) -> Locator:
