@@ -8,6 +8,7 @@ packages=(
   openvswitch-switch iptables nftables iproute2 conntrack kmod
   tcpdump curl iputils-ping iputils-arping # what the lab looks and asks with
   ca-certificates procps
+  nginx-light                              # the reverse proxy that signs people in
   chromium fonts-dejavu-core               # the dashboard's tests look at its pages in it
 )
 
@@ -29,9 +30,11 @@ fi
 echo "== Debian packages: ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-# openvswitch-switch would start a switch on this machine, now and at each boot; the lab starts its own, elsewhere.
-fresh_switch=true
-installed openvswitch-switch && fresh_switch=false
+# These would serve on this machine, now and at each boot; the lab and the tests start their own, elsewhere.
+fresh=()
+for service in openvswitch-switch nginx; do
+  installed "$service" || fresh+=("$service")
+done
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
   trap 'rm -f "$policy"' EXIT
@@ -39,8 +42,8 @@ if [ ! -e "$policy" ]; then
   chmod +x "$policy"
 fi
 [ ${#missing[@]} -eq 0 ] || apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-if $fresh_switch && command -v systemctl >/dev/null; then
-  systemctl disable -q openvswitch-switch 2>/dev/null || true
+if [ ${#fresh[@]} -gt 0 ] && command -v systemctl >/dev/null; then
+  systemctl disable -q "${fresh[@]}" 2>/dev/null || true
 fi
 # kubectl is for the person at the demo and for a few tests; where there is no package of it, they do without.
 command -v kubectl >/dev/null || apt-get install -y -qq --no-install-recommends kubernetes-client >/dev/null ||
