@@ -21,6 +21,7 @@ from egress.views import (
     Trouble,
     Verification,
 )
+from webhook.api.queries import SORTS
 
 Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
@@ -63,7 +64,7 @@ def document() -> Json:
             read["Page"],
             namespace,
             *(_query(key, f"Only those with this {key}.", schema) for key, schema in filters.items()),
-            _query("sort", "By what.", {"type": "string"}),
+            _query("sort", "By what.", {"type": "string", "enum": list(SORTS)}),
             _query("descending", "The last first.", {"type": "string", "enum": ["true", "false"]}),
             *pages,
         ),

@@ -12,6 +12,8 @@ from flask import request
 from egress.objects import Phase
 from egress.views import Assignment, Trouble
 
+SORTS = ("namespace", "address", "pool", "phase", "node", "since", "trouble")
+"""What assignments can be sorted by."""
 E = TypeVar("E", bound=StrEnum)
 
 

@@ -34,7 +34,7 @@ from egress.views import (
 )
 from webhook.api.facts import Facts, Watcher
 from webhook.api.mirrors import Mirrors, Pool
-from webhook.api.queries import BadRequestError, Filter
+from webhook.api.queries import SORTS, BadRequestError, Filter
 
 BEHIND_SECONDS = 10.0
 """A node that was not heard for so long counts as behind, whatever it has applied."""
@@ -43,7 +43,6 @@ GRACE_SECONDS = 5.0
 GROUP_ITEMS = 20
 """How many assignments a group of failures names."""
 MAX_LIMIT = 500
-SORTS = ("namespace", "address", "pool", "phase", "node", "since", "trouble")
 _RANK = {trouble: rank for rank, trouble in enumerate(Trouble)}
 
 

@@ -17,8 +17,8 @@ from egress.views import FailureGroup, Trouble, Verb
 from webhook.api.acting import Acting
 from webhook.api.diagnosing import Diagnosing
 from webhook.api.identity import LOOK, Gate
-from webhook.api.queries import BadRequestError, Filter, flag, wanted
-from webhook.api.reading import SORTS, Reading
+from webhook.api.queries import SORTS, BadRequestError, Filter, flag, wanted
+from webhook.api.reading import Reading
 from webhook.api.rights import STATUSES, DeniedError, act, demand, is_cross_site, look_closely, visible, who
 
 POLICY = (
