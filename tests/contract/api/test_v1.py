@@ -306,3 +306,33 @@ def test_the_document_describes_what_there_is(api: Api) -> None:
     document = json.loads(answer.body)
     assert {"/overview", "/assignments", "/retry", "/pause"} <= document["paths"].keys()
     assert "Assignment" in document["components"]["schemas"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "name"),
+    [
+        ("/namespaces/shop/retry", {"why": "x"}, "EgressAddress", A),
+        ("/retry", {"why": "x"}, "EgressAddress", B),
+        ("/namespaces/shop/release", {"why": "x"}, "Namespace", "shop"),
+        (f"/addresses/{A}/move", {"node": "node1"}, "EgressAddress", A),
+        (f"/addresses/{A}/decision", {"why": "x", "verdict": "rejected"}, "EgressAddress", A),
+        ("/pause", {"why": "x"}, "Namespace", "hawse-system"),
+        ("/resume", {"why": "x"}, "Namespace", "hawse-system"),
+    ],
+)
+def test_an_action_that_is_replayed_changes_nothing_more(
+    api: Api, objects: Objects, path: str, body: Json, kind: str, name: str
+) -> None:
+    objects.status(A, ticket={"profile": "desk", "serial": 1, "failed": "assigned", "failure": "422"})
+
+    def version() -> str:
+        found = objects.kube.get(kind, name)
+        assert found is not None
+        return str(found["metadata"]["resourceVersion"])
+
+    did(api, path, **body)
+    after = version()
+    for _ in range(3):
+        did(api, path, **body)
+    assert version() == after
+    assert len(read(api, "/audit")["items"]) >= 4, "who pressed it again is recorded too"
