@@ -143,14 +143,17 @@ def test_chosen_failures_or_all_of_a_cause_are_retried(api: Api) -> None:
 
 def test_an_address_is_moved_and_decided_on_from_its_page(api: Api, objects: Objects) -> None:
     assert send(api, f"/addresses/{A}/move", why="node2 is drained").status == 400
-    answer = send(api, f"/addresses/{A}/move", node="node1", why="node2 is drained")
+    assert send(api, f"/addresses/{A}/move", node="node1", why="node2 is drained").status == 400, "not confirmed"
+    assert "egress.hawse.dev/move-to" not in (objects.get(A)["metadata"].get("annotations") or {})
+    answer = send(api, f"/addresses/{A}/move", node="node1", why="node2 is drained", sure="yes")
     assert (answer.status, answer.headers["location"]) == (303, "/namespaces/shop?done=moved")
     assert objects.get(A)["metadata"]["annotations"]["egress.hawse.dev/move-to"] == "node1"
 
     assert send(api, f"/addresses/{A}/decision", verdict="approved", why="ana").status == 422, "it has no ticket"
     objects.status(A, phase="Placed", node="node2", ticket={"profile": "desk", "serial": 1, "told": "assigned"})
     assert send(api, f"/addresses/{A}/decision", verdict="perhaps", why="ana").status == 400
-    assert send(api, f"/addresses/{A}/decision", verdict="rejected", why="ana").status == 303
+    assert send(api, f"/addresses/{A}/decision", verdict="rejected", why="ana").status == 400, "not confirmed"
+    assert send(api, f"/addresses/{A}/decision", verdict="rejected", why="ana", sure="yes").status == 303
     assert (objects.decision(A) or {})["verdict"] == "rejected"
 
 

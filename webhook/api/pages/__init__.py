@@ -169,6 +169,7 @@ def _add_actions(pages: Blueprint, reading: Reading, acting: Acting, gate: Gate)
         node = request.form.get("node", "").strip()
         if not node:
             raise BadRequestError("name the node that is to have the address")
+        _demand_sure(f"a move ends the connections of {address}")
         acting.move(who().user, address, node, _why())
         return _back(f"/namespaces/{acting.namespace_of(address)}", "moved")
 
@@ -178,6 +179,8 @@ def _add_actions(pages: Blueprint, reading: Reading, acting: Acting, gate: Gate)
         verdict = request.form.get("verdict", "")
         if verdict not in list(Verdict):
             raise BadRequestError(f"decide: {', '.join(Verdict)}")
+        if verdict != Verdict.APPROVED:
+            _demand_sure(f"without an approval the traffic of {address} is dropped")
         acting.approve(who().user, address, _why(), Verdict(verdict))
         return _back(f"/namespaces/{acting.namespace_of(address)}", "decided")
 
@@ -219,6 +222,11 @@ def _is_from_here() -> bool:
     """Whether a form of these pages was sent: browsers say where a POST comes from, and what says nothing is none."""
     said = request.headers.get("Sec-Fetch-Site") == "same-origin" or "Origin" in request.headers
     return not who().ambient or (said and not is_cross_site())
+
+
+def _demand_sure(cut: str) -> None:
+    if request.form.get("sure") != "yes":
+        raise BadRequestError(f"say that you are sure: {cut}")
 
 
 def _why() -> str:

@@ -1,0 +1,65 @@
+"""Paging and filtering in a browser, of more assignments than a page shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from lab.apiserver.process import EmbeddedCluster
+from lab.control_plane import install
+from lab.kube import Kube
+from lab.net.broker import Broker
+from tests.contract.api.conftest import Api, Objects
+
+COUNT = 230
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    """The API alone, and nobody who changes its objects."""
+    with Broker(tmp_path / "broker", port=0) as broker, EmbeddedCluster(tmp_path / "cluster") as cluster:
+        kube = Kube(cluster.url, cluster.ca_path, cluster.token)
+        install(kube)
+        objects = Objects(kube)
+        objects.pool("prod", "10.0.0.0/16")
+        for number in range(COUNT):
+            objects.claim(f"10.0.1.{number}", namespace=f"ns-{number:03}")
+        api = Api(tmp_path / "api", cluster.kubeconfig, broker.unix_url, HAWSE_ANONYMOUS="true").start()
+        try:
+            api.until(lambda: f"{COUNT} assignments".encode() in api.get("/assignments").body)
+            yield api
+        finally:
+            api.stop()
+
+
+@pytest.mark.timeout(120)
+def test_pages_are_turned_and_a_filter_holds_over_them(api: Api, chromium: Browser) -> None:
+    context = chromium.new_context(base_url=f"http://127.0.0.1:{api.port}")
+    try:
+        page = context.new_page()
+        page.goto("/assignments?sort=address")
+        rows = page.locator("tbody tr")
+        expect(rows).to_have_count(100)
+        seen = set(rows.locator("td:first-child").all_inner_texts())
+        for count in (100, 30):
+            page.get_by_role("link", name="Next page").press("Enter")
+            expect(rows).to_have_count(count)
+            seen |= set(rows.locator("td:first-child").all_inner_texts())
+        assert len(seen) == COUNT, "each once"
+        expect(page.get_by_role("link", name="Next page")).to_have_count(0)
+
+        page.get_by_label("Text").fill("ns-1")
+        page.get_by_label("Sort by").select_option("namespace")
+        page.get_by_role("button", name="Show").click()
+        expect(page.get_by_text("100 assignments")).to_be_visible()
+        expect(page).to_have_url(re.compile("text=ns-1"))
+        expect(rows.first).to_contain_text("ns-100")
+        page.locator("select[name=phase]").select_option("Ready")
+        page.get_by_role("button", name="Show").click()
+        expect(page.get_by_text("0 assignments")).to_be_visible()
+    finally:
+        context.close()
