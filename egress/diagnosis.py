@@ -6,7 +6,7 @@ Unlike `egress.delta`, which says what to write, this says what is wrong, also o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_network
@@ -186,15 +186,16 @@ def _flows(node: str, program: NodeProgram, found: Found, layout: Layout, names:
         elif other.actions != flow.actions:
             kind = _difference(flow, other)
             yield Fault(kind, f"the flow for {what} does {other.actions}; it should be: {flow.actions}", **about)
-    for flow in sorted(found.flows - program.flows):
-        if flow.key not in {wanted.key for wanted in program.flows}:
-            about = {"node": node, "namespace": names.of_netid(netid_of(flow))}
-            yield Fault(FaultKind.FLOW_STALE, f"a flow that should be gone: {flow}", **about)
     wanted_keys = {flow.key for flow in program.flows}
+    for flow in sorted(found.flows):
+        if flow.key not in wanted_keys:
+            text = f"a flow that should be gone: {flow}"
+            yield Fault(FaultKind.FLOW_STALE, text, node, names.of_netid(netid_of(flow)))
+    netids = {netid_of(flow) for flow in program.flows}
     for table, priority, match in sorted(found.foreign_flows - wanted_keys):
         if table != layout.egress_table or priority < layout.priority:
             continue
-        for covered in _covered(match, program, layout):
+        for covered in _covered(match, netids, layout):
             text = f"a flow that is not Hawse's takes its packets first: table={table},priority={priority},{match}"
             namespace = names.of_netid(covered) if covered is not None else ""
             yield Fault(FaultKind.FLOW_SHADOWED, text, node=node, namespace=namespace)
@@ -218,13 +219,13 @@ _REG0 = re.compile(r"reg0=(0x[0-9a-f]+|[0-9]+)")
 _NW_SRC = re.compile(r"nw_src=([0-9.]+(?:/[0-9]+)?)")
 
 
-def _covered(match: str, program: NodeProgram, layout: Layout) -> Iterator[int | None]:
+def _covered(match: str, netids: Collection[int], layout: Layout) -> Iterator[int | None]:
     """Which of our NetIDs a foreign flow takes packets of; None for all of them. One that picks out some packets of
     every namespace, such as the cluster's own DNS, is no concern of ours."""
     reg0 = _REG0.search(match)
     if reg0 is not None:
         netid = int(reg0[1], 0)
-        if any(netid_of(flow) == netid for flow in program.flows):
+        if netid in netids:
             yield netid
         return
     source = _NW_SRC.search(match)
@@ -239,7 +240,8 @@ def _rules(node: str, program: NodeProgram, found: Found, layout: Layout, names:
     for key in SPINE_CHAINS:
         wanted = tuple(rule.spec for rule in program.rules.spine if (rule.table, rule.chain) == key)
         yield from _spine(node, key, wanted, found.rules.own.get(key, ()))
-    addresses = {mark: address for address, mark in {**marks_of(found.rules), **program.marks}.items()}
+    marked = {mark: address for address, mark in {**marks_of(found.rules), **program.marks}.items()}
+    named = {str(address): address for address in marked.values()}
     stale = FaultKind.RULE_SHADOWED if program.rules.spine else FaultKind.RULE_STALE
     for table, chain in LEAF_CHAINS:
         leaves = {rule.spec for rule in program.rules.leaves if (rule.table, rule.chain) == (table, chain)}
@@ -249,7 +251,7 @@ def _rules(node: str, program: NodeProgram, found: Found, layout: Layout, names:
         differences += [(stale, spec, "has what should not be there:") for spec in specs if spec not in leaves]
         for kind, spec, verb in differences:
             text = f"table {table} {verb} -A {chain} {spec}"
-            yield Fault(kind, text, node, *_about(_address_of(spec, addresses), names))
+            yield Fault(kind, text, node, *_about(_address_of(spec, marked, named), names))
 
 
 def _jumps(node: str, program: NodeProgram, found: Found, layout: Layout) -> Iterator[Fault]:
@@ -302,12 +304,13 @@ _MARK = re.compile(r"--mark (0x[0-9a-f]+)\b")
 _ADDRESS = re.compile(r"(?:--to-source|--ctrepldst|-d) ([0-9.]+)")
 
 
-def _address_of(spec: str, addresses: Mapping[int, Address]) -> Address | None:
-    named = _ADDRESS.search(spec)
-    if named is not None:
-        return next((address for address in addresses.values() if str(address) == named[1]), None)
+def _address_of(spec: str, marked: Mapping[int, Address], named: Mapping[str, Address]) -> Address | None:
+    """Which address a rule is about: the one that it names, or else the one that has its mark."""
+    address = _ADDRESS.search(spec)
+    if address is not None:
+        return named.get(address[1])
     mark = _MARK.search(spec)
-    return addresses.get(int(mark[1], 16)) if mark is not None else None
+    return marked.get(int(mark[1], 16)) if mark is not None else None
 
 
 def _about(address: Address | None, names: _Names) -> tuple[str, str]:

@@ -43,6 +43,7 @@ class Diagnosing:
         facts = self._reading.facts()
         claims = [claim for claim in self._reading.claims(namespace) if claim.phase is not Phase.QUARANTINED]
         rows = [row for row in facts.table.values() if row.namespace == namespace and not row.former]
+        senders = {hop.node for row in rows for hop in row.hops}
         manifest = self._cluster.get(Kind.NET_NAMESPACE, namespace)
         bound = manifests.net_namespace(manifest) if manifest is not None else None
         hosts = [manifests.host_subnet(item) for item in self._cluster.list(Kind.HOST_SUBNET).items]
@@ -51,10 +52,9 @@ class Diagnosing:
         faults = [
             *_of_claims(claims),
             *(_of_object(piece, namespace) for piece in pieces if piece.found != piece.wanted),
-            *_of_nodes(facts, answers, {hop.node for row in rows for hop in row.hops} if rows else set()),
+            *_of_nodes(facts, answers, senders),
             *(fault for answer in answers.values() for fault in answer.faults),
         ]
-        senders = {hop.node for row in rows for hop in row.hops}
         nodes = [_path(node, answers) for node in sorted(_asked(facts), key=lambda name: (name not in senders, name))]
         addresses = tuple(item.assignment.address for item in detail.addresses)
         return Explanation(namespace, detail.state, addresses, tuple(pieces), tuple(nodes), tuple(_sorted(faults)))
