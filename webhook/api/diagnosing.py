@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TypeVar
 
 from egress.adapters import manifests
-from egress.adapters.cluster import Cluster, Kind, NotFoundError
+from egress.adapters.cluster import Cluster, Kind, Manifest, NotFoundError
 from egress.adapters.ledger import Ledger
 from egress.diagnosis import RANK, Fault, FaultKind, Inspection, Piece
 from egress.objects import EgressAddress, HostSubnet, NetNamespace, Origin, Phase
@@ -18,6 +19,7 @@ from egress.views import Explanation, NodePath, Trouble, Verification
 from webhook.api.facts import Facts
 from webhook.api.reading import GRACE_SECONDS, Reading, assignment_of
 
+T = TypeVar("T")
 ANSWER_SECONDS = 5.0
 """How long the nodes are waited for."""
 _LOOK_SECONDS = 0.05
@@ -45,11 +47,13 @@ class Diagnosing:
         rows = [row for row in facts.table.values() if row.namespace == namespace and not row.former]
         senders = {hop.node for row in rows for hop in row.hops}
         manifest = self._cluster.get(Kind.NET_NAMESPACE, namespace)
-        bound = manifests.net_namespace(manifest) if manifest is not None else None
-        hosts = [manifests.host_subnet(item) for item in self._cluster.list(Kind.HOST_SUBNET).items]
+        nets, unreadable = _read(manifests.net_namespace, [manifest] if manifest is not None else [])
+        hosts, others = _read(manifests.host_subnet, self._cluster.list(Kind.HOST_SUBNET).items)
         answers = self._inspect(facts, namespace)
-        pieces = list(_pieces(claims, bound, _hosting(hosts), {row.netid for row in rows}))
+        pieces = list(_pieces(claims, next(iter(nets), None), _hosting(hosts), {row.netid for row in rows}))
         faults = [
+            *unreadable,
+            *others,
             *_of_claims(claims),
             *(_of_object(piece, namespace) for piece in pieces if piece.found != piece.wanted),
             *_of_nodes(facts, answers, senders),
@@ -66,17 +70,17 @@ class Diagnosing:
         by_namespace: defaultdict[str, list[EgressAddress]] = defaultdict(list)
         for claim in claims:
             by_namespace[claim.namespace].append(claim)
-        nets = [manifests.net_namespace(item) for item in self._cluster.list(Kind.NET_NAMESPACE).items]
+        nets, unreadable = _read(manifests.net_namespace, self._cluster.list(Kind.NET_NAMESPACE).items)
         bound = {net.name: net for net in nets}
         owners = {claim.address: claim.namespace for claim in claims}
-        hosts = [manifests.host_subnet(item) for item in self._cluster.list(Kind.HOST_SUBNET).items]
+        hosts, others = _read(manifests.host_subnet, self._cluster.list(Kind.HOST_SUBNET).items)
         hosting = _hosting(hosts)
         netids: defaultdict[str, set[int]] = defaultdict(set)
         for row in facts.table.values():
             if not row.former:
                 netids[row.namespace].add(row.netid)
         answers = self._inspect(facts, "")
-        faults = [*_of_claims(claims), *_of_nodes(facts, answers, set(facts.ips))]
+        faults = [*unreadable, *others, *_of_claims(claims), *_of_nodes(facts, answers, set(facts.ips))]
         for namespace, own in by_namespace.items():
             pieces = _pieces(own, bound.get(namespace), hosting, netids[namespace])
             faults += [_of_object(piece, namespace) for piece in pieces if piece.found != piece.wanted]
@@ -101,6 +105,18 @@ class Diagnosing:
             if len(answers) == len(nodes) or time.monotonic() > deadline:
                 return answers
             time.sleep(_LOOK_SECONDS)
+
+
+def _read(parse: Callable[[object], T], items: Iterable[Manifest]) -> tuple[list[T], list[Fault]]:
+    """The objects, and those that cannot be read."""
+    values, faults = [], []
+    for item in items:
+        try:
+            values.append(parse(item))
+        except manifests.ManifestError as error:
+            kind = FaultKind.NET_NAMESPACE if item.get("kind") == "NetNamespace" else FaultKind.HOST_SUBNET
+            faults.append(Fault(kind, f"it cannot be read: {error}"))
+    return values, faults
 
 
 def _asked(facts: Facts) -> list[str]:

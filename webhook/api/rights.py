@@ -58,6 +58,8 @@ def act(gate: Gate, verb: Verb, namespace: str = "") -> None:
 def look_closely(gate: Gate, namespace: str = "") -> None:
     """May whoever asks have every node looked at? Whoever may see may, but not as often as he likes."""
     demand(gate, LOOK, namespace)
+    if is_cross_site() and request.headers.get("Sec-Fetch-Dest") != "document":
+        raise DeniedError("this came from another site")  # a link in a ticket is followed, a hidden picture is not
     if gate.is_too_fast(who()):
         raise TooFastError("too much is asked of the nodes within a minute: wait a moment")
 

@@ -258,6 +258,13 @@ def test_a_node_that_is_behind_is_named(case: Case) -> None:
         assert f"it has applied change {read.change} of " in behind[0]["message"]
 
 
+def test_another_site_has_no_node_looked_at(case: Case) -> None:
+    for path in ("/namespaces/shop/path", "/verification", "/api/v1/verification"):
+        for dest, status in (("image", 403), ("iframe", 403), ("document", 200)):
+            headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": dest}
+            assert urllib3.request("GET", case.site.url + path, headers=headers).status == status
+
+
 def test_a_node_that_does_not_answer_is_named(case: Case) -> None:
     case.site.nodes.deaf = {case.other_name}
     try:
