@@ -101,7 +101,8 @@ def test_an_action_takes_its_own_right(cluster: Cluster, user: str) -> None:
 
 
 def test_a_tenant_sees_its_own_namespace_alone(cluster: Cluster) -> None:
-    for path in ("/nodes", "/pools", "/audit", "/overview", "/assignments", "/failures", "/namespaces/bank"):
+    for path in ("/nodes", "/pools", "/audit", "/overview", "/assignments", "/failures", "/namespaces/bank",
+                 "/namespaces/bank/path", "/verification"):  # fmt: skip
         assert cluster.status("tenant", path) == 403, path
     for path in ("/assignments", "/overview", "/failures"):
         assert cluster.status("tenant", f"{path}?namespace=bank") == 403
@@ -111,11 +112,15 @@ def test_a_tenant_sees_its_own_namespace_alone(cluster: Cluster) -> None:
         assert B.encode() not in answer.body
     assert json.loads(cluster.ask("tenant", "GET", "/assignments?namespace=shop").body)["total"] == 1
     assert cluster.status("tenant", "/namespaces/shop") == 200
+    way = cluster.ask("tenant", "GET", "/namespaces/shop/path")
+    assert way.status == 200
+    assert B.encode() not in way.body
     assert cluster.ask("tenant", "POST", "/namespaces/bank/retry", {}).status == 403
     assert cluster.ask("tenant", "POST", "/retry", {}).status == 403
 
 
 def test_who_may_look_sees_all(cluster: Cluster) -> None:
-    for path in ("/nodes", "/pools", "/audit", "/overview", "/assignments", "/failures", "/namespaces/bank"):
+    for path in ("/nodes", "/pools", "/audit", "/overview", "/assignments", "/failures", "/namespaces/bank",
+                 "/namespaces/bank/path", "/verification"):  # fmt: skip
         assert cluster.status("viewer", path) == 200, path
         assert cluster.status("nobody", path) == 403, path

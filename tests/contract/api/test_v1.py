@@ -66,7 +66,18 @@ def detail(answer: Answer) -> str:
 
 
 @pytest.mark.parametrize(
-    "path", ["/overview", "/assignments", "/namespaces/shop", "/nodes", "/pools", "/failures", "/audit"]
+    "path",
+    [
+        "/overview",
+        "/assignments",
+        "/namespaces/shop",
+        "/namespaces/shop/path",
+        "/verification",
+        "/nodes",
+        "/pools",
+        "/failures",
+        "/audit",
+    ],
 )
 def test_nobody_unknown_is_let_in(api: Api, path: str) -> None:
     for headers in (
