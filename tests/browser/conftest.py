@@ -29,8 +29,9 @@ def _missing(what: str) -> None:
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """For no longer than it is needed: while Playwright runs, nothing else of this thread can have an event loop."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         _missing("there is no Chromium: `make setup` as root installs Debian's")
