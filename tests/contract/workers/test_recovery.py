@@ -388,16 +388,20 @@ def test_a_change_becomes_a_task(world: Any, watching: Any) -> None:
 
 @pytest.mark.parametrize("history", [10])
 def test_a_watch_that_is_too_old_lists_again(world: Any, watching: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, lists = world.context.cluster.list, []
+    real, watch, lists, let = world.context.cluster.list, world.context.cluster.watch, [], threading.Event()
     monkeypatch.setattr(world.context.cluster, "list", lambda kind: lists.append(kind) or real(kind))
+    monkeypatch.setattr(world.context.cluster, "watch", lambda *what: let.wait(60) and watch(*what))
+    let.set()
     watching(Kind.NAMESPACE)
     world.until(lambda: seen(world, RECONCILE_TASK))
     world.ledger.done_with(RECONCILE_TASK)  # a worker is at it
+    let.clear()  # nobody watches before there is more than the history holds
     world.cluster.kill()
     world.cluster.start()
     for number in range(30):
         world.namespace(f"while-away-{number}")
-    world.until(lambda: seen(world, RECONCILE_TASK) or seen(world, NAMESPACE_TASK, "while-away-29"), 30)
+    let.set()
+    world.until(lambda: seen(world, RECONCILE_TASK), 30)
     world.namespace("after")
     world.until(lambda: seen(world, NAMESPACE_TASK, "after"), 30)
     assert len(lists) > 1
