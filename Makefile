@@ -65,9 +65,10 @@ lint: setup
 format: setup
 	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
 
-# Needs uv (PyPI). Resolves for every platform; the files carry hashes and no addresses.
+# Needs uv (PyPI). Resolves for every platform, one version of a package for all of them; the files carry hashes and no
+# addresses.
 lock:
-	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/dev.lock
+	uv pip compile pyproject.toml --all-extras --group dev --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-header -q -o requirements/dev.lock
 	for role in webhook api workers node-runner; do \
 	  uv pip compile pyproject.toml --extra $$role -c requirements/dev.lock --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/$$role.lock; done
 
