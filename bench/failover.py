@@ -19,18 +19,18 @@ PUBLISHED = (
 )
 """Not measured here."""
 NOTES = (
-    "published: OpenShift SDN detects after 4.0 s and has moved after 12.0 s (a log), OVN-Kubernetes 12 to 15 s, "
-    "egressip-ipam-operator minutes"
+    "Published, and not measured here: OpenShift SDN detects after 4.0 s and has moved after 12.0 s (a log), "
+    "OVN-Kubernetes takes 12 to 15 s, egressip-ipam-operator minutes."
 )
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[Row | str]:
     """The time between the last answer before a node loses power and the first one after, at a request every 50 ms.
 
     The three nodes share one emulated processor, which is most of what it takes beyond the heartbeat's patience.
     """
     if problems := preflight.check():
-        print(f"failover is not measured: {'; '.join(problems)}")
+        yield f"Not measured: {'; '.join(problems)}."
         return
     outages = []
     with tempfile.TemporaryDirectory() as directory:
@@ -45,7 +45,7 @@ def rows() -> Iterator[Row]:
                     raise RuntimeError(f"seen as {seen.strangers | seen.sources}, by {seen.macs()}")
                 outages.append(seen.outage())
                 failover.revive(node)
-    print("failover, seconds: " + " ".join(f"{seconds:.2f}" for seconds in sorted(outages)))
     yield row_of("failover, a node loses power", 1, "s", outages, goal=GOAL)
-    print(NOTES)
+    yield "The outages, in seconds: " + " ".join(f"{seconds:.2f}" for seconds in sorted(outages)) + "."
     yield from PUBLISHED
+    yield NOTES
