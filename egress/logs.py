@@ -22,11 +22,11 @@ def configure(settings: Settings, component: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: structlog.types.Processor
+    renderers: list[structlog.types.Processor]
     if settings.log_format == "console":
-        renderer = structlog.dev.ConsoleRenderer(colors=False)
+        renderers = [_inert, structlog.dev.ConsoleRenderer(colors=False)]
     else:
-        renderer = structlog.processors.JSONRenderer()
+        renderers = [structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -40,7 +40,7 @@ def configure(settings: Settings, component: str) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
-                renderer,
+                *renderers,
             ],
         )
     )
@@ -57,3 +57,16 @@ def _stamp(component: str) -> structlog.types.Processor:
         return event
 
     return stamp
+
+
+def _inert(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Escapes what the console's renderer prints as it is: other libraries' texts, and tracebacks, whose lines are
+    indented, so that none of them looks like a record."""
+    event["event"] = _escaped(str(event["event"]))
+    if isinstance(event.get("exception"), str):
+        event["exception"] = "\n".join(f"    {_escaped(line)}" for line in event["exception"].split("\n"))
+    return event
+
+
+def _escaped(text: str) -> str:
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

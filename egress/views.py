@@ -182,6 +182,39 @@ class Verification:
     """How many faults there are; `faults` are the first of them."""
 
 
+@dataclass(frozen=True, slots=True)
+class RetryRun:
+    """Namespaces that somebody had tried again together, because all had one trouble for one reason."""
+
+    at: float
+    who: str
+    trouble: Trouble
+    reason: str
+    namespaces: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryProgress:
+    """What has become of a run: how many of its namespaces are well, are on their way, are in another trouble, and have
+    still, or again, the one they had."""
+
+    run: RetryRun
+    well: int
+    waiting: int
+    other: int
+    same: int
+
+    @property
+    def asked(self) -> int:
+        """How many there are."""
+        return len(self.run.namespaces)
+
+    @property
+    def changed(self) -> int:
+        """How many no longer have the trouble they had."""
+        return self.asked - self.same
+
+
 class Verb(StrEnum):
     """What somebody may do to Hawse. `view` and these are the verbs that a SubjectAccessReview is asked for."""
 

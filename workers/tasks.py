@@ -165,7 +165,7 @@ _TASKS: dict[str, Callable[..., None]] = {
 
 
 def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
-    @app.task(name=name, bind=True, max_retries=None)
+    @app.task(name=name, bind=True, max_retries=None, shared=False)  # of this application alone
     def task(self: Task[..., None], *arguments: str) -> None:
         attempt = self.request.retries + 1
         structlog.contextvars.unbind_contextvars("operation")  # of the task that this thread ran before

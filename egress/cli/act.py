@@ -40,7 +40,9 @@ def retry(
         data = msgspec.json.encode({"done": done, "left": 0})
     answer = decoded(data, _Done)
     put(data, output, lambda: [*(f"{clean(name)}: tried again" for name in answer.done), *_left(answer)])
-    return 0
+    for name, reason in answer.refused.items():
+        click.echo(f"hawse retry: {clean(name)}: {clean(reason)}", err=True)
+    return 1 if answer.refused else 0
 
 
 def _retry_one(client: Client, namespace: str, why: str) -> list[str]:
@@ -50,7 +52,7 @@ def _retry_one(client: Client, namespace: str, why: str) -> list[str]:
 def _left(answer: _Done) -> list[str]:
     if answer.left:
         return [f"{answer.left} more are left: repeat the command"]
-    return [] if answer.done else ["nothing has failed that matches"]
+    return [] if answer.done or answer.refused else ["nothing has failed that matches"]
 
 
 @click.command("release")
@@ -111,3 +113,4 @@ def _confirm(yes: bool, question: str) -> None:
 class _Done(msgspec.Struct):
     done: list[str]
     left: int = 0
+    refused: dict[str, str] = {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import structlog
 
@@ -16,14 +18,27 @@ from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_
 from egress.objects import MOVE_ANNOTATION, OPT_OUT, POOL_ANNOTATION, Decision, EgressAddress, Phase, Verdict
 from egress.operations import PermanentError, TransientError
 from egress.tickets import DecisionError, key_of
-from egress.views import AuditEntry, Verb
+from egress.views import AuditEntry, RetryRun, Trouble, Verb
 from webhook.api.reading import Reading
 
 TRIES = 5
 MAX_WHY = 1000
 SOURCE = "dashboard"
 """The way that a decision names which somebody took here, on behalf of the ticket system."""
+FEW = 20
+"""How many are tried again before the answer to whoever asked for all of them."""
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """What became of many retries. `left` were not asked for, because of `problem`."""
+
+    done: tuple[str, ...]
+    refused: Mapping[str, str]
+    """Namespace -> why."""
+    left: int
+    problem: str = ""
 
 
 class Acting:
@@ -39,14 +54,44 @@ class Acting:
         self._reading = reading
         self._ask = ask
         self._own = own
+        self._runs = ThreadPoolExecutor(1, "retry")
 
-    def retry(self, who: str, namespaces: Iterable[str], why: str = "") -> list[str]:
-        """Has everything that failed or waits of `namespaces` tried again at once; those of them."""
-        done = []
+    def retry(self, who: str, namespace: str, why: str = "") -> None:
+        """Has everything that failed or waits of `namespace` tried again at once."""
+        self._recorded(who, Verb.RETRY, namespace, why, lambda: self._retry(namespace, self._reading.claims(namespace)))
+
+    def retry_all(self, who: str, namespaces: Sequence[str], why: str = "") -> Retried:
+        """The same of many. What one of them is refused for keeps none of the others waiting; where something is away,
+        the rest is left."""
+        claims, done, refused = self._reading.claims_by_namespace(), [], {}
         for namespace in namespaces:
-            self._recorded(who, Verb.RETRY, namespace, why, lambda namespace=namespace: self._retry(namespace))  # type: ignore[misc]
-            done.append(namespace)
-        return done
+            own = claims.get(namespace, ())
+            try:
+                self._recorded(who, Verb.RETRY, namespace, why, lambda n=namespace, c=own: self._retry(n, c))  # type: ignore[misc]
+            except (PermanentError, ConflictError) as error:
+                refused[namespace] = str(error)
+            except TransientError as error:
+                left = len(namespaces) - len(done) - len(refused)
+                _log.error("not all are tried again", done=len(done), left=left, error=str(error))
+                return Retried(tuple(done), refused, left, str(error))
+            else:
+                done.append(namespace)
+        return Retried(tuple(done), refused, 0)
+
+    def start_retry(self, who: str, trouble: Trouble, reason: str, namespaces: Sequence[str], why: str = "") -> str:
+        """Has many tried again that have one trouble; the id of the run, by which its progress is shown.
+
+        Up to FEW are asked for at once; more of them behind the answer's back, a run after the other, because each
+        costs some milliseconds. A run that ends with the process leaves the rest as it was: they still have their
+        trouble, and may be retried.
+        """
+        _check(why)
+        run = self._ledger.keep_run(RetryRun(time.time(), who, trouble, reason, tuple(namespaces)))
+        if len(namespaces) <= FEW:
+            self.retry_all(who, namespaces, why)
+        else:
+            self._runs.submit(self.retry_all, who, tuple(namespaces), why)
+        return run
 
     def release(self, who: str, namespace: str, why: str) -> None:
         """Takes a namespace's addresses away, by having it opt out of every pool: its traffic leaves with the nodes'
@@ -84,12 +129,11 @@ class Acting:
         """Who has an address. PermanentError if it is nobody's."""
         return self._claim(_address(address))[0].namespace
 
-    def _retry(self, namespace: str) -> None:
-        detail = self._reading.namespace(namespace)
-        if detail is None:
+    def _retry(self, namespace: str, claims: Collection[EgressAddress]) -> None:
+        if not claims and self._reading.namespace(namespace) is None:
             raise NotFoundError(f"there is no namespace {namespace} with an egress address")
         profiles = set()
-        for claim in self._reading.claims(namespace):
+        for claim in claims:
             if claim.ticket is not None and claim.ticket.failed is not None:
                 retry(self._cluster, parse_address(claim.address), time.time())
                 profiles.add(claim.ticket.profile)
@@ -144,8 +188,7 @@ class Acting:
         return manifests.egress_address(manifest), str(manifest["metadata"]["resourceVersion"])
 
     def _recorded(self, who: str, verb: Verb, subject: str, why: str, run: Callable[[], None]) -> None:
-        if len(why) > MAX_WHY:
-            raise PermanentError(f"the reason has {len(why)} characters; {MAX_WHY} are enough")
+        _check(why)
         outcome = "failed"
         try:
             run()
@@ -159,6 +202,11 @@ class Acting:
                 self._ledger.record_action(AuditEntry("", time.time(), who, verb, subject, why, outcome))
             except TransientError as error:
                 _log.error("an action is in this log alone", error=str(error))
+
+
+def _check(why: str) -> None:
+    if len(why) > MAX_WHY:
+        raise PermanentError(f"the reason has {len(why)} characters; {MAX_WHY} are enough")
 
 
 def _demand(why: str) -> None:

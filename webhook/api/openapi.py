@@ -114,7 +114,15 @@ _PROBLEM: Json = {
 _DONE: Json = {
     "type": "object",
     "required": ["done"],
-    "properties": {"done": {"type": "array", "items": {"type": "string"}}, "left": {"type": "integer"}},
+    "properties": {
+        "done": {"type": "array", "items": {"type": "string"}},
+        "refused": {
+            "type": "object",
+            "description": "Those that were not done, each with why.",
+            "additionalProperties": {"type": "string"},
+        },
+        "left": {"type": "integer", "description": "How many more there are: ask again."},
+    },
 }
 
 

@@ -10,7 +10,7 @@ import base64
 import bisect
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -30,6 +30,8 @@ from egress.views import (
     Overview,
     Page,
     PoolView,
+    RetryProgress,
+    RetryRun,
     Trouble,
 )
 from webhook.api.facts import Facts, Watcher
@@ -135,6 +137,23 @@ class Reading:
         """The claims of one namespace."""
         self._all()
         return tuple(self._by_namespace.get(namespace, ()))
+
+    def claims_by_namespace(self) -> Mapping[str, Sequence[EgressAddress]]:
+        """The claims of every namespace that has some, as they are now. It never changes."""
+        self._all()
+        return self._by_namespace
+
+    def retried(self, run: str) -> RetryProgress | None:
+        """How far those are that somebody had tried again together; None if that is not known (any more)."""
+        try:
+            found = self._ledger.run(run)
+        except TransientError:
+            return None
+        if found is None:
+            return None
+        claims = self.claims_by_namespace()
+        counts = Counter(_became(found, map(assignment_of, claims.get(name, ()))) for name in found.namespaces)
+        return RetryProgress(found, *(counts[kind] for kind in ("well", "waiting", "other", "same")))
 
     def namespace(self, name: str) -> NamespaceDetail | None:
         """One namespace with its history; None if it has no address, no row in the table and no history."""
@@ -295,6 +314,16 @@ def _is_behind(node: NodeView, facts: Facts) -> bool:
     silent = facts.now - node.heard > BEHIND_SECONDS
     late = facts.now - facts.lagging.get(node.name, facts.now) > GRACE_SECONDS
     return bool(node.behind is None or late or node.lost_since or node.problem or not node.carrier or silent)
+
+
+def _became(run: RetryRun, items: Iterable[Assignment]) -> str:
+    """What has become of one namespace of a run: the worst of its addresses counts."""
+    left = [item for item in items if item.trouble is not None]
+    if any((item.trouble, item.reason) == (run.trouble, run.reason) for item in left):
+        return "same"
+    if any(item.trouble is not Trouble.PENDING for item in left):
+        return "other"
+    return "waiting" if left else "well"
 
 
 def _pool(name: str, pool: Pool) -> PoolView:

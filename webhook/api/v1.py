@@ -11,6 +11,7 @@ from flask import Blueprint, Response, g, request
 
 from egress.adapters.cluster import NotFoundError
 from egress.objects import Phase, Verdict
+from egress.operations import TransientError
 from egress.views import Trouble, Verb
 from webhook.api.acting import Acting
 from webhook.api.diagnosing import Diagnosing
@@ -158,7 +159,8 @@ def _add_actions(api: Blueprint, reading: Reading, acting: Acting, gate: Gate) -
     def retry(name: str) -> Response:
         body = _body(_Action)
         act(gate, Verb.RETRY, name)
-        return _json({"done": acting.retry(who().user, [name], body.why)})
+        acting.retry(who().user, name, body.why)
+        return _json({"done": [name]})
 
     @api.post("/retry")
     def retry_all() -> Response:
@@ -166,8 +168,11 @@ def _add_actions(api: Blueprint, reading: Reading, acting: Acting, gate: Gate) -
         act(gate, Verb.RETRY)
         meant = Filter(body.text, body.phase, body.pool, body.node, body.trouble)
         names = sorted({item.namespace for item in reading.matching(meant) if item.trouble is not None})
-        done = acting.retry(who().user, names[:MAX_AT_ONCE], body.why)
-        return _json({"done": done, "left": len(names) - len(done)})
+        made = acting.retry_all(who().user, names[:MAX_AT_ONCE], body.why)
+        if made.problem and not made.done:
+            raise TransientError(made.problem)
+        left = made.left + len(names[MAX_AT_ONCE:])
+        return _json({"done": made.done, "refused": made.refused, "left": left})
 
     @api.post("/namespaces/<name>/release")
     def release(name: str) -> Response:

@@ -25,6 +25,7 @@ from egress.adapters.ledger.reservations import (
     node_holder,
     request_holder,
 )
+from egress.adapters.ledger.retry_runs import RetryRuns
 from egress.adapters.ledger.table import Table, TableRead
 from egress.adapters.ledger.ticketing import Breaker, TicketCensus, Ticketing, Turn, Waiting
 
@@ -55,5 +56,5 @@ __all__ = [
 ]
 
 
-class Ledger(Reservations, Table, Liveness, Coordination, Lists, Ticketing, AuditTrail, Inspections):
+class Ledger(Reservations, Table, Liveness, Coordination, Lists, Ticketing, AuditTrail, Inspections, RetryRuns):
     """All of the ledger, over one connection."""

@@ -137,8 +137,40 @@ def test_chosen_failures_or_all_of_a_cause_are_retried(api: Api) -> None:
     assert [(entry["subject"], entry["why"]) for entry in entries] == [("bank", "all"), ("bank", "one")]
     assert send(api, "/failures/retry").status == 400
     assert send(api, "/failures/retry", which="chosen", **cause).status == 400, "none was chosen: not all are meant"
-    for query in ("asked=2&before=1", "asked=-1&before=5", "asked=x&before=9"):
+    assert send(api, "/failures/retry", namespace=["shop"], **cause).status == 400, "it has another trouble, or none"
+    for query in ("run=", "run=nothing", f"run={'x' * 500}"):
         assert "no longer" not in text(api.get(f"/failures?{query}"))
+
+
+def test_the_progress_of_many_is_theirs_and_nobody_elses(api: Api, objects: Objects) -> None:
+    """More than are asked for at once; one is refused, and those that fail meanwhile do not count."""
+
+    def fail(number: int) -> None:
+        objects.namespace(f"batch-{number}")
+        objects.claim(f"192.168.1.{number}", namespace=f"batch-{number}")
+        refused = condition("False", "OutOfSubnet", "not here")
+        objects.status(f"192.168.1.{number}", phase="Failed", node="node1", conditions=[refused])
+
+    def progress(where: str) -> str:
+        return " ".join(re.sub("<[^>]*>", " ", text(api.get(where))).split())
+
+    for number in range(100, 130):
+        fail(number)
+    cause = {"trouble": "failed", "reason": "OutOfSubnet"}
+    api.until(lambda: "30 failed: OutOfSubnet" in text(api.get("/failures")))
+    where = send(api, "/failures/retry", which="all", why="the subnet is larger now", **cause).headers["location"]
+    assert "0 of 30 are no longer failed (OutOfSubnet)" in progress(where)
+    assert "Tried again by anonymous" in progress(where)
+    api.until(lambda: len(json.loads(api.get("/api/v1/audit").body)["items"]) == 30)
+    for number in range(100, 110):
+        objects.status(f"192.168.1.{number}", phase="Ready", node="node2", conditions=[condition("True", "Ready")])
+    objects.status("192.168.1.110", phase="Pending", conditions=[condition("False", "NoNode", "none has room")])
+    objects.status("192.168.1.111", phase="Failed", conditions=[condition("False", "NetlinkFailed", "no such device")])
+    for number in range(130, 150):
+        fail(number)
+    wanted = "12 of 30 are no longer failed (OutOfSubnet)"
+    api.until(lambda: wanted in progress(where))
+    assert "10 well, 1 on their way, 1 with another trouble, 18 still or again with this one" in progress(where)
 
 
 def test_an_address_is_moved_and_decided_on_from_its_page(api: Api, objects: Objects) -> None:

@@ -234,8 +234,8 @@ def test_a_retry_asks_the_workers_once_however_often_it_is_pressed(api: Api, led
 
 
 def test_all_that_match_are_retried_and_what_is_well_is_not(api: Api) -> None:
-    assert did(api, "/retry", trouble="failed") == {"done": ["bank"], "left": 0}
-    assert did(api, "/retry", pool="other") == {"done": [], "left": 0}
+    assert did(api, "/retry", trouble="failed") == {"done": ["bank"], "refused": {}, "left": 0}
+    assert did(api, "/retry", pool="other") == {"done": [], "refused": {}, "left": 0}
 
 
 def test_a_failed_ticket_is_tried_again(api: Api, objects: Objects) -> None:

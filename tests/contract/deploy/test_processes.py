@@ -22,6 +22,7 @@ from egress.messages import PUBLISH_TASK
 from egress.operations import Outcome, Step, StepRecord, TransientError
 from egress.settings import Settings
 from egress.table import Steering
+from egress.views import RetryRun, Trouble
 from lab.control_plane import ControlPlane
 from lab.kube import Kube
 from lab.net.broker import Broker
@@ -376,6 +377,8 @@ def test_the_api_does_its_work_as_its_user(guarded_broker: GuardedBroker) -> Non
     assert ledger.first_seen("prod.txt", "a", 0.0) == ledger.first_seen("prod.txt", "a", 0.0)
     ledger.remember("callback:desk:id", "digest", 60.0)
     assert ledger.recall("callback:desk:id") == "digest"
+    run = RetryRun(1.0, "ana", Trouble.FAILED, "NetlinkFailed", ("shop", "bank"))
+    assert ledger.run(ledger.keep_run(run)) == run
     ledger.record(StepRecord("decided", Step.DECISION, Outcome.DONE, 0.0, by="ana"))
     guarded_broker.client("admin").delete(f"hawse:pending:{PUBLISH_TASK}")
     with structlog.testing.capture_logs() as logged:

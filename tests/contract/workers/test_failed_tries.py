@@ -24,7 +24,6 @@ def fails(app: Celery, error: Exception, task: str = NAMESPACE_TASK, attempt: in
         raise error
 
     app.finalize()
-    app.tasks.pop(task, None)  # Celery shares tasks of one name between applications
     tasks._register(app, task, run)
     return app.tasks[task].apply(args=["app"], retries=attempt - 1, throw=False)
 

@@ -13,7 +13,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from egress.adapters.cluster import NotFoundError
 from egress.objects import Phase, Verdict
-from egress.views import FailureGroup, Trouble, Verb
+from egress.views import Trouble, Verb
 from webhook.api.acting import Acting
 from webhook.api.diagnosing import Diagnosing
 from webhook.api.identity import LOOK, Gate
@@ -107,8 +107,11 @@ def _add_reads(pages: Blueprint, reading: Reading, gate: Gate) -> None:
 
     @pages.get("/failures")
     def failures() -> str:
-        groups = reading.failures(visible(gate))
-        return render_template("failures.html", title="Failures", groups=groups, progress=_progress(groups))
+        namespaces = visible(gate)
+        progress = reading.retried(request.args.get("run", "")) if namespaces is None else None
+        return render_template(
+            "failures.html", title="Failures", groups=reading.failures(namespaces), progress=progress
+        )
 
     @pages.get("/pools")
     def pools() -> str:
@@ -137,7 +140,7 @@ def _add_actions(pages: Blueprint, reading: Reading, acting: Acting, gate: Gate)
     @pages.post("/namespaces/<name>/retry")
     def retry(name: str) -> AnyResponse:
         act(gate, Verb.RETRY, name)
-        acting.retry(who().user, [name], _why())
+        acting.retry(who().user, name, _why())
         return _back(f"/namespaces/{name}", "retried")
 
     @pages.post("/failures/retry")
@@ -151,9 +154,11 @@ def _add_actions(pages: Blueprint, reading: Reading, acting: Acting, gate: Gate)
         chosen = alike if request.form.get("which") == "all" else set(request.form.getlist("namespace"))
         if not chosen:
             raise BadRequestError("choose what to try again")
-        done = acting.retry(who().user, sorted(chosen)[:MAX_AT_ONCE], _why())
-        where = {"trouble": trouble, "reason": reason, "asked": len(done), "before": len(alike)}
-        return redirect(f"/failures?{urlencode(where | {'done': 'retried'})}", HTTPStatus.SEE_OTHER)
+        if not chosen & alike:
+            raise BadRequestError(f"none of them is {trouble} ({reason[:100]}) any more: look again")
+        now = sorted(chosen & alike)[:MAX_AT_ONCE]
+        run = acting.start_retry(who().user, Trouble(trouble), reason, now, _why())
+        return redirect(f"/failures?{urlencode({'run': run, 'done': 'retried'})}", HTTPStatus.SEE_OTHER)
 
     @pages.post("/namespaces/<name>/release")
     def release(name: str) -> AnyResponse:
@@ -195,16 +200,6 @@ def _add_actions(pages: Blueprint, reading: Reading, acting: Acting, gate: Gate)
         act(gate, Verb.PAUSE)
         acting.resume(who().user, _why())
         return _back("/", "resumed")
-
-
-def _progress(groups: tuple[FailureGroup, ...]) -> dict[str, object] | None:
-    """How far those are that were asked for together: the address of the page says how many that were, of how many."""
-    asked, before = (request.args.get(name, 0, type=int) for name in ("asked", "before"))
-    if not 0 < asked <= before:
-        return None
-    trouble, reason = request.args.get("trouble", ""), request.args.get("reason", "")
-    left = sum(group.count for group in groups if (group.trouble, group.reason) == (trouble, reason))
-    return {"asked": asked, "done": min(max(before - left, 0), asked), "trouble": trouble, "reason": reason}
 
 
 def _handle_errors(pages: Blueprint) -> None:
