@@ -16,6 +16,8 @@ class Step(StrEnum):
 
     WORK = "work"
     """A try of the whole that failed before its step was done."""
+    ASKED = "asked"
+    """Somebody asked for something by the API: what, and why."""
     CLAIM = "claim"
     BIND = "bind"
     PLACE = "place"

@@ -142,6 +142,9 @@ class NodeReport:
     """Its gateways on that link: addresses that no namespace may have."""
     heard: float = field(default=0.0, compare=False)
     """When it came, by Redis' clock, which is everybody's; 0 for one that is still to be sent."""
+    last_problem: str = ""
+    """The last `problem` since the runner began, though it may have passed; and when it was seen last."""
+    last_problem_at: float = 0.0
 
 
 def acknowledged(

@@ -66,6 +66,8 @@ class AddressDetail:
     decision: Decision | None
     approval_required: bool
     quarantined_until: float = 0.0
+    move_to: str = ""
+    """The node that somebody wants it to be on; "" once it is there, or cannot go there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,9 @@ class NodeView:
     """The addresses it was given and does not hold, each with why."""
     repairs: int
     problem: str
+    last_problem: str = ""
+    """The last one since its runner began, though it may have passed; and when it was there last."""
+    last_problem_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

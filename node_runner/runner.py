@@ -72,6 +72,7 @@ class Runner:
         self._resting: dict[Address, tuple[float, Refusal]] = {}
         self._announcements: list[tuple[float, frozenset[Address]]] = []
         self._repairs = 0
+        self._last_problem, self._last_problem_at = "", 0.0
         self._wrote = self._look_by = float("-inf")
         self._interval = 2.0
         self._untouched = self._nudged = self._pressing = False
@@ -347,9 +348,12 @@ class Runner:
 
     def _report(self, current: bool, link: LinkFacts | None, claims: tuple[Claim, ...], problem: str) -> NodeReport:
         """Says what the node holds. Without a table in the ledger the report names no epoch: nothing was applied."""
+        now = time.time()
+        if problem:
+            self._last_problem, self._last_problem_at = problem, now
         report = NodeReport(
             self._name,
-            time.time(),
+            now,
             self._epoch if current else "",
             self._change if current and not problem else 0,
             f"{self._node_ip}/{link.prefix_length}" if link is not None else "",
@@ -359,6 +363,8 @@ class Runner:
             problem,
             link.carrier if link is not None else True,
             link.gateways if link is not None else (),
+            last_problem=self._last_problem,
+            last_problem_at=self._last_problem_at,
         )
         try:
             self._ledger.report(report)

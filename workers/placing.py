@@ -17,7 +17,7 @@ from egress.hosting import Hosting, cidrs_of, hosting
 from egress.messages import PLACE_TASK, PUBLISH_TASK
 from egress.moves import Cause, Move, has_arrived, next_move
 from egress.objects import MOVE_ANNOTATION, NO_LIMIT, EgressAddress, HostSubnet, Node, Phase
-from egress.operations import PermanentError, Step, TransientError
+from egress.operations import Outcome, PermanentError, Step, TransientError
 from egress.placement import Placement, place
 from egress.table import NodeReport
 from workers.context import Context, readable
@@ -307,6 +307,10 @@ def _end_wish(context: Context, claim: EgressAddress, refusal: str) -> None:
         facts = {"namespace": claim.namespace, "address": claim.address, "node": claim.move_to}
         _log.warning("move refused", **facts, operation=claim.operation, reason=refusal)
         message = f"{claim.address} does not move to {claim.move_to}: {refusal}"
+        context.record(
+            Step.MOVE, claim.namespace, outcome=Outcome.GAVE_UP, message=refusal, address=claim.address,
+            node=claim.move_to, operation=claim.operation,
+        )  # fmt: skip
         context.tell(claim.namespace, claim.namespace_uid, "MoveRefused", message, warning=True)
 
 

@@ -60,11 +60,12 @@ def _left(answer: _Done) -> list[str]:
 @_why
 @_yes
 @reaches
-def release(client: Client, *, namespace: str, why: str, yes: bool) -> None:
+@prints
+def release(client: Client, *, namespace: str, why: str, yes: bool, output: str) -> None:
     """Take the addresses of NAMESPACE away: its traffic leaves with the nodes' IPs from then on."""
     _confirm(yes, f"Connections of {namespace} end, and its traffic leaves with the nodes' IPs. Go on?")
-    client.post(f"/namespaces/{part(namespace)}/release", {"why": why})
-    click.echo(f"{namespace}: is asked to let its addresses go")
+    data = client.post(f"/namespaces/{part(namespace)}/release", {"why": why})
+    put(data, output, lambda: [f"{namespace}: is asked to let its addresses go"])
 
 
 @click.command("approve")
@@ -79,30 +80,33 @@ def release(client: Client, *, namespace: str, why: str, yes: bool) -> None:
 @_why
 @_yes
 @reaches
-def approve(client: Client, *, address: str, verdict: str, why: str, yes: bool) -> None:
+@prints
+def approve(client: Client, *, address: str, verdict: str, why: str, yes: bool, output: str) -> None:
     """Say on behalf of the ticket system what became of ADDRESS."""
     if verdict != Verdict.APPROVED:
         _confirm(yes, f"The traffic that leaves with {address} may be cut. Go on?")
-    client.post(f"/addresses/{part(address)}/decision", {"why": why, "verdict": verdict})
-    click.echo(f"{address}: {verdict}")
+    data = client.post(f"/addresses/{part(address)}/decision", {"why": why, "verdict": verdict})
+    put(data, output, lambda: [f"{address}: {verdict}"])
 
 
 @click.command("pause")
 @_why
 @reaches
-def pause(client: Client, *, why: str) -> None:
+@prints
+def pause(client: Client, *, why: str, output: str) -> None:
     """Have Hawse give, move and take away nothing until `hawse resume`. Nodes keep what they do."""
-    client.post("/pause", {"why": why})
-    click.echo("paused")
+    data = client.post("/pause", {"why": why})
+    put(data, output, lambda: ["paused"])
 
 
 @click.command("resume")
 @click.option("--why", metavar="TEXT", default="", help="Why: it is kept with who did it.")
 @reaches
-def resume(client: Client, *, why: str) -> None:
+@prints
+def resume(client: Client, *, why: str, output: str) -> None:
     """End a pause."""
-    client.post("/resume", {"why": why})
-    click.echo("resumed")
+    data = client.post("/resume", {"why": why})
+    put(data, output, lambda: ["resumed"])
 
 
 def _confirm(yes: bool, question: str) -> None:

@@ -115,6 +115,18 @@ def decoded(data: bytes, kind: type[T]) -> T:
 def reaches(function: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command the options that say where the API is; it gets a Client as its first argument."""
 
+    @functools.wraps(function)
+    def needs(client: Client | None, **others: object) -> object:
+        if client is None:
+            raise UnusableError(f"it is not said where Hawse's API is: use --server or {VARIABLES['server']}")
+        return function(client, **others)
+
+    return may_reach(needs)
+
+
+def may_reach(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a command that also works without the API: it gets None where it is not said where that is."""
+
     @click.option("--server", envvar=VARIABLES["server"], metavar="URL", default="", help="Hawse's API.")
     @click.option(
         "--token-file", type=click.Path(dir_okay=False, exists=True), help="A file with your bearer token, and no more."
@@ -127,9 +139,8 @@ def reaches(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(function)
     def wrapped(*, server: str, token_file: str | None, server_ca: str | None, **others: object) -> object:
-        if not server:
-            raise UnusableError(f"it is not said where Hawse's API is: use --server or {VARIABLES['server']}")
-        return function(Client(server, _token(token_file), server_ca or ""), **others)
+        client = Client(server, _token(token_file), server_ca or "") if server else None
+        return function(client, **others)
 
     return wrapped
 
@@ -147,10 +158,9 @@ def put(data: bytes, output: str, lines: Callable[[], Iterable[str]]) -> None:
     if output == "json":
         click.echo(msgspec.json.format(data, indent=2).decode().rstrip())
     elif output == "yaml":
-        import yaml  # noqa: PLC0415 - slow to import, rarely needed
+        from egress.cli.yaml_text import dump  # noqa: PLC0415 - slow to import, rarely needed
 
-        # Not wider than it is: a line that YAML folds is no line for grep. Escapes: what is untrusted stays inert.
-        click.echo(yaml.safe_dump(msgspec.json.decode(data), sort_keys=False, width=4096).rstrip())
+        click.echo(dump(msgspec.json.decode(data)))
     else:
         for line in lines():
             click.echo(line)

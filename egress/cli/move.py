@@ -17,6 +17,8 @@ import msgspec
 from egress.adapters import manifests
 from egress.adapters.cluster import Cluster, ConfigError, ConflictError, Kind
 from egress.addresses import Address, AddressError, object_name, parse_address
+from egress.cli.client import Client, may_reach, put
+from egress.cli.moving import Move, MoveError, Outcome, by_api
 from egress.listing import who_lists
 from egress.objects import MOVE_ANNOTATION, EgressAddress, Origin, Phase
 from egress.operations import PermanentError, TransientError
@@ -28,24 +30,10 @@ ATTEMPTS = 10
 """How often the wish is written at most: each time somebody else may have changed the object since it was read."""
 
 
-class MoveError(click.ClickException):
-    """The address is not moved; the message is one line that says why and what to do. Exit code 1."""
-
-
 class ClusterError(click.ClickException):
     """It is not said which cluster is meant, or not in a way that can be used."""
 
     exit_code = 2
-
-
-class Outcome(StrEnum):
-    """How a move ends."""
-
-    MOVED = "moved"
-    UNCHANGED = "unchanged"
-    """It was there already."""
-    ASKED = "asked"
-    """Nobody waited for the end."""
 
 
 class Progress(StrEnum):
@@ -64,38 +52,6 @@ class Sight:
     claim: EgressAddress
     wish: str
     listed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """What was done, as it is printed. `origin` is the node that had the address; "" for none."""
-
-    address: str
-    namespace: str
-    origin: str
-    node: str
-    outcome: Outcome
-
-    def __str__(self) -> str:
-        subject = f"{self.address} (namespace {self.namespace})"
-        way = f"from {self.origin} to {self.node}" if self.origin not in ("", self.node) else f"to {self.node}"
-        match self.outcome:
-            case Outcome.MOVED:
-                return f"{subject} has moved {way}"
-            case Outcome.UNCHANGED:
-                return f"{subject} is on {self.node} already"
-            case Outcome.ASKED:
-                return f"{subject} is asked to move {way}"
-
-    def data(self) -> dict[str, str]:
-        """The same, for JSON."""
-        return {
-            "address": self.address,
-            "namespace": self.namespace,
-            "from": self.origin,
-            "to": self.node,
-            "outcome": self.outcome.value,
-        }
 
 
 @click.command("move")
@@ -117,29 +73,47 @@ class Move:
     help="How long to wait.",
 )
 @click.option("--wait/--no-wait", default=True, help="Whether to wait until the node has the address.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Text for people, or JSON.")
-def command(*, text: str, node: str, kubeconfig: str, timeout: float, wait: bool, output: str) -> None:
+@click.option("--why", metavar="TEXT", default="", help="Why: the API keeps it with who did it.")
+@may_reach
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json", "yaml"]),
+    default="text",
+    help="Text for people, or JSON or YAML.",
+)
+def command(  # noqa: PLR0913 - one argument for each option
+    client: Client | None, *, text: str, node: str, kubeconfig: str, timeout: float, wait: bool, why: str, output: str
+) -> None:
     """Move the egress address ADDRESS to NODE.
 
     Hawse moves it if the node may host it, and refuses otherwise. While it moves, its namespace's traffic is dropped or
-    leaves with the namespace's other addresses, never with a node's IP. Without --kubeconfig or HAWSE_KUBECONFIG the
-    cluster is that of $KUBECONFIG, else of ~/.kube/config, else the one in whose pod this runs.
+    leaves with the namespace's other addresses, never with a node's IP.
+
+    With --server or HAWSE_SERVER Hawse's API is asked, which keeps who did it and why. Otherwise the cluster itself:
+    that of --kubeconfig or HAWSE_KUBECONFIG, else of $KUBECONFIG, else of ~/.kube/config, else the one in whose pod
+    this runs.
     """
     try:
         address = parse_address(text)
     except AddressError as error:
         raise click.BadParameter(str(error), param_hint="ADDRESS") from None
+    if client is not None:
+        move = by_api(client, address, node, why, timeout if wait else None)
+    elif why:
+        raise click.UsageError("--why goes with --server: nobody else keeps it")
+    else:
+        move = _by_cluster(kubeconfig, address, node, timeout if wait else None)
+    put(msgspec.json.encode(move.data()), output, lambda: [str(move)])
+
+
+def _by_cluster(kubeconfig: str, address: Address, node: str, timeout: float | None) -> Move:
     try:
-        cluster = Cluster(kubeconfig or _kubeconfig(os.environ))
-        move = _move(cluster, address, node, timeout if wait else None)
+        return _move(Cluster(kubeconfig or _kubeconfig(os.environ)), address, node, timeout)
     except ConfigError as error:
         raise ClusterError(f"{error}; name another with --kubeconfig") from None
     except (PermanentError, TransientError, manifests.ManifestError) as error:
         raise MoveError(str(error)) from None
-    if output == "json":
-        click.echo(msgspec.json.encode(move.data()).decode())
-    else:
-        click.echo(str(move))
 
 
 def progress(sight: Sight, node: str) -> Progress:

@@ -59,7 +59,13 @@ def _mac(_: click.Context, __: click.Parameter, text: str) -> str:
     help="Manifests to read: a YAML or JSON file, a directory of them, or - for stdin. Repeatable.",
 )
 @click.argument("more_paths", nargs=-1, metavar="[FILE]...")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Text for people, or JSON.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json", "yaml"]),
+    default="text",
+    help="Text for people, or JSON or YAML.",
+)
 @click.option("--offline", metavar="NODE", multiple=True, help="Plan as if this node were offline. Repeatable.")
 @click.option(
     "--cluster-network",
@@ -114,6 +120,10 @@ def command(  # noqa: PLR0913 - one argument for each option
     programs = {name: render(rows, NodeFacts(name, tun_mac), layout) for name in sorted(objects.host_subnets)}
     if output == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(_as_data(outcome, programs)), indent=2))
+    elif output == "yaml":
+        from egress.cli.yaml_text import dump  # noqa: PLC0415 - slow to import, rarely needed
+
+        click.echo(dump(_as_data(outcome, programs)))
     else:
         click.echo("\n".join(_as_text(outcome, programs)))
 

@@ -10,6 +10,7 @@ import msgspec
 
 from egress.cli.client import AwayError, Client, clean, decoded, reaches
 from egress.cli.get import all_pages, filtered, row
+from egress.cli.yaml_text import dump
 from egress.views import Assignment, Page
 
 AGAIN_SECONDS = 2.0
@@ -19,7 +20,13 @@ REST_SECONDS = 1.0
 
 @click.command("watch")
 @filtered
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="A line each, or JSON.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json", "yaml"]),
+    default="text",
+    help="A line each, or JSON, a line each, or YAML, a document each.",
+)
 @reaches
 def command(client: Client, *, output: str, **query: str | None) -> None:
     """Show the assignments, and each that changes, until interrupted."""
@@ -51,8 +58,9 @@ def _reads(client: Client, query: dict[str, str | None]) -> Iterator[dict[tuple[
 
 
 def _say(item: Assignment, output: str, *, gone: bool = False) -> None:
-    if output == "json":
-        click.echo(msgspec.json.encode({"event": "gone" if gone else "is", "assignment": item}).decode())
+    if output != "text":
+        data = msgspec.json.encode({"event": "gone" if gone else "is", "assignment": item})
+        click.echo(data.decode() if output == "json" else f"---\n{dump(msgspec.json.decode(data))}")
         return
     namespace, address, pool, phase, node, _, trouble = map(clean, row(item))
     phase = "gone" if gone else phase

@@ -1,4 +1,4 @@
-"""YAML as Kubernetes reads it: dates stay texts, and a key twice in one mapping is an error."""
+"""YAML, read as Kubernetes reads it: dates stay texts, and a key twice in one mapping is an error."""
 
 from __future__ import annotations
 
@@ -44,3 +44,9 @@ def load_all(text: str) -> list[Any]:
         raise YamlTextError(f"{where}{error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a tagged scalar that its type refuses
         raise YamlTextError(" ".join(str(error).split())) from None
+
+
+def dump(data: object) -> str:
+    """What JSON could say, as YAML. A line is not wider than it is: one that YAML folds is no line for grep. What is
+    untrusted is escaped, and stays inert."""
+    return str(yaml.safe_dump(data, sort_keys=False, width=4096)).rstrip()

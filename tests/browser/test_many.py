@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -18,9 +18,21 @@ from tests.contract.api.conftest import Api, Objects
 COUNT = 230
 
 
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[Api]:
-    """The API alone, and nobody who changes its objects."""
+@dataclass
+class Makes:
+    """Starts the API alone, and nobody who changes its objects."""
+
+    objects: Objects
+    start: Callable[..., Api]
+
+    def __call__(self, **settings: str) -> Api:
+        return self.start(**settings)
+
+
+@pytest.fixture(scope="module")
+def make_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Makes]:
+    tmp_path = tmp_path_factory.mktemp("many")
+    made: list[Api] = []
     with Broker(tmp_path / "broker", port=0) as broker, EmbeddedCluster(tmp_path / "cluster") as cluster:
         kube = Kube(cluster.url, cluster.ca_path, cluster.token)
         install(kube)
@@ -28,12 +40,24 @@ def api(tmp_path: Path) -> Iterator[Api]:
         objects.pool("prod", "10.0.0.0/16")
         for number in range(COUNT):
             objects.claim(f"10.0.1.{number}", namespace=f"ns-{number:03}")
-        api = Api(tmp_path / "api", cluster.kubeconfig, broker.unix_url, HAWSE_ANONYMOUS="true").start()
-        try:
+
+        def start(**settings: str) -> Api:
+            directory = tmp_path / f"api{len(made)}"
+            api = Api(directory, cluster.kubeconfig, broker.unix_url, HAWSE_ANONYMOUS="true", **settings).start()
+            made.append(api)
             api.until(lambda: f"{COUNT} assignments".encode() in api.get("/assignments").body)
-            yield api
+            return api
+
+        try:
+            yield Makes(objects, start)
         finally:
-            api.stop()
+            for api in made:
+                api.stop()
+
+
+@pytest.fixture
+def api(make_api: Makes) -> Api:
+    return make_api()
 
 
 @pytest.mark.timeout(120)
@@ -61,5 +85,25 @@ def test_pages_are_turned_and_a_filter_holds_over_them(api: Api, chromium: Brows
         page.locator("select[name=phase]").select_option("Ready")
         page.get_by_role("button", name="Show").click()
         expect(page.get_by_text("0 assignments")).to_be_visible()
+    finally:
+        context.close()
+
+
+@pytest.mark.timeout(120)
+def test_a_page_that_was_turned_away_follows_again(make_api: Makes, chromium: Browser) -> None:
+    """A browser does not ask again by itself for a stream that was answered with an error."""
+    api = make_api(HAWSE_API_LISTENERS="1")
+    context = chromium.new_context(base_url=f"http://127.0.0.1:{api.port}")
+    try:
+        first, second = context.new_page(), context.new_page()
+        first.goto("/assignments")
+        expect(first.locator("tbody tr")).to_have_count(100)
+        second.goto("/assignments?sort=address")
+        notice = second.get_by_text("This page does not follow what happens")
+        expect(notice).to_be_visible(timeout=15_000)
+        first.close()
+        expect(notice).to_be_hidden(timeout=30_000)  # the server finds out within ten seconds that it has gone
+        make_api.objects.claim("10.0.0.1", namespace="the-first")
+        expect(second.locator("tbody tr").first).to_contain_text("the-first", timeout=15_000)
     finally:
         context.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -16,7 +16,7 @@ from egress.adapters.retrying import retry
 from egress.addresses import Address, AddressError, object_name, parse_address
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, TICKETS_TASK
 from egress.objects import MOVE_ANNOTATION, OPT_OUT, POOL_ANNOTATION, Decision, EgressAddress, Phase, Verdict
-from egress.operations import PermanentError, TransientError
+from egress.operations import Outcome, PermanentError, Step, StepRecord, TransientError
 from egress.tickets import DecisionError, key_of
 from egress.views import AuditEntry, RetryRun, Trouble, Verb
 from webhook.api.reading import Reading
@@ -63,7 +63,9 @@ class Acting:
     def retry_all(self, who: str, namespaces: Sequence[str], why: str = "") -> Retried:
         """The same of many. What one of them is refused for keeps none of the others waiting; where something is away,
         the rest is left."""
-        claims, done, refused = self._reading.claims_by_namespace(), [], {}
+        claims = self._reading.claims_by_namespace()
+        done: list[str] = []
+        refused: dict[str, str] = {}
         for namespace in namespaces:
             own = claims.get(namespace, ())
             try:
@@ -113,15 +115,20 @@ class Acting:
     def pause(self, who: str, why: str) -> None:
         """Pauses the automation."""
         _demand(why)
-        self._recorded(who, Verb.PAUSE, "automation", why,
-                       lambda: pausing.pause(self._cluster, self._own, f"{who}: {why}"))  # fmt: skip
+
+        def run() -> str:
+            pausing.pause(self._cluster, self._own, f"{who}: {why}")
+            return ""
+
+        self._recorded(who, Verb.PAUSE, "automation", why, run)
 
     def resume(self, who: str, why: str = "") -> None:
         """Ends the pause."""
 
-        def run() -> None:
+        def run() -> str:
             pausing.resume(self._cluster, self._own)
             self._ask(RECONCILE_TASK)
+            return ""
 
         self._recorded(who, Verb.PAUSE, "automation", f"resumed: {why}" if why else "resumed", run)
 
@@ -129,7 +136,7 @@ class Acting:
         """Who has an address. PermanentError if it is nobody's."""
         return self._claim(_address(address))[0].namespace
 
-    def _retry(self, namespace: str, claims: Collection[EgressAddress]) -> None:
+    def _retry(self, namespace: str, claims: Collection[EgressAddress]) -> str:
         if not claims and self._reading.namespace(namespace) is None:
             raise NotFoundError(f"there is no namespace {namespace} with an egress address")
         profiles = set()
@@ -142,44 +149,47 @@ class Acting:
         self._ask(PUBLISH_TASK)
         for profile in sorted(profiles):
             self._ask(TICKETS_TASK, profile)
+        return namespace
 
-    def _release(self, namespace: str) -> None:
+    def _release(self, namespace: str) -> str:
         patch = {"metadata": {"annotations": {POOL_ANNOTATION: OPT_OUT}}}
         try:
             self._cluster.patch(Kind.NAMESPACE, namespace, patch)
         except NotFoundError:
             raise NotFoundError(f"there is no namespace {namespace}: what it had is in quarantine already") from None
         self._ask(NAMESPACE_TASK, namespace)
+        return namespace
 
-    def _move(self, address: Address, node: str) -> None:
+    def _move(self, address: Address, node: str) -> str:
         for _ in range(TRIES):
             claim, version = self._claim(address)
             if claim.phase is Phase.QUARANTINED:
                 raise PermanentError(f"{address} is in quarantine: it is on no node")
             if claim.node == node and not claim.move_to:
-                return
+                return claim.namespace
             patch = {"metadata": {"annotations": {MOVE_ANNOTATION: node}, "resourceVersion": version}}
             try:
                 self._cluster.patch(Kind.EGRESS_ADDRESS, object_name(address), patch)
             except ConflictError:
                 continue
             self._ask(PLACE_TASK)
-            return
+            return claim.namespace
         raise ConflictError(f"EgressAddress {address} changes all the time: try again")
 
-    def _decide(self, who: str, address: Address, verdict: Verdict, why: str) -> None:
+    def _decide(self, who: str, address: Address, verdict: Verdict, why: str) -> str:
         claim, _ = self._claim(address)
         if claim.ticket is None or claim.ticket.ended:
             raise PermanentError(f"nobody was asked about {address}: it has no ticket, and needs no decision")
         known = claim.decision
         if known is not None and (known.verdict, known.by, known.reason) == (verdict, who, why):
-            return
+            return claim.namespace
         decision = Decision(verdict, who, time.time(), SOURCE, why)
         try:
             decisions.decide(self._cluster, address, key_of(claim), decision, time.time())
         except DecisionError as error:
             raise PermanentError(str(error)) from None
         self._ask(PUBLISH_TASK)
+        return claim.namespace
 
     def _claim(self, address: Address) -> tuple[EgressAddress, str]:
         manifest = self._cluster.get(Kind.EGRESS_ADDRESS, object_name(address))
@@ -187,11 +197,13 @@ class Acting:
             raise NotFoundError(f"{address} is assigned to nobody")
         return manifests.egress_address(manifest), str(manifest["metadata"]["resourceVersion"])
 
-    def _recorded(self, who: str, verb: Verb, subject: str, why: str, run: Callable[[], None]) -> None:
+    def _recorded(self, who: str, verb: Verb, subject: str, why: str, run: Callable[[], str]) -> None:
+        """Does it, and writes down what came of it: in the audit and the log, and in the history of the namespace that
+        `run` gives, "" for none."""
         _check(why)
-        outcome = "failed"
+        outcome, namespace = "failed", ""
         try:
-            run()
+            namespace = run()
             outcome = "done"
         except (TransientError, PermanentError) as error:
             outcome = str(error)
@@ -200,6 +212,11 @@ class Acting:
             _log.info("action", who=who, verb=verb.value, subject=subject, why=why, outcome=outcome)
             try:
                 self._ledger.record_action(AuditEntry("", time.time(), who, verb, subject, why, outcome))
+                if namespace:
+                    address = subject if verb in (Verb.MOVE, Verb.APPROVE) else ""
+                    message = f"{verb.value}: {why}" if why else verb.value
+                    step = StepRecord(namespace, Step.ASKED, Outcome.DONE, time.time(), address=address, by=who)
+                    self._ledger.record(replace(step, message=message))
             except TransientError as error:
                 _log.error("an action is in this log alone", error=str(error))
 

@@ -39,6 +39,12 @@ class Watcher:
         self._lock = threading.Lock()
         self._facts = Facts()
         self._at = float("-inf")
+        self._reads = 0
+
+    def reads(self) -> int:
+        """The number of the read that `facts` gives now: another one, and something may be different."""
+        self.facts()
+        return self._reads
 
     def facts(self) -> Facts:
         """What the ledger said within FACTS_SECONDS; while it is away, what it said last, and why."""
@@ -49,6 +55,7 @@ class Watcher:
                 except TransientError as error:
                     self._facts = replace(self._facts, problem=f"Redis cannot be reached: {error}")
                 self._at = time.monotonic()
+                self._reads += 1
             return self._facts
 
     def _read(self, before: Facts) -> Facts:

@@ -58,19 +58,25 @@ class Reading:
         self._watcher = Watcher(ledger)
         self._lock = threading.Lock()
         self._version = -1
-        self._known: dict[str, tuple[EgressAddress, Assignment]] = {}
+        self._known: dict[str, tuple[EgressAddress, Assignment, str]] = {}
         self._sorted: dict[str, tuple[list[str], list[Assignment]]] = {}
         self._by_namespace: dict[str, list[EgressAddress]] = {}
 
     def state(self) -> object:
         """Equal to an earlier one if nothing that is shown has changed but the time."""
         facts = self._watcher.facts()
-        reports = {node: replace(report, at=0.0) for node, report in facts.reports.items()}
+        reports = {node: replace(report, at=0.0, last_problem_at=0.0) for node, report in facts.reports.items()}
         behind = tuple(node.name for node in self.nodes() if _is_behind(node, facts))
         return (
             self._mirrors.versions, facts.epoch, facts.change, reports, facts.lost, behind, facts.problem,
             self._paused(), self._mirrors.verdict(),
         )  # fmt: skip
+
+    def edition(self) -> object:
+        """Equal to an earlier one only if all that is shown is as it was, but for histories and the audit; found out
+        without looking at it. Different at least once a second while somebody asks."""
+        versions = tuple(self._mirrors.versions.values())
+        return versions, self._watcher.reads(), self._paused(), self.stale()
 
     def overview(self, namespaces: Collection[str] | None = None) -> Overview:
         """What is wrong, and how much there is; of `namespaces` alone unless None."""
@@ -206,7 +212,8 @@ class Reading:
                 self._take(claims.items)
                 self._version = claims.version
             if sort not in self._sorted:
-                pairs = sorted(((_key(sort, item), item) for _, item in self._known.values()), key=lambda pair: pair[0])
+                pairs = [(_key(sort, item, unique), item) for _, item, unique in self._known.values()]
+                pairs.sort(key=lambda pair: pair[0])
                 self._sorted[sort] = [key for key, _ in pairs], [item for _, item in pairs]
             return self._sorted[sort]
 
@@ -215,11 +222,18 @@ class Reading:
         known = {}
         for name, claim in claims.items():
             old = before.get(name)
-            known[name] = old if old is not None and old[0] is claim else (claim, assignment_of(claim))
+            known[name] = old if old is not None and old[0] is claim else _known(claim)
         by_namespace: defaultdict[str, list[EgressAddress]] = defaultdict(list)
-        for claim, _ in known.values():
+        for claim, _, _ in known.values():
             by_namespace[claim.namespace].append(claim)
         self._known, self._sorted, self._by_namespace = known, {}, by_namespace
+
+
+def _known(claim: EgressAddress) -> tuple[EgressAddress, Assignment, str]:
+    """A claim as an assignment, and what tells it from all others in an order."""
+    item = assignment_of(claim)
+    address = parse_address(item.address)
+    return claim, item, f"{address.version}{int(address):032x}"
 
 
 def assignment_of(claim: EgressAddress) -> Assignment:
@@ -267,6 +281,7 @@ def _detail(claim: EgressAddress, netid: int | None) -> AddressDetail:
         claim.decision,
         claim.approval_required,
         claim.quarantined_until,
+        claim.move_to,
     )
 
 
@@ -307,6 +322,8 @@ def _node(name: str, facts: Facts, given: int) -> NodeView:
         refused,
         report.repairs,
         report.problem,
+        report.last_problem,
+        report.last_problem_at,
     )
 
 
@@ -354,19 +371,19 @@ def _groups(items: Iterable[Assignment]) -> tuple[FailureGroup, ...]:
     return tuple(sorted(groups, key=lambda group: (_RANK[group.trouble], -group.count, group.reason)))
 
 
-def _key(sort: str, item: Assignment) -> str:
+def _key(sort: str, item: Assignment, unique: str) -> str:
     """What `item` is sorted by: never the same for two."""
-    address = parse_address(item.address)
-    unique = f"{address.version}{int(address):032x}"
-    value = {
-        "namespace": item.namespace,
-        "address": "",
-        "pool": item.pool,
-        "phase": item.phase.value,
-        "node": item.node,
-        "since": f"{item.since:020.3f}",
-        "trouble": str(_RANK[item.trouble]) if item.trouble is not None else "9",
-    }[sort]
+    match sort:
+        case "address":
+            value = ""
+        case "phase":
+            value = item.phase.value
+        case "since":
+            value = f"{item.since:020.3f}"
+        case "trouble":
+            value = str(_RANK[item.trouble]) if item.trouble is not None else "9"
+        case _:
+            value = {"namespace": item.namespace, "pool": item.pool, "node": item.node}[sort]
     return f"{value}\0{unique}"
 
 

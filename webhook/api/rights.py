@@ -64,6 +64,11 @@ def look_closely(gate: Gate, namespace: str = "") -> None:
         raise TooFastError("too much is asked of the nodes within a minute: wait a moment")
 
 
+def is_tenant(gate: Gate) -> bool:
+    """Whether whoever asks may not look at everything, and so names the namespace that he means."""
+    return not gate.may(who(), LOOK)
+
+
 def visible(gate: Gate) -> Collection[str] | None:
     """The namespaces that are meant and that somebody may see: all (None), or the one that he names and may look at."""
     name = request.args.get("namespace", "")

@@ -146,6 +146,13 @@ class Coordination(Connection):
             ).expire(key, 30 * 24 * 3600).execute()
 
     def history(self, namespace: str) -> tuple[StepRecord, ...]:
-        """A namespace's steps, the latest first."""
+        """A namespace's steps, the latest first, but for those that a newer version wrote and this one cannot read."""
         with away():
-            return tuple(_STEP.decode(text) for text in self._redis.lrange(f"hawse:history:{namespace}", 0, -1))
+            texts = self._redis.lrange(f"hawse:history:{namespace}", 0, -1)
+        steps = []
+        for text in texts:
+            try:
+                steps.append(_STEP.decode(text))
+            except msgspec.DecodeError as error:
+                _log.warning("a step cannot be read", namespace=namespace, error=str(error))
+        return tuple(steps)

@@ -78,6 +78,8 @@ class _Report(msgspec.Struct, frozen=True, omit_defaults=True):
     gateways: list[str] = []
     run: str = ""  # these two are filled in by the script
     heard: float = 0.0
+    last_problem: str = ""
+    last_problem_at: float = 0.0
 
 
 _ROW = msgspec.json.Decoder(_Row)
@@ -153,6 +155,8 @@ class Table(Connection):
             report.problem,
             report.carrier,
             [str(address) for address in report.gateways],
+            last_problem=report.last_problem,
+            last_problem_at=report.last_problem_at,
         )
         with away():
             self._report(args=[report.node, msgspec.json.encode(wire)])
@@ -198,6 +202,8 @@ def _node_report(name: str, wire: _Report) -> NodeReport:
         wire.carrier,
         tuple(map(parse_address, wire.gateways)),
         wire.heard,
+        wire.last_problem,
+        wire.last_problem_at,
     )
 
 

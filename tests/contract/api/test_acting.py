@@ -20,7 +20,7 @@ NAMES = ("one", "two", "three")
 
 
 @pytest.fixture
-def acting(cluster: EmbeddedCluster, objects: Objects, ledger: Ledger) -> Acting:
+def acting(cluster: EmbeddedCluster, objects: Objects, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Acting:
     """Which has read three failed tickets, and reads no more."""
     objects.pool("prod", "192.168.1.0/24")
     ticket = {"profile": "desk", "serial": 1, "failed": "assigned", "failure": "422 no such field"}
@@ -34,7 +34,8 @@ def acting(cluster: EmbeddedCluster, objects: Objects, ledger: Ledger) -> Acting
     assert mirrors.wait(20)
     reading = Reading(mirrors, ledger, lambda: "")
     assert len(reading.all_claims()) == 3
-    mirrors.claims.snapshot = lambda seen=mirrors.claims.snapshot(): seen  # type: ignore[method-assign, misc]
+    seen = mirrors.claims.snapshot()
+    monkeypatch.setattr(mirrors.claims, "snapshot", lambda: seen)
     stop.set()
     return Acting(client, ledger, reading, lambda *_: None, "hawse-system")
 

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,75 @@ def test_a_decision_a_pause_and_a_resume_are_made(run: Run, objects: Objects) ->
     assert refused.err == f"hawse: nobody was asked about {A}: it has no ticket, and needs no decision\n"
 
 
+def test_actions_say_what_programs_read_too(run: Run, objects: Objects) -> None:
+    for output, read in (("json", json.loads), ("yaml", yaml.safe_load)):
+        assert read(run("retry", "bank", "-o", output).out) == {"done": ["bank"], "left": 0}
+        assert read(run("pause", "--why", "x", "-o", output).out) == {"done": ["paused"]}
+        assert read(run("resume", "-o", output).out) == {"done": ["resumed"]}
+        assert read(run("release", "shop", "--why", "x", "--yes", "-o", output).out) == {"done": ["shop"]}
+    objects.told("192.168.1.4")
+    approved = run("approve", "192.168.1.4", "--why", "by phone", "-o", "yaml")
+    assert yaml.safe_load(approved.out) == {"done": ["192.168.1.4"]}
+
+
+MOVE_TO = "egress.hawse.dev/move-to"
+
+
+@contextmanager
+def once_wished(api: Api, objects: Objects, do: Callable[[], object]) -> Iterator[None]:
+    """Does what the workers do about a wish."""
+
+    def is_wished() -> bool:
+        return MOVE_TO in (objects.get(A)["metadata"].get("annotations") or {})
+
+    def work() -> None:
+        api.until(is_wished, 20)
+        do()
+        objects.kube.patch("EgressAddress", A, {"metadata": {"annotations": {MOVE_TO: None}}})
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def test_a_move_by_the_api_is_recorded_with_who_and_why(run: Run, api: Api, objects: Objects) -> None:
+    asked = run("move", A, "node1", "--why", "node2 is drained", "--no-wait", "-o", "yaml")
+    assert asked.code == 0, asked.err
+    assert yaml.safe_load(asked.out) == {
+        "address": A, "namespace": "shop", "from": "node2", "to": "node1", "outcome": "asked"
+    }  # fmt: skip
+    assert objects.get(A)["metadata"]["annotations"][MOVE_TO] == "node1"
+    assert "move: to node1: node2 is drained" in run("describe", "shop").out
+    assert " admin " in run("describe", "shop").out
+    assert any(
+        (line["who"], line["verb"], line["subject"], line["why"]) == ("admin", "move", A, "to node1: node2 is drained")
+        for line in map(json.loads, api.log().splitlines())
+        if line["event"] == "action"
+    )
+    objects.kube.patch("EgressAddress", A, {"metadata": {"annotations": {MOVE_TO: None}}})
+    with once_wished(api, objects, lambda: objects.status(A, phase="Ready", node="node1", conditions=[])):
+        moved = run("move", A, "node1")
+    assert (moved.code, moved.out) == (0, f"{A} (namespace shop) has moved from node2 to node1\n")
+    api.until(lambda: run("get", "assignments", "-n", "shop").rows[1][4] == "node1")
+    assert run("move", A, "node1").out == f"{A} (namespace shop) is on node1 already\n"
+
+
+def test_a_move_by_the_api_that_is_refused_says_why(run: Run, api: Api, objects: Objects, ledger: Ledger) -> None:
+    refusal = "the node is not eligible: without a HostSubnet"
+    step = StepRecord("shop", Step.MOVE, Outcome.GAVE_UP, 1795500000.0, 1, A, "nowhere", refusal)
+    ledger.record(step)  # an earlier one does not count
+    with once_wished(api, objects, lambda: ledger.record(step)):
+        refused = run("move", A, "nowhere")
+    assert (refused.code, refused.err) == (1, f"hawse: {A} does not move to nowhere: {refusal}\n")
+    nobody = run("move", "192.168.1.99", "node1")
+    assert nobody.code == 1
+    assert "assigned to nobody" in nobody.err
+    assert run("move", A, "node1", "--timeout", "0.1").code == 1
+
+
 def test_who_may_not_is_told_what_to_do(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("nonsense\n")
@@ -250,6 +321,20 @@ def test_a_watch_shows_what_changes(api: Api, run: Run, objects: Objects, cluste
             assert (gone["event"], gone["assignment"]["address"]) == ("gone", B)
         finally:
             watching.kill()
+
+
+def test_a_watch_prints_yaml_documents(api: Api, run: Run, cluster: EmbeddedCluster) -> None:
+    environment = os.environ | {"HAWSE_SERVER": f"http://127.0.0.1:{api.port}", "HAWSE_TOKEN": cluster.token}
+    command = [Path(sys.executable).parent / "hawse", "watch", "-o", "yaml", "-n", "shop"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as watching:
+        try:
+            assert watching.stdout is not None
+            lines = [watching.stdout.readline().decode() for _ in range(12)]
+        finally:
+            watching.kill()
+    (document,) = yaml.safe_load_all("".join(lines))
+    assert document["event"] == "is"
+    assert document["assignment"]["namespace"] == "shop"
 
 
 def test_a_watch_that_is_refused_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import urlencode
@@ -12,8 +14,9 @@ from urllib.parse import urlencode
 import pytest
 
 from egress.adapters.ledger import Ledger
+from egress.addresses import parse_address
 from egress.operations import Outcome, Step, StepRecord
-from egress.table import Steering
+from egress.table import Claim, NodeReport, Steering
 from lab.apiserver.process import EmbeddedCluster
 from tests.contract.api.conftest import Answer, Api, Objects, condition
 
@@ -246,3 +249,83 @@ def test_a_ticket_that_failed_is_retried_from_its_page(api: Api, objects: Object
     assert send(api, "/namespaces/shop/retry", why="the field is there now").status == 303
     assert "failed" not in objects.get(A)["status"]["ticket"]
     api.until(lambda: "422 no such field" not in text(api.get("/failures")))
+
+
+def test_who_asked_for_what_is_among_the_steps(api: Api) -> None:
+    assert send(api, "/namespaces/bank/retry", why="the cable is back").status == 303
+    (asked, *_) = json.loads(api.get("/api/v1/namespaces/bank").body)["history"]
+    assert (asked["step"], asked["by"], asked["message"]) == ("asked", "anonymous", "retry: the cable is back")
+    assert "retry: the cable is back" in text(api.get("/namespaces/bank"))
+
+
+def test_columns_sort_and_turn_around(api: Api) -> None:
+    links = re.findall(
+        r'<th scope="col"( aria-sort="[a-z]+")?><a href="([^"]*)">Address', text(api.get("/assignments"))
+    )
+    ((here, url),) = links
+    assert here == ""
+    for expected, order in (("ascending", [">shop<", ">bank<"]), ("descending", [">bank<", ">shop<"])):
+        page = text(api.get(url.replace("&amp;", "&")))
+        ((here, url),) = re.findall(r'<th scope="col"( aria-sort="[a-z]+")?><a href="([^"]*)">Address', page)
+        assert expected in here
+        assert sorted(order, key=page.index) == order
+
+
+def test_a_ticket_is_a_link_only_where_it_leads_to_a_web_page(api: Api, objects: Objects) -> None:
+    for url, linked in (("https://desk.example/CHG1", True), ("javascript:alert(1)", False), ("//evil.example", False)):
+        ticket = {"profile": "desk", "serial": 1, "told": "assigned", "reference": "CHG1", "url": url}
+        objects.status(A, phase="Ready", node="node2", ticket=ticket)
+        api.until(lambda url=url: url in text(api.get("/api/v1/namespaces/shop")))  # type: ignore[misc]
+        page = text(api.get("/namespaces/shop"))
+        assert "CHG1" in page
+        assert (f'href="{url}"' in page) == linked
+
+
+def test_a_long_history_comes_in_parts(api: Api, ledger: Ledger) -> None:
+    for number in range(60):
+        step = StepRecord("shop", Step.WORK, Outcome.RETRY, 1795500000.0 + number, 1, message=f"try {number}.")
+        ledger.record(replace(step, traceback="Traceback <b>\n" * 600))
+    seen: list[str] = []
+    url = "/namespaces/shop"
+    for _ in range(3):
+        page = text(api.get(url))
+        assert len(page) < 250_000
+        seen += re.findall(r"<td data-label=\"Message\">(try \d+)\.", page)
+        found = re.search(r'<a rel="next" href="([^"]*)">Earlier steps', page)
+        url = found[1].replace("&amp;", "&") if found else ""
+    assert url == ""
+    assert seen == [f"try {number}" for number in range(59, -1, -1)]
+    assert api.get("/namespaces/shop?steps=x").status == 400
+
+
+def test_a_node_shows_its_last_error_and_no_endless_list(api: Api, ledger: Ledger) -> None:
+    ledger.beat("node2", "192.168.1.18", 1.0)
+    claims = tuple(
+        Claim(
+            parse_address(f"10.0.{number // 250}.{number % 250 + 1}"), 7, held=False, reason="AddressInUse", message="x"
+        )
+        for number in range(1000)
+    )
+    said = {"last_problem": "OvsFailed: br0 is gone", "last_problem_at": time.time() - 300}
+    ledger.report(NodeReport("node2", 1.0, "e1", 1, "192.168.1.18/16", "eth0", claims, **said))
+    api.until(lambda: "node2" in text(api.get("/nodes")))
+    page = text(api.get("/nodes"))
+    assert "5 min ago: OvsFailed: br0 is gone" in page
+    assert "and 997 more" in page
+    assert len(page) < 10_000
+    assert 'href="/assignments?node=node2"' in page
+
+
+def test_no_page_sets_a_cookie(api: Api) -> None:
+    for path in PAGES:
+        assert "set-cookie" not in api.get(path).headers
+    assert "set-cookie" not in send(api, "/namespaces/bank/retry").headers
+
+
+def test_a_page_that_others_look_at_is_made_anew_when_it_changes(api: Api, objects: Objects) -> None:
+    for _ in range(20):
+        assert "192.168.1.77" not in text(api.get("/assignments?sort=address"))
+    objects.claim("192.168.1.77", namespace="shop")
+    api.until(lambda: "192.168.1.77" in text(api.get("/assignments?sort=address")), 5)
+    assert "Asked to try again" in text(api.get("/?done=retried"))
+    assert "Asked to try again" not in text(api.get("/"))

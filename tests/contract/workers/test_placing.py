@@ -10,7 +10,7 @@ import pytest
 
 from egress.adapters.cluster import ConflictError, Kind
 from egress.messages import PLACE_TASK
-from egress.operations import Step, TransientError
+from egress.operations import Outcome, Step, TransientError
 from workers import placing
 
 A, B, C, D = (f"192.168.1.{last}" for last in (102, 103, 104, 105))
@@ -330,6 +330,10 @@ def test_a_request_that_cannot_be_met_is_refused_with_the_reason(ready: Any) -> 
     assert sorted(events(ready, "MoveRefused")) == [
         f"{A} does not move to node3: the node is not eligible: drained",
         f"{B} does not move to nowhere: the node is not eligible: without a HostSubnet",
+    ]
+    told = [step for step in ready.ledger.history("b") if step.step is Step.MOVE]
+    assert [(step.outcome, step.address, step.node, step.message) for step in told] == [
+        (Outcome.GAVE_UP, B, "nowhere", "the node is not eligible: without a HostSubnet")
     ]
 
 

@@ -397,6 +397,13 @@ def test_without_a_file_it_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
 # The command itself
 
 
+def test_yaml_says_what_json_says(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "-o", "json", "-f", str(example)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert main(["plan", "-o", "yaml", "-f", str(example)]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == said
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("hawse ")

@@ -24,6 +24,10 @@ def as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+def fail() -> None:
+    raise ValueError(HOSTILE)
+
+
 def said(log_format: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The lines that four records made: ours, another library's, and both with a traceback."""
     logs.configure(Settings(log_format=log_format), "api")
@@ -31,7 +35,7 @@ def said(log_format: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     own.info("action", why=HOSTILE, list=[HOSTILE])
     other.warning("%s said %s", HOSTILE, HOSTILE)
     try:
-        raise ValueError(HOSTILE)
+        fail()
     except ValueError as error:
         own.error("failed", exc_info=error)
         other.exception(HOSTILE)
@@ -50,5 +54,5 @@ def test_on_a_console_only_a_record_begins_a_line(capsys: pytest.CaptureFixture[
     lines = said("console", capsys)
     begun = [line for line in lines if not line.startswith("    ")]
     assert len(begun) == 4
-    assert ["[info", "[warning", "[error", "[error"] == [line.split()[1] for line in begun]
+    assert [line.split()[1] for line in begun] == ["[info", "[warning", "[error", "[error"]
     assert sum("forged" in line for line in lines) > 4, "it is shown, and does nothing"

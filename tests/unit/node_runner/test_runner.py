@@ -130,8 +130,13 @@ def test_what_placement_asks_of_a_node_is_told_when_it_changes(
         runner.step()
         runner.step()
     assert (ledger.last.problem, told.times) == ("LinkFailed: down", 2)
+    assert (ledger.last.last_problem, ledger.last.last_problem_at) == ("LinkFailed: down", ledger.last.at)
+    failed_at = ledger.last.at
     runner.step()
     assert (ledger.last.problem, told.times) == ("", 3)
+    assert (ledger.last.last_problem, ledger.last.last_problem_at) == ("LinkFailed: down", failed_at), (
+        "it is remembered"
+    )
 
 
 def test_a_table_never_read_leaves_the_node_as_it_is(

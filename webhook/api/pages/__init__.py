@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from http import HTTPStatus
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, g, redirect, render_template, request
+from markupsafe import escape
 from werkzeug.wrappers import Response as AnyResponse
 
 from egress.adapters.cluster import NotFoundError
 from egress.objects import Phase, Verdict
+from egress.operations import TransientError
 from egress.views import Trouble, Verb
 from webhook.api.acting import Acting
 from webhook.api.diagnosing import Diagnosing
 from webhook.api.identity import LOOK, Gate
-from webhook.api.queries import SORTS, BadRequestError, Filter, flag, wanted
+from webhook.api.pages.printed import Printed
+from webhook.api.queries import SORTS, BadRequestError, Filter, flag, number, wanted
 from webhook.api.reading import Reading
-from webhook.api.rights import STATUSES, DeniedError, act, demand, is_cross_site, look_closely, visible, who
+from webhook.api.rights import (
+    STATUSES,
+    DeniedError,
+    act,
+    demand,
+    is_cross_site,
+    is_tenant,
+    look_closely,
+    visible,
+    who,
+)
 
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 PAGE = 100
+STEPS = 25
+"""How many steps of a history a page shows: each may have a traceback."""
+FAULTS = 250
+"""How many faults a page shows."""
+USER = "\0user\0"
+"""Stands in a page that several are shown for who looks at it."""
 MAX_AT_ONCE = 1000
 MENU = (
     ("/", "Overview"), ("/assignments", "Assignments"), ("/nodes", "Nodes"), ("/failures", "Failures"),
     ("/pools", "Pools"), ("/audit", "Audit"),
 )  # fmt: skip
+OF_ONE = ("/", "/assignments", "/failures")
+"""What there is of one namespace too: `?namespace=NAME`."""
 DONE = {
     "retried": "Asked to try again. This page follows what comes of it.",
     "released": "Asked to let its addresses go.",
@@ -63,8 +84,9 @@ def blueprint(reading: Reading, acting: Acting, diagnosing: Diagnosing, gate: Ga
 
     @pages.context_processor
     def common() -> dict[str, object]:
+        user = "" if "identity" not in g else USER if "shared" in g else who().user
         return {
-            "menu": MENU, "path": request.path, "user": who().user if "identity" in g else "", "ago": _ago,
+            "menu": _menu(gate), "path": request.path, "user": user, "ago": _ago,
             "when": _when, "stale": reading.stale(), "paused": reading.paused(), "link": _link,
             "done": DONE.get(request.args.get("done", ""), ""),
         }  # fmt: skip
@@ -77,20 +99,33 @@ def blueprint(reading: Reading, acting: Acting, diagnosing: Diagnosing, gate: Ga
 
 
 def _add_reads(pages: Blueprint, reading: Reading, gate: Gate) -> None:
+    printed = Printed()
+
+    def shared(namespaces: Collection[str] | None, make: Callable[[], str]) -> str:
+        """A page that is the same for all who may see `namespaces`, but for who they are."""
+        g.shared = True
+        key = (request.full_path, None if namespaces is None else tuple(namespaces), is_tenant(gate))
+        return printed.get(key, reading.edition, make).replace(USER, str(escape(who().user)), 1)
+
     @pages.get("/")
     def overview() -> str:
-        return render_template("overview.html", title="Overview", overview=reading.overview(visible(gate)))
+        seen = visible(gate)
+        return shared(seen, lambda: render_template("overview.html", title="Overview", overview=reading.overview(seen)))
 
     @pages.get("/assignments")
     def assignments() -> str:
-        page = reading.assignments(
-            wanted(visible(gate)), sort=request.args.get("sort", "namespace"), descending=flag("descending"),
-            after=request.args.get("after", ""), limit=PAGE,
-        )  # fmt: skip
-        return render_template(
-            "assignments.html", title="Assignments", page=page, query=request.args, phases=list(Phase),
-            troubles=list(Trouble), sorts=SORTS,
-        )  # fmt: skip
+        meant, sort, descending = wanted(visible(gate)), request.args.get("sort", "namespace"), flag("descending")
+
+        def make() -> str:
+            page = reading.assignments(
+                meant, sort=sort, descending=descending, after=request.args.get("after", ""), limit=PAGE
+            )
+            return render_template(
+                "assignments.html", title="Assignments", page=page, query=request.args, phases=list(Phase),
+                troubles=list(Trouble), sorts=SORTS, sort=sort, descending=descending,
+            )  # fmt: skip
+
+        return shared(meant.namespaces, make)
 
     @pages.get("/namespaces/<name>")
     def namespace(name: str) -> str:
@@ -98,25 +133,31 @@ def _add_reads(pages: Blueprint, reading: Reading, gate: Gate) -> None:
         found = reading.namespace(name)
         if found is None:
             raise NotFoundError(f"there is no namespace {name} that Hawse knows of")
-        return render_template("namespace.html", title=name, detail=found, verdicts=list(Verdict))
+        begin = number("steps", 0)
+        return render_template(
+            "namespace.html", title=name, detail=found, verdicts=list(Verdict), begin=begin, end=begin + STEPS
+        )
 
     @pages.get("/nodes")
     def nodes() -> str:
         demand(gate, LOOK)
-        return render_template("nodes.html", title="Nodes", nodes=reading.nodes())
+        return shared(None, lambda: render_template("nodes.html", title="Nodes", nodes=reading.nodes()))
 
     @pages.get("/failures")
     def failures() -> str:
-        namespaces = visible(gate)
-        progress = reading.retried(request.args.get("run", "")) if namespaces is None else None
-        return render_template(
-            "failures.html", title="Failures", groups=reading.failures(namespaces), progress=progress
-        )
+        seen = visible(gate)
+
+        def make() -> str:
+            progress = reading.retried(request.args.get("run", "")) if seen is None else None
+            groups = reading.failures(seen)
+            return render_template("failures.html", title="Failures", groups=groups, progress=progress)
+
+        return shared(seen, make)
 
     @pages.get("/pools")
     def pools() -> str:
         demand(gate, LOOK)
-        return render_template("pools.html", title="Pools", pools=reading.pools())
+        return shared(None, lambda: render_template("pools.html", title="Pools", pools=reading.pools()))
 
     @pages.get("/audit")
     def audit() -> str:
@@ -128,12 +169,12 @@ def _add_diagnoses(pages: Blueprint, diagnosing: Diagnosing, gate: Gate) -> None
     @pages.get("/namespaces/<name>/path")
     def explain(name: str) -> str:
         look_closely(gate, name)
-        return render_template("path.html", title=f"The path of {name}", way=diagnosing.explain(name))
+        return render_template("path.html", title=f"The path of {name}", way=diagnosing.explain(name), most=FAULTS)
 
     @pages.get("/verification")
     def verify() -> str:
         look_closely(gate)
-        return render_template("verification.html", title="Verification", found=diagnosing.verify())
+        return render_template("verification.html", title="Verification", found=diagnosing.verify(), most=FAULTS)
 
 
 def _add_actions(pages: Blueprint, reading: Reading, acting: Acting, gate: Gate) -> None:
@@ -205,12 +246,27 @@ def _add_actions(pages: Blueprint, reading: Reading, acting: Acting, gate: Gate)
 def _handle_errors(pages: Blueprint) -> None:
     def handler(status: HTTPStatus) -> Callable[[Exception], tuple[str, int]]:
         def answer(error: Exception) -> tuple[str, int]:
-            return render_template("error.html", title=status.phrase, detail=str(error)), status.value
+            g.pop("shared", None)
+            ask = isinstance(error, DeniedError) and request.path in OF_ONE and not request.args.get("namespace")
+            return render_template("error.html", title=status.phrase, detail=str(error), ask=ask), status.value
 
         return answer
 
     for kind, status in STATUSES.items():
         pages.register_error_handler(kind, handler(status))
+
+
+def _menu(gate: Gate) -> list[tuple[str, str]]:
+    """Where one can go: for whoever may not see all, the pages of the one namespace that this one is about."""
+    try:
+        tenant = "identity" in g and is_tenant(gate)
+    except TransientError:
+        tenant = False
+    if not tenant:
+        return list(MENU)
+    name = request.args.get("namespace") or str((request.view_args or {}).get("name", ""))
+    query = f"?{urlencode({'namespace': name})}" if name else ""
+    return [(href + query, text) for href, text in MENU if href in OF_ONE]
 
 
 def _is_from_here() -> bool:
