@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Generic, TypeVar
 
 from egress.addresses import Address
-from egress.program import COOKIE, COOKIE_MASK, OWN_CHAINS, SNAT_CHAIN, Flow, Group, NodeProgram, RuleSet
+from egress.program import COOKIE, COOKIE_MASK, Flow, Group, NodeProgram
+from egress.rules import OWN_PREFIX, SNAT_CHAIN, SPINE_CHAINS, TABLES, RuleSet, tail_of
 
 T = TypeVar("T")
-_JUMP_SPECS = frozenset(f"-j {chain}" for _, chain in OWN_CHAINS)
+_JUMP = re.compile(rf"-[jg] {re.escape(OWN_PREFIX)}\S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +145,14 @@ def change(program: NodeProgram, found: Found) -> Change:
 
 def applied(program: NodeProgram, found: Found) -> Found:
     """What the node holds once `change(program, found)` is carried out: no need to read it all again."""
-    own: dict[tuple[str, str], list[str]] = {key: [] for key in OWN_CHAINS} if program.rules.spine else {}
-    for rule in (*program.rules.spine, *sorted(program.rules.leaves)):
-        own[rule.table, rule.chain].append(rule.spec)
     parents = {
-        parent: tuple(spec for spec in specs if spec not in _JUMP_SPECS)
+        parent: tuple(spec for spec in specs if not _JUMP.fullmatch(spec))
         for parent, specs in found.rules.parents.items()
     }
     for jump in program.rules.jumps:
         key = (jump.table, jump.chain)
         parents[key] = (jump.spec, *parents.get(key, ()))
-    rules = RulesFound({key: tuple(specs) for key, specs in own.items()}, parents)
+    rules = RulesFound(_contents(program.rules), parents)
     addresses = program.addresses - (usurped(program, found) - found.addresses)
     flows = frozenset(flow for flow in program.flows if flow.key not in found.foreign_flows)
     return Found(addresses, flows, program.groups, rules, found.foreign_flows)
@@ -176,11 +174,18 @@ _MARK_ACTION = re.compile(r"set_field:(0x[0-9a-f]+)->pkt_mark")
 def marks_of(found: RulesFound) -> dict[Address, int]:
     """The mark that each address has on the node now, as our SNAT rules say; other rules in the chain say nothing."""
     marks: dict[Address, int] = {}
-    for spec in found.own.get(("nat", SNAT_CHAIN), ()):
+    for spec in snat_rules(found):
         match = _SNAT_RULE.fullmatch(spec)
         if match is not None:
             marks[IPv4Address(match[2])] = int(match[1], 16)
     return marks
+
+
+def snat_rules(found: RulesFound) -> Iterator[str]:
+    """What stands in the chains that hold our SNAT rules, of this version's layout or an earlier one's."""
+    for (table, chain), specs in found.own.items():
+        if table == "nat" and chain.startswith(SNAT_CHAIN):
+            yield from specs
 
 
 def standing(found: Found) -> dict[int, Address]:
@@ -206,44 +211,57 @@ def is_ours(cookie: int) -> bool:
 def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
     """The iptables-restore input that brings our chains and jumps from `found` to `desired`.
 
-    A chain whose fixed rules differ is rewritten as a whole; rules of single addresses come and go one by one. An
-    empty `desired` leaves nothing of ours behind. Rules of other chains are never mentioned, save for our own jumps.
+    A chain whose fixed rules differ is rewritten as a whole; rules of single addresses come and go one by one. A chain
+    of ours that `desired` does not have goes, so that an empty one leaves nothing. Rules of other chains are never
+    mentioned, save for our own jumps.
     """
     scripts: dict[str, str] = {}
-    for table in sorted({table for table, _ in OWN_CHAINS}):
-        declared, lines = _chain_lines(table, desired, found) if desired.spine else ([], [])
+    contents = _contents(desired)
+    for table in TABLES:
+        declared: list[str] = []
+        lines: list[str] = []
+        for (owner, chain), wanted in sorted(contents.items()):
+            if owner == table:
+                edits = _edits(owner, chain, wanted, found.own.get((owner, chain)))
+                if edits is None:  # it is written anew
+                    declared.append(f":{chain} - [0:0]")
+                    edits = [f"-A {chain} {spec}" for spec in wanted]
+                lines += edits
         jumps = {jump.chain: jump.spec for jump in desired.jumps if jump.table == table}
         for (owner, parent), specs in sorted(found.parents.items()):
             if owner == table:
                 lines += _jump_lines(parent, jumps.pop(parent, None), specs)
         lines += [f"-I {parent} 1 {spec}" for parent, spec in sorted(jumps.items())]
-        if not desired.spine:
-            ours = sorted(chain for owner, chain in found.own if owner == table)
-            lines += [f"-F {chain}" for chain in ours] + [f"-X {chain}" for chain in ours]
+        gone = sorted(key[1] for key in found.own.keys() - contents.keys() if key[0] == table)
+        lines += [f"-F {chain}" for chain in gone] + [f"-X {chain}" for chain in gone]
         if declared or lines:
             scripts[table] = "\n".join([f"*{table}", *declared, *lines, "COMMIT", ""])
     return RuleChange(scripts)
 
 
-def _chain_lines(table: str, desired: RuleSet, found: RulesFound) -> tuple[list[str], list[str]]:
-    declared: list[str] = []
-    lines: list[str] = []
-    for chain in sorted(chain for owner, chain in OWN_CHAINS if owner == table):
-        wanted = tuple(rule.spec for rule in desired.spine if (rule.table, rule.chain) == (table, chain))
-        leaves = {rule.spec for rule in desired.leaves if (rule.table, rule.chain) == (table, chain)}
-        there = found.own.get((table, chain))
-        if there is None or (wanted and there != wanted) or len(set(there)) != len(there):
-            declared.append(f":{chain} - [0:0]")
-            lines += [f"-A {chain} {spec}" for spec in (*wanted, *sorted(leaves))]
-        elif not wanted:
-            lines += [f"-D {chain} {spec}" for spec in there if spec not in leaves]
-            lines += [f"-A {chain} {spec}" for spec in sorted(leaves.difference(there))]
-    return declared, lines
+def _contents(rules: RuleSet) -> dict[tuple[str, str], tuple[str, ...]]:
+    """What each of our chains is to hold, in an order that will do."""
+    chains: dict[tuple[str, str], list[str]] = {}
+    for rule in (*rules.spine, *sorted(rules.leaves)):
+        chains.setdefault((rule.table, rule.chain), []).append(rule.spec)
+    return {key: (*specs, tail) if (tail := tail_of(*key)) else tuple(specs) for key, specs in chains.items()}
+
+
+def _edits(table: str, chain: str, wanted: tuple[str, ...], there: tuple[str, ...] | None) -> list[str] | None:
+    """What makes one chain that holds `there` hold `wanted`; None where it must be, or had better be, written anew."""
+    if there == wanted:
+        return []
+    if there is None or (table, chain) in SPINE_CHAINS or len(set(there)) != len(there):
+        return None
+    more, less = set(wanted).difference(there), set(there).difference(wanted)
+    if len(less) > len(there) // 2 or (tail_of(table, chain) and there[-1:] != wanted[-1:]):
+        return None
+    return [f"-D {chain} {spec}" for spec in sorted(less)] + [f"-I {chain} 1 {spec}" for spec in sorted(more)]
 
 
 def _jump_lines(parent: str, wanted: str | None, there: tuple[str, ...]) -> list[str]:
     """Our jump stands once, and first: a rule before it could take our packets away."""
-    ours = [spec for spec in there if spec in _JUMP_SPECS]
+    ours = [spec for spec in there if _JUMP.fullmatch(spec)]
     if ours == ([wanted] if wanted else []) and (not wanted or there[0] == wanted):
         return []
     return [f"-D {parent} {spec}" for spec in ours] + ([f"-I {parent} 1 {wanted}"] if wanted else [])

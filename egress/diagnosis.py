@@ -13,7 +13,8 @@ from ipaddress import ip_network
 
 from egress.addresses import Address
 from egress.delta import Found, mark_in, marks_of, netid_of
-from egress.program import LEAF_CHAINS, SNAT_CHAIN, SPINE_CHAINS, Flow, Layout, NodeProgram, Rule, leaves_of
+from egress.program import Flow, Layout, NodeProgram
+from egress.rules import SNAT, SPINE_CHAINS, Rule, branches_of, leaves_of, tail_of, tree_of
 from egress.table import Steering
 
 MOST_FAULTS = 100
@@ -142,9 +143,12 @@ def trace(rows: Iterable[Steering], node: str, program: NodeProgram, sight: Sigh
         pieces = [flow]
         address = program.own.get(row.netid)
         if address is not None:
-            leaves = sorted(leaves_of(address, program.marks[address], layout))
-            for rule in leaves:
+            mark = program.marks[address]
+            leaves = leaves_of(address, mark, layout)
+            for rule in sorted(leaves | branches_of(address, mark)):
                 stands = (rule.table, rule.chain, rule.spec) in there
+                if stands and rule not in leaves:
+                    continue  # what leads to the address's own rules is of interest only where it does not
                 pieces.append(Piece(f"rule in {rule.table}", str(rule), str(rule) if stands else ""))
             held = str(address) if address in sight.found.addresses else ""
             pieces.append(Piece("address", str(address), held))
@@ -243,15 +247,36 @@ def _rules(node: str, program: NodeProgram, found: Found, layout: Layout, names:
     marked = {mark: address for address, mark in {**marks_of(found.rules), **program.marks}.items()}
     named = {str(address): address for address in marked.values()}
     stale = FaultKind.RULE_SHADOWED if program.rules.spine else FaultKind.RULE_STALE
-    for table, chain in LEAF_CHAINS:
-        leaves = {rule.spec for rule in program.rules.leaves if (rule.table, rule.chain) == (table, chain)}
+    alone: dict[Rule, Address | None] | None = None
+    leaves: dict[tuple[str, str], set[str]] = {key: set() for key in found.rules.own if key not in SPINE_CHAINS}
+    for rule in program.rules.leaves:
+        leaves.setdefault((rule.table, rule.chain), set()).add(rule.spec)
+    for (table, chain), wanted_here in sorted(leaves.items()):
         specs = found.rules.own.get((table, chain), ())
-        lacking = FaultKind.SNAT_MISSING if chain == SNAT_CHAIN else FaultKind.RULE_MISSING
-        differences = [(lacking, spec, "lacks") for spec in sorted(leaves.difference(specs))]
-        differences += [(stale, spec, "has what should not be there:") for spec in specs if spec not in leaves]
+        tail = tail_of(table, chain) if wanted_here else ""
+        lacking = FaultKind.SNAT_MISSING if tree_of(table, chain) is SNAT else FaultKind.RULE_MISSING
+        differences = [(lacking, spec, "lacks") for spec in sorted(wanted_here.difference(specs))]
+        differences += [
+            (stale, spec, "has what should not be there:") for spec in specs if spec not in wanted_here and spec != tail
+        ]
+        if tail and specs[-1:] != (tail,):
+            differences.append((lacking, tail, "does not end with"))
         for kind, spec, verb in differences:
             text = f"table {table} {verb} -A {chain} {spec}"
-            yield Fault(kind, text, node, *_about(_address_of(spec, marked, named), names))
+            address = _address_of(spec, marked, named)
+            if address is None:
+                alone = alone if alone is not None else _alone(program)
+                address = alone.get(Rule(table, chain, spec))
+            yield Fault(kind, text, node, *_about(address, names))
+
+
+def _alone(program: NodeProgram) -> dict[Rule, Address | None]:
+    """The rules that lead to those of addresses: whose packets each leads on, if they are those of one."""
+    found: dict[Rule, Address | None] = {}
+    for address, mark in program.marks.items():
+        for rule in branches_of(address, mark):
+            found[rule] = None if rule in found else address
+    return found
 
 
 def _jumps(node: str, program: NodeProgram, found: Found, layout: Layout) -> Iterator[Fault]:
@@ -300,7 +325,7 @@ def _before_ours(specs: tuple[str, ...], layout: Layout) -> Iterator[str]:
             yield spec
 
 
-_MARK = re.compile(r"--mark (0x[0-9a-f]+)\b")
+_MARK = re.compile(r"--mark (0x[0-9a-f]+)(?: |$)")
 _ADDRESS = re.compile(r"(?:--to-source|--ctrepldst|-d) ([0-9.]+)")
 
 

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from egress.addresses import Address
-from egress.delta import FlowChange, Found, RulesFound, dropping, mark_in, marks_of, netid_of
-from egress.program import SNAT_CHAIN, SPINE_CHAINS, Flow, Group, Layout, Rule, flow_of, leaves_of, rules_of
+from egress.delta import FlowChange, Found, RulesFound, dropping, mark_in, marks_of, netid_of, snat_rules
+from egress.program import Flow, Group, Layout, flow_of
+from egress.rules import SPINE_CHAINS, Rule, branches_of, leaves_of, rules_of, tail_of
 from egress.table import Steering
 
 _TUNNEL_TARGET = re.compile(r"set_field:([0-9A-Fa-f.:]+)->tun_dst")
-_MARK_MATCH = re.compile(r"--mark (0x[0-9a-f]+)")
+_MARK_MATCH = re.compile(r"--mark (0x[0-9a-f]+)(?![0-9a-f/])")
 
 
 def retreat(table: Iterable[Steering], node: str, found: Found, layout: Layout) -> FlowChange:
@@ -69,10 +70,17 @@ def _whole(found: RulesFound, layout: Layout) -> dict[Address, int]:
     reached = all(found.parents.get((jump.table, jump.chain), ())[:1] == (jump.spec,) for jump in rules.jumps)
     if not reached or any(found.own.get(chain) != tuple(specs) for chain, specs in spine.items()):
         return {}
-    there = {Rule(table, chain, spec) for (table, chain), specs in found.own.items() for spec in specs}
-    by_mark = Counter(_MARK_MATCH.findall(" ".join(found.own.get(("nat", SNAT_CHAIN), ()))))
+    # A chain without its last rule lets packets by that another chain should see.
+    there = {
+        Rule(table, chain, spec)
+        for (table, chain), specs in found.own.items()
+        for spec in specs
+        if specs[-1] == (tail_of(table, chain) or specs[-1])
+    }
+    by_mark = Counter(_MARK_MATCH.findall(" ".join(snat_rules(found))))
     return {
         address: mark
         for address, mark in marks.items()
-        if leaves_of(address, mark, layout) <= there and by_mark[f"{mark:#x}"] == len(layout.cluster_networks)
+        if leaves_of(address, mark, layout) | branches_of(address, mark) <= there
+        and by_mark[f"{mark:#x}"] == len(layout.cluster_networks)
     }

@@ -15,7 +15,8 @@ from threading import Event
 
 from egress.addresses import Address
 from egress.delta import FlowChange, RuleChange, RulesFound, is_ours
-from egress.program import OWN_CHAINS, Flow, Group, Layout
+from egress.program import Flow, Group, Layout
+from egress.rules import OWN_PREFIX, is_own
 from node_runner.drivers.errors import (
     AddressForeign,
     AddressIsNodeIP,
@@ -32,7 +33,8 @@ from node_runner.drivers.flows import path_of
 from node_runner.drivers.ports import BridgeFacts, FlowCount, FlowsFound, LinkFacts, Node, ProbeTiming
 
 _GROUP_ACTION = re.compile(r"\bgroup:(\d+)")
-_TARGET = re.compile(r"(?:^| )-j (\S+)")
+_TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
+_JUMP = re.compile(rf"-[jg] {re.escape(OWN_PREFIX)}\S+")
 _BUILTIN_TARGETS = frozenset(
     {"ACCEPT", "DROP", "RETURN", "REJECT", "MASQUERADE", "SNAT", "DNAT", "MARK", "CONNMARK", "LOG"}
 )
@@ -145,13 +147,12 @@ class FakeNat:
 
     def read(self) -> RulesFound:
         """See ports.Nat."""
-        own = {key: tuple(specs) for key, specs in self._chains.items() if key in OWN_CHAINS}
-        jumps = {f"-j {chain}" for _, chain in OWN_CHAINS}
+        own = {key: tuple(specs) for key, specs in self._chains.items() if is_own(*key)}
         usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}
         parents = {
             key: tuple(specs)
             for key, specs in self._chains.items()
-            if key not in OWN_CHAINS and (key in usual or jumps.intersection(specs))
+            if not is_own(*key) and (key in usual or any(map(_JUMP.fullmatch, specs)))
         }
         return RulesFound(own, parents)
 

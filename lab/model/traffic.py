@@ -6,16 +6,18 @@ It knows nothing of tables, plans or programs: what it finds is what Open vSwitc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from egress.addresses import Address
 from egress.delta import Found, mark_in
-from egress.program import CLUSTER_CHAIN, GUARD_CHAIN, SNAT_CHAIN, SPINE_CHAIN, Flow, Layout
+from egress.program import Flow, Layout
+from egress.rules import GUARD_CHAIN, SPINE_CHAIN
 
 _STEER = re.compile(r"set_field:([0-9.]+)->tun_dst")
-_SNAT = re.compile(r"-s \S+ -m mark --mark (0x[0-9a-f]+) -j SNAT --to-source ([0-9.]+)")
+_MARK = re.compile(r"-m mark --mark (0x[0-9a-f]+)(?:/(0x[0-9a-f]+))?(?: |$)")
+_SNAT = re.compile(r"-s \S+ -m mark --mark 0x[0-9a-f]+ -j SNAT --to-source ([0-9.]+)")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,19 +70,43 @@ def _targets(flow: Flow, found: Found) -> Iterator[str]:
 
 
 def _sent_out(flow: Flow, node: str, found: Found, layout: Layout) -> Exit:
-    """What the node's nat table makes of the flow's packets: the first rule with their mark decides."""
-    own, parents = found.rules.own, found.rules.parents
-    leads = (
-        parents.get(("nat", layout.masquerade_chain), ())[:1] == (f"-j {SPINE_CHAIN}",)
-        and own.get(("nat", SPINE_CHAIN), ())[-1:] == (f"-j {SNAT_CHAIN}",)
-        and ("nat", CLUSTER_CHAIN) in own
-    )
-    if leads:
-        for spec in own.get(("nat", SNAT_CHAIN), ()):
-            match = _SNAT.fullmatch(spec)
-            if match is not None and int(match[1], 16) == mark_in(flow):
-                return Exit(node, IPv4Address(match[2]))
-    return Exit(node, None)
+    """What the node's nat table makes of the flow's packets."""
+    jump = f"-j {SPINE_CHAIN}"
+    mark = mark_in(flow)
+    if mark is None or found.rules.parents.get(("nat", layout.masquerade_chain), ())[:1] != (jump,):
+        return Exit(node, None)
+    return Exit(node, translation(found.rules.own, mark, layout.cluster_networks[0]))
+
+
+def translation(own: Mapping[tuple[str, str], Sequence[str]], mark: int, source: IPv4Network) -> Address | None:
+    """The address that our chains give a packet with `mark` that leaves the cluster, of a pod in `source`: walked as
+    the kernel walks them. None where they give it none, or would not load."""
+    frames = [(SPINE_CHAIN, 0)]
+    while frames:
+        chain, position = frames.pop()
+        if ("nat", chain) not in own:
+            return None  # no kernel takes a jump to nowhere
+        for number, spec in enumerate(own["nat", chain][position:], start=position):
+            if not _meets(spec, mark, source):
+                continue
+            if (snat := _SNAT.fullmatch(spec)) is not None:
+                return IPv4Address(snat[1])
+            verb, _, target = spec.rpartition(" ")
+            if ("nat", target) in own:
+                frames += [(chain, number + 1)] if verb.endswith("-j") else []
+                frames.append((target, 0))
+            elif target != "RETURN":
+                return None  # somebody else's rule has decided
+            break
+    return None
+
+
+def _meets(spec: str, mark: int, source: IPv4Network) -> bool:
+    """Whether a rule is for such a packet. Its destination is not in the cluster, which a -d of ours names."""
+    found = _MARK.search(spec)
+    value, mask = (int(found[1], 16), int(found[2] or "0xffffffff", 16)) if found is not None else (0, 0)
+    addressed = " -d " in f" {spec}" or (spec.startswith("-s ") and not spec.startswith(f"-s {source} "))
+    return not addressed and mark & mask == value
 
 
 def is_guarded(found: Found) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from egress.addresses import Address
-from egress.program import OWN_CHAINS, Layout
+from egress.program import Layout
+from egress.rules import OWN_PREFIX
 from node_runner.drivers.ports import Node
 
 
@@ -29,9 +30,7 @@ def open_node(
     return Node(
         flows=Bridge(bridge, vxlan, tun, layout.egress_table),
         nat=Iptables(layout.masquerade_chain, iptables),
-        links=InterfaceLinks(
-            node_ip, {chain for _, chain in OWN_CHAINS} | {layout.masquerade_chain, "INPUT", "FORWARD"}
-        ),
+        links=InterfaceLinks(node_ip, {OWN_PREFIX, layout.masquerade_chain, "INPUT", "FORWARD"}),
         arp=LinkArp(),
         conntrack=KernelConntrack(),
     )

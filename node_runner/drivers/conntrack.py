@@ -21,7 +21,7 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
 from pyroute2.netlink.nfnetlink.nfctsocket import IPCTNL_MSG_CT_DELETE, IPCTNL_MSG_CT_GET
 
 from egress.addresses import Address
-from egress.program import STALE_CONNMARK
+from egress.rules import STALE_CONNMARK
 from node_runner.drivers.errors import NetlinkFailed
 from node_runner.drivers.netlink import Message, Netlink, attribute, attributes
 

@@ -75,7 +75,8 @@ class _Held:
 class InterfaceLinks:
     """The interface that carries `node_ip`, found anew at each call: an interface may be replaced at any time.
 
-    `chains` are the iptables chains whose changes `watch` reports, where iptables is nft.
+    `chains` are the iptables chains whose changes `watch` reports, where iptables is nft; a name that ends with a
+    hyphen stands for all that begin so.
     """
 
     def __init__(self, node_ip: Address, chains: Iterable[str] = ()) -> None:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from egress.delta import RuleChange, RulesFound
-from egress.program import OWN_CHAINS
+from egress.rules import OWN_PREFIX, is_own
 from node_runner.commands import CommandFailed, run, search_path
 from node_runner.drivers.errors import ChainMissing, IptablesFailed
 from node_runner.drivers.ports import checked_name
@@ -20,8 +20,7 @@ _LOCK_WAIT = "--wait=10"
 
 _DECLARATION = re.compile(r":(?P<chain>\S+) ")
 _RULE = re.compile(r"-A (?P<chain>\S+) ?(?P<spec>.*)")
-_OWN_NAMES = {chain for _, chain in OWN_CHAINS}
-_JUMP = re.compile("|".join(f"-j {re.escape(chain)}" for chain in sorted(_OWN_NAMES)))
+_JUMP = re.compile(rf"-[jg] {re.escape(OWN_PREFIX)}\S+")
 
 
 class Variant(StrEnum):
@@ -70,10 +69,10 @@ class Iptables:
                 table = line[1:]
             elif declared := _DECLARATION.match(line):
                 key = table, declared["chain"]
-                (own if key in OWN_CHAINS else others)[key] = []
+                (own if is_own(*key) else others)[key] = []
             elif rule := _RULE.fullmatch(line):
                 key = table, rule["chain"]
-                (own if key in OWN_CHAINS else others).setdefault(key, []).append(rule["spec"])
+                (own if is_own(*key) else others).setdefault(key, []).append(rule["spec"])
         usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}
         parents = {
             key: tuple(specs)

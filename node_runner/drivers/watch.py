@@ -31,10 +31,11 @@ def watch(
     """Calls `callback` once after each burst of changes until `stop` is set (seen within a quarter of a second).
 
     Of links and addresses, those of the interface that `find_index` finds count, and all while it finds none; of
-    nftables, messages that name one of `chains`. Pods come and go all day, and kube-proxy rewrites its chains. The
-    runner's own changes are announced too: whoever is called back finds nothing to do.
+    nftables, messages that name one of `chains`, or one that begins so where it ends with a hyphen. Pods come and go
+    all day, and kube-proxy rewrites its chains. The runner's own changes are announced too: whoever is called back
+    finds nothing to do.
     """
-    names = [chain.encode() + b"\0" for chain in chains]
+    names = [chain.encode() + (b"" if chain.endswith("-") else b"\0") for chain in chains]
     with ExitStack() as stack:
         route = stack.enter_context(_listen(NETLINK_ROUTE, RTMGRP_LINK | RTMGRP_IPV4_IFADDR))
         nft = stack.enter_context(_listen(NETLINK_NETFILTER, 1 << (NFNLGRP_NFTABLES - 1)))

@@ -10,7 +10,8 @@ from ipaddress import IPv4Address
 import pytest
 from pyroute2.netlink import NETLINK_NETFILTER
 
-from egress.program import STALE_CHAIN, Layout, rules_of
+from egress.program import Layout
+from egress.rules import CUT_CHAIN, rules_of
 from lab.fakes.node import FakeConntrack
 from node_runner.drivers.conntrack import _GET, _NFGENMSG, _STALE_ALONE, KernelConntrack
 from node_runner.drivers.netlink import Message, Netlink
@@ -21,7 +22,7 @@ from .conftest import NEIGHBOUR, Netns, add_link, need, run
 A, B = IPv4Address("192.168.1.102"), IPv4Address("192.168.1.103")
 STALE = IPv4Address("192.168.1.104")
 """Stands for connections that the guard has cut."""
-STALE_SPECS = [rule.spec for rule in rules_of({A: 1}, Layout()).spine if rule.chain == STALE_CHAIN]
+STALE_SPECS = [rule.spec for rule in rules_of({A: 1}, Layout()).spine if rule.chain == CUT_CHAIN]
 Lab = tuple[Conntrack, Callable[[IPv4Address, int], None]]
 
 
@@ -78,7 +79,7 @@ def test_only_those_of_the_address_end(table: Lab) -> None:
 
 
 def test_only_those_that_the_guard_has_cut_end(table: Lab) -> None:
-    """The rule is the one of HAWSE-STALE."""
+    """The rule is the one of HAWSE-CUT."""
     conntrack, connect = table
     connect(A, 3)
     assert conntrack.forget_stale() == 0

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from egress.delta import rule_change
-from egress.program import Layout, RuleSet, rules_of
+from egress.program import Layout
+from egress.rules import RuleSet, rules_of
 from node_runner.drivers.conntrack import KernelConntrack
 from node_runner.drivers.nat import Iptables, Variant
 

@@ -111,8 +111,8 @@ def missing_snat(bench: Bench) -> tuple[FaultKind, str]:
 
 
 def missing_guard(bench: Bench) -> tuple[FaultKind, str]:
-    spec = bench.rig.node.nat.read().own["filter", "HAWSE-GUARD-ADDR"][0]
-    bench.rules("filter", f"-D HAWSE-GUARD-ADDR {spec}")
+    spec = bench.rig.node.nat.read().own["filter", "HAWSE-GUARD-SNAT"][0]
+    bench.rules("filter", f"-D HAWSE-GUARD-SNAT {spec}")
     return FaultKind.RULE_MISSING, "shop"
 
 

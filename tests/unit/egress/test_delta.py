@@ -18,6 +18,7 @@ from egress.delta import (
     Delta,
     FlowChange,
     Found,
+    RuleChange,
     RulesFound,
     applied,
     change,
@@ -31,11 +32,6 @@ from egress.delta import (
 )
 from egress.program import (
     COOKIE,
-    LEAF_CHAINS,
-    OWN_CHAINS,
-    SNAT_CHAIN,
-    SPINE_CHAIN,
-    SPINE_CHAINS,
     Flow,
     Group,
     Layout,
@@ -44,7 +40,9 @@ from egress.program import (
     render,
 )
 from egress.retreat import retreat
+from egress.rules import SPINE_CHAIN, SPINE_CHAINS, TREES, is_own, tail_of
 from egress.table import Steering, SteeringHop
+from lab.model.traffic import translation
 
 Key = tuple[int, int, str]
 Chains = dict[str, list[str]]
@@ -144,8 +142,8 @@ class Model:
                 raise AssertionError(line)
         for specs in chains.values():
             for spec in specs:
-                target = spec.split(" -j ")[-1].removeprefix("-j ").split()[0]
-                assert not target.startswith("HAWSE-") or target in chains, f"no chain {target}"
+                target = re.search(r"(?:^| )-[jg] (HAWSE-\S+)", spec)
+                assert target is None or target[1] in chains, f"no chain {target}"
         self.tables[table] = chains
 
     def stages(self, todo: Change) -> Iterator[str]:
@@ -177,10 +175,6 @@ class Model:
         return copy.deepcopy((rules, self.foreign_flows))
 
 
-def is_own(table: str, chain: str) -> bool:
-    return (table, chain) in OWN_CHAINS
-
-
 def mark_in(flow: Flow) -> int | None:
     found = re.search(r"set_field:(0x[0-9a-f]+)->pkt_mark", flow.actions)
     return int(found[1], 16) if found else None
@@ -204,23 +198,28 @@ def assert_holds(model: Model, program: NodeProgram, blocked_before: frozenset[A
     for table, chain in SPINE_CHAINS:
         expected = [rule.spec for rule in rules.spine if (rule.table, rule.chain) == (table, chain)]
         assert model.tables[table][chain] == expected
-    for table, chain in LEAF_CHAINS:
-        leaves = sorted(rule.spec for rule in rules.leaves if (rule.table, rule.chain) == (table, chain))
-        assert sorted(model.tables[table][chain]) == leaves
+    trees: dict[tuple[str, str], list[str]] = {}
+    for rule in rules.leaves:
+        trees.setdefault((rule.table, rule.chain), []).append(rule.spec)
+    own = {(table, chain) for table, chains in model.tables.items() for chain in chains if is_own(table, chain)}
+    assert own == trees.keys() | set(SPINE_CHAINS)
+    for (table, chain), leaves in trees.items():
+        specs = list(model.tables[table][chain])
+        if tail := tail_of(table, chain):
+            assert specs.pop() == tail
+        assert sorted(specs) == sorted(leaves)
     for jump in rules.jumps:
         specs = model.tables[jump.table][jump.chain]
         assert specs[0] == jump.spec
         assert sum("HAWSE" in spec for spec in specs) == 1
 
 
-def stands(model: Model, mark: int, address: Address, program: NodeProgram, layout: Layout) -> bool:
-    """Whether a packet with `mark` that leaves the cluster gets `address` now: jump, spine and rule."""
+def stands(model: Model, mark: int, address: Address, layout: Layout) -> bool:
+    """Whether a packet with `mark` that leaves the cluster gets `address` now."""
     nat = model.tables["nat"]
-    spine = [rule.spec for rule in program.rules.spine if rule.chain == SPINE_CHAIN]
-    rules = {f"-s {net} -m mark --mark {mark:#x} -j SNAT --to-source {address}" for net in layout.cluster_networks}
-    same = [spec for spec in nat.get(SNAT_CHAIN, []) if f"--mark {mark:#x} " in spec]
-    return (
-        nat[layout.masquerade_chain][0] == f"-j {SPINE_CHAIN}" and nat.get(SPINE_CHAIN) == spine and rules == set(same)
+    own = {("nat", chain): specs for chain, specs in nat.items() if is_own("nat", chain)}
+    return nat[layout.masquerade_chain][0] == f"-j {SPINE_CHAIN}" and all(
+        translation(own, mark, network) == address for network in layout.cluster_networks
     )
 
 
@@ -230,7 +229,7 @@ def assert_fail_closed(model: Model, before: dict[Key, Flow], program: NodeProgr
         mark = mark_in(flow)
         if mark is None or before.get(key) == flow:
             continue
-        assert stands(model, mark, program.own[netid_of(flow)], program, layout), flow
+        assert stands(model, mark, program.own[netid_of(flow)], layout), flow
 
 
 def one_pass(model: Model, program: NodeProgram, layout: Layout, stop: int = 99) -> None:
@@ -259,7 +258,7 @@ def one_pass(model: Model, program: NodeProgram, layout: Layout, stop: int = 99)
 
 
 def ignoring_leaf_order(found: Found) -> Found:
-    own = {key: tuple(sorted(specs)) if key in LEAF_CHAINS else specs for key, specs in found.rules.own.items()}
+    own = {key: specs if key in SPINE_CHAINS else tuple(sorted(specs)) for key, specs in found.rules.own.items()}
     return replace(found, rules=RulesFound(own, found.rules.parents))
 
 
@@ -455,13 +454,12 @@ def test_a_node_that_cannot_be_programmed_drops_whatever_is_not_sure(data: st.Da
         elsewhere = {str(hop.node_ip) for hop in row.hops if hop.acknowledged and hop.node != NODE}
         if flow is not None and "->tun_dst" in flow.actions:  # it may be of an earlier table
             assert flow.actions.partition("set_field:")[2].partition("->tun_dst")[0] in elsewhere
-    program = render(table, FACTS, layout, marks=model.marks())
     for flow in model.flows.values():
         if (mark := mark_in(flow)) is not None:
             address = own[netid_of(flow)]
             assert known
             assert address in model.addresses
-            assert stands(model, mark, address, program, layout)
+            assert stands(model, mark, address, layout)
     assert not retreat(table, NODE, replace(found, flows=frozenset(model.flows.values())), layout)
 
 
@@ -542,9 +540,23 @@ def test_a_release_closes_the_flow_before_the_address_and_the_rule() -> None:
 
 
 def test_the_second_address_costs_its_own_rules_alone() -> None:
-    lines = str(next_change(model_with(row(5, A)), row(5, A), row(6, B)).rules).splitlines()
-    assert [line for line in lines if line.startswith((":", "-I", "-D", "-F"))] == []
-    assert sum(line.startswith("-A") for line in lines) == 6
+    model = model_with(row(5, A))
+    there = {chain for chains in model.tables.values() for chain in chains}
+    lines = str(next_change(model, row(5, A), row(6, B)).rules).splitlines()
+    assert [line for line in lines if line.startswith(("-D", "-F", "-X"))] == []
+    assert not there & {line[1:].split()[0] for line in lines if line.startswith(":")}
+    touched = {line.split()[1] for line in lines if line.startswith(("-A", "-I"))} & there
+    assert touched == {tree.root for tree in TREES}
+    assert sum(str(B) in line or f"--mark {int(B):#x} " in line for line in lines) == 7
+
+
+def test_an_address_that_goes_takes_the_chains_with_it_that_no_other_needs() -> None:
+    model = model_with(row(5, A), row(6, B))
+    alone = {table: set(chains) for table, chains in model_with(row(5, A)).tables.items()}
+    todo = next_change(model, row(5, A), row(6))
+    assert sum(line.startswith("-D") for line in str(todo.rules).splitlines()) == 6
+    one_pass(model, render([row(5, A), row(6)], FACTS, Layout(), marks=model.marks()), Layout())
+    assert {table: set(chains) for table, chains in model.tables.items()} == alone
 
 
 def test_connections_end_when_an_address_changes_hands_on_its_node() -> None:
@@ -600,3 +612,61 @@ def test_the_cookie_tells_our_flows_and_their_netid() -> None:
     assert netid_of(flow) == 0xFFFFFF
     assert not is_ours(0)
     assert not is_ours(COOKIE + (1 << 24))
+
+
+# The layout before trees
+
+
+def linear(marks: dict[Address, int]) -> dict[str, Chains]:
+    """What the version before this one left on a node: a chain of all addresses for each purpose."""
+    nat, filters = copy.deepcopy(FOREIGN["nat"]), copy.deepcopy(FOREIGN["filter"])
+    nat["OPENSHIFT-MASQUERADE"].insert(0, "-j HAWSE-EGRESS")
+    nat["HAWSE-EGRESS"] = [
+        "-m mark --mark 0x4000/0x4000 -j RETURN",
+        "-s 10.128.0.0/14 -d 10.128.0.0/14 -j HAWSE-CLUSTER",
+        "-j HAWSE-SNAT",
+    ]
+    nat["HAWSE-CLUSTER"] = [f"-m mark --mark {mark:#x} -j MASQUERADE" for mark in marks.values()]
+    nat["HAWSE-SNAT"] = [
+        f"-s 10.128.0.0/14 -m mark --mark {mark:#x} -j SNAT --to-source {address}" for address, mark in marks.items()
+    ]
+    filters["INPUT"].insert(0, "-j HAWSE-INPUT")
+    filters["FORWARD"].insert(0, "-j HAWSE-GUARD")
+    filters["HAWSE-INPUT"] = [f"-d {address}/32 -m conntrack --ctstate NEW -j REJECT" for address in marks]
+    filters["HAWSE-GUARD"] = ["-d 10.128.0.0/14 -j RETURN", "-j HAWSE-GUARD-ADDR"]
+    filters["HAWSE-GUARD-ADDR"] = [
+        spec
+        for address, mark in marks.items()
+        for spec in (
+            f"-m mark --mark {mark:#x} -m conntrack --ctstate INVALID -j DROP",
+            f"-m mark --mark {mark:#x} -m conntrack ! --ctrepldst {address} --ctstatus CONFIRMED -j HAWSE-STALE",
+            f"-m mark ! --mark {mark:#x} -m conntrack --ctrepldst {address} --ctstatus CONFIRMED -j HAWSE-STALE",
+        )
+    ]
+    filters["HAWSE-STALE"] = ["-j DROP"]
+    return {"nat": nat, "filter": filters}
+
+
+@pytest.mark.parametrize("stop", range(8))
+def test_an_upgrade_replaces_the_rules_table_by_table_and_nothing_else_changes(stop: int) -> None:
+    rows, marks = (row(5, A), row(6, B)), {A: int(A), B: 0x0B000007}  # a mark that would not be chosen anew
+    old = render(rows, FACTS, Layout(), marks=marks)
+    model = Model(set(old.addresses), {flow.key: flow for flow in old.flows}, tables=linear(marks), connections={A, B})
+    program = render(rows, FACTS, Layout(), marks=model.marks())
+    assert program.marks == marks
+    todo = change(program, model.found())
+    assert replace(todo, rules=RuleChange()) == Change()
+    for _ in zip(range(stop), model.stages(todo), strict=False):
+        for address, mark in marks.items():
+            assert stands(model, mark, address, Layout())
+    one_pass(model, program, Layout())
+    assert model.connections == {A, B}
+    assert not any("HAWSE-STALE" in chains or "HAWSE-GUARD-ADDR" in chains for chains in model.tables.values())
+
+
+def test_a_node_that_cannot_be_programmed_after_an_upgrade_drops_what_the_old_rules_served() -> None:
+    """It cannot tell whether they guard as they should."""
+    model = Model({A}, tables=linear({A: int(A)}))
+    model.flows = {flow.key: flow for flow in render((row(5, A),), FACTS, Layout()).flows}
+    (drop,) = retreat([row(5, A)], NODE, model.found(), Layout()).add
+    assert drop.actions == "drop"

@@ -12,15 +12,12 @@ from hypothesis import strategies as st
 from egress.addresses import KUBE_PROXY_BITS, Address
 from egress.program import (
     COOKIE,
-    OWN_CHAINS,
-    SNAT_CHAIN,
     Layout,
     NodeFacts,
     NodeProgram,
-    Rule,
-    RuleSet,
     render,
 )
+from egress.rules import SNAT, SPINE_CHAINS, Rule, RuleSet, is_own, tree_of
 from egress.table import Steering, SteeringHop
 
 A = IPv4Address("192.168.1.102")
@@ -90,11 +87,11 @@ def test_the_egress_node_marks_the_packets_and_holds_the_address() -> None:
         "actions=set_field:0a:58:0a:80:00:01->eth_dst,set_field:0xc0a80166->pkt_mark,goto_table:101"
     ]
     assert program.addresses == {A}
-    assert Rule("nat", SNAT_CHAIN, "-s 10.128.0.0/14 -m mark --mark 0xc0a80166 -j SNAT --to-source 192.168.1.102") in (
-        program.rules.leaves
-    )
+    spec = "-s 10.128.0.0/14 -m mark --mark 0xc0a80166 -j SNAT --to-source 192.168.1.102"
+    assert Rule("nat", "HAWSE-SNAT-01100110", spec) in program.rules.leaves
     nat = [str(rule) for rule in program.rules.spine if rule.table == "nat"]
     assert nat == [
+        "-A HAWSE-EGRESS -m mark --mark 0x0 -j RETURN",
         "-A HAWSE-EGRESS -m mark --mark 0x4000/0x4000 -j RETURN",
         "-A HAWSE-EGRESS -s 10.128.0.0/14 -d 10.128.0.0/14 -j HAWSE-CLUSTER",
         "-A HAWSE-EGRESS -j HAWSE-SNAT",
@@ -162,7 +159,7 @@ def test_invariants(rows: list[Steering], node: str, layout: Layout, withheld: s
     assert len(buckets) == len(program.groups)
     snat: dict[int, set[str]] = {}
     for rule in program.rules.leaves:
-        if rule.chain == SNAT_CHAIN:
+        if tree_of(rule.table, rule.chain) is SNAT and " -j " in rule.spec:
             found = re.fullmatch(r"-s (\S+) -m mark --mark (0x[0-9a-f]+) -j SNAT --to-source (\S+)", rule.spec)
             assert found is not None
             snat.setdefault(int(found[2], 16), set()).add(f"{found[1]} {found[3]}")
@@ -210,7 +207,9 @@ def test_a_program_depends_on_no_order(rows: list[Steering], node: str, data: st
 @given(tables(), st.sampled_from(sorted(NODE_IPS)), st.sampled_from(LAYOUTS))
 def test_rules_stay_in_our_chains_and_no_two_are_the_same(rows: list[Steering], node: str, layout: Layout) -> None:
     rules = render(rows, NodeFacts(node), layout).rules
-    assert all((rule.table, rule.chain) in OWN_CHAINS for rule in (*rules.spine, *rules.leaves))
+    assert all(is_own(rule.table, rule.chain) for rule in (*rules.spine, *rules.leaves))
+    assert all((rule.table, rule.chain) in SPINE_CHAINS for rule in rules.spine)
+    assert all(tree_of(rule.table, rule.chain) for rule in rules.leaves)
     assert len({*rules.spine, *rules.leaves}) == len(rules.spine) + len(rules.leaves)
     assert not {(rule.table, rule.chain) for rule in rules.spine} & {(rule.table, rule.chain) for rule in rules.leaves}
     assert {(jump.table, jump.chain) for jump in rules.jumps} in (

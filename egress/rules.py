@@ -1,0 +1,241 @@
+"""The iptables rules of a node's egress addresses, laid out as trees of chains. Pure.
+
+Rules of single addresses in one long chain cost every packet that walks it as many comparisons as the node has
+addresses. In a tree each chain compares a few bits of what its leaves compare whole, so that a packet meets some
+twenty rules of a thousand times as many. Where a rule belongs depends on nothing but the rule: a chain's name says the
+bits that its rules have in common. It is there while it has rules of addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+from egress.addresses import Address
+
+if TYPE_CHECKING:
+    from egress.program import Layout
+
+OWN_PREFIX = "HAWSE-"
+"""Every chain of tables nat and filter whose name begins so is ours, whichever version made it."""
+TABLES = ("filter", "nat")
+
+SPINE_CHAIN = "HAWSE-EGRESS"
+CLUSTER_CHAIN = "HAWSE-CLUSTER"
+SNAT_CHAIN = "HAWSE-SNAT"
+INPUT_CHAIN = "HAWSE-INPUT"
+REJECT_CHAIN = "HAWSE-REJECT"
+GUARD_CHAIN = "HAWSE-GUARD"
+PASS_CHAIN = "HAWSE-PASS"  # noqa: S105 - a chain that lets packets pass
+CHECK_CHAIN = "HAWSE-CHECK"
+GUARD_MARK_CHAIN = "HAWSE-GUARD-MARK"
+GUARD_SNAT_CHAIN = "HAWSE-GUARD-SNAT"
+CUT_CHAIN = "HAWSE-CUT"
+STALE_CONNMARK = 0x48415753
+"""The connmark ("HAWS" in ASCII) of a connection that the guard has cut: the runner ends its conntrack entry."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rule:
+    """One iptables rule: `spec` is what follows `-A CHAIN` in `iptables -S`."""
+
+    table: str
+    chain: str
+    spec: str
+
+    def __str__(self) -> str:
+        return f"-A {self.chain} {self.spec}"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """The node's iptables rules.
+
+    `jumps` stand first in chains that are not ours and lead into ours. `spine` are the fixed rules of our chains, in
+    order. `leaves` are the rules of single addresses and the branches that lead to them: within a chain, which holds
+    nothing else but for what `tail_of` says, any two that match the same packet do the same with it, so their order
+    means nothing.
+    """
+
+    jumps: tuple[Rule, ...] = ()
+    spine: tuple[Rule, ...] = ()
+    leaves: frozenset[Rule] = frozenset()
+
+
+class Key(Enum):
+    """What of a packet a tree branches on."""
+
+    MARK = "mark"
+    DESTINATION = "destination"
+    TRANSLATION = "translation"
+    """Where the answers to the packet's connection go: the address that it is translated to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A tree of chains from `root` on. `tail` is the last rule of each of its chains, "" for none: what becomes of a
+    packet that none of the other rules is for."""
+
+    table: str
+    root: str
+    key: Key
+    tail: str = ""
+
+    def chain(self, key: int) -> str:
+        """The chain that holds the leaves of a mark or an address whose number is `key`."""
+        return self.branches(key)[-1][1]
+
+    def branches(self, key: int) -> list[tuple[str, str]]:
+        """From the root on: the match that leads on, and the chain that it leads to."""
+        if self.key is Key.TRANSLATION:
+            return [(self._prefix(key, rest), f"{self.root}-{key >> rest:0{8 - rest // 4}x}") for rest in _RESTS]
+        return [(self._bits(key, depth), f"{self.root}-{(key & 0xFF) >> (8 - depth):0{depth}b}") for depth in _DEPTHS]
+
+    def _bits(self, key: int, depth: int) -> str:
+        mask = 0xFF & 0xFF << (8 - depth)
+        if self.key is Key.MARK:
+            return f"-m mark --mark {key & mask:#x}/{mask:#x}"
+        return f"-d {IPv4Address(key & mask)}/{IPv4Address(mask)}"
+
+    def _prefix(self, key: int, rest: int) -> str:
+        return f"-m conntrack --ctrepldst {IPv4Address(key >> rest << rest)}/{32 - rest}"
+
+
+_DEPTHS = (2, 4, 6, 8)
+"""Of marks and destinations the last eight bits tell a node's addresses apart: they are of one subnet. How many of
+these each chain knows; the names have them as digits."""
+_RESTS = (12, 8, 4)
+"""iptables knows no masks but prefixes for translations (it drops others without a word). How many bits each chain does
+not know; the names have the others in hexadecimal."""
+
+CLUSTER = Tree("nat", CLUSTER_CHAIN, Key.MARK)
+SNAT = Tree("nat", SNAT_CHAIN, Key.MARK)
+REJECT = Tree("filter", REJECT_CHAIN, Key.DESTINATION)
+PASS = Tree("filter", PASS_CHAIN, Key.MARK, tail=f"-g {CHECK_CHAIN}")
+GUARD_MARK = Tree("filter", GUARD_MARK_CHAIN, Key.MARK)
+GUARD_SNAT = Tree("filter", GUARD_SNAT_CHAIN, Key.TRANSLATION)
+TREES = (CLUSTER, SNAT, REJECT, PASS, GUARD_MARK, GUARD_SNAT)
+SPINE_CHAINS = (
+    ("nat", SPINE_CHAIN),
+    ("filter", INPUT_CHAIN),
+    ("filter", GUARD_CHAIN),
+    ("filter", CHECK_CHAIN),
+    ("filter", CUT_CHAIN),
+)
+_BY_ROOT = {(tree.table, tree.root): tree for tree in TREES}
+
+
+def is_own(table: str, chain: str) -> bool:
+    """Whether a chain is ours, of this version or another."""
+    return chain.startswith(OWN_PREFIX) and table in TABLES
+
+
+def tree_of(table: str, chain: str) -> Tree | None:
+    """The tree that a chain of ours is part of; None for one with fixed rules, and for another version's."""
+    root, _, digits = chain.rpartition("-")
+    return _BY_ROOT.get((table, chain if digits.strip("0123456789abcdef") else root))
+
+
+def tail_of(table: str, chain: str) -> str:
+    """The spec of the rule that must be the last of a chain; "" where the order means nothing."""
+    tree = tree_of(table, chain)
+    return tree.tail if tree is not None else ""
+
+
+def rules_of(marks: Mapping[Address, int], layout: Layout) -> RuleSet:
+    """The rules of the node's addresses, each with its mark.
+
+    nat: what has no mark or kube-proxy's returns; marked packets to in-cluster destinations are MASQUERADEd, all
+    others get their address by SNAT. filter: new connections to an egress address are REJECTed; and a packet whose
+    mark and whose connection's translation are not of the same address is rejected. A connection keeps its translation
+    whatever the nat rules say: begun before the assignment, the node's IP; begun before a release, the address. The
+    connmark tells the runner to end it, so that it may begin anew.
+    """
+    if not marks:
+        return RuleSet()  # a node without addresses carries no chain of ours at all
+    leaves: set[Rule] = set()
+    for address, mark in marks.items():
+        leaves |= leaves_of(address, mark, layout)
+        leaves |= branches_of(address, mark)
+    jumps = (
+        Rule("nat", layout.masquerade_chain, f"-j {SPINE_CHAIN}"),
+        Rule("filter", "INPUT", f"-j {INPUT_CHAIN}"),
+        Rule("filter", "FORWARD", f"-j {GUARD_CHAIN}"),
+    )
+    return RuleSet(jumps, _spine(layout), frozenset(leaves))
+
+
+def _spine(layout: Layout) -> tuple[Rule, ...]:
+    """The fixed rules. A packet that needs no tree meets none."""
+    nat = ["-m mark --mark 0x0 -j RETURN", "-m mark --mark 0x4000/0x4000 -j RETURN"]
+    nat += [
+        f"-s {source} -d {destination} -j {CLUSTER_CHAIN}"
+        for source in layout.cluster_networks
+        for destination in layout.cluster_networks
+    ]
+    nat.append(f"-j {SNAT_CHAIN}")
+    guard = [f"-d {network} -j RETURN" for network in layout.cluster_networks]
+    # A connection's first packet is yet to be translated. What belongs to no connection has no status, and goes on.
+    guard.append("-m conntrack ! --ctstatus CONFIRMED -j RETURN")
+    guard.append(f"-m mark ! --mark 0x0 -g {PASS_CHAIN}")
+    # Only the direction of the pods' packets: the answers carry no mark.
+    lost = f"-m conntrack --ctdir ORIGINAL -g {GUARD_SNAT_CHAIN}"
+    guard.append(lost)
+    check = [f"-j {GUARD_MARK_CHAIN}", lost]
+    stale = [
+        f"-j CONNMARK --set-xmark {STALE_CONNMARK:#x}/0xffffffff",
+        "-p tcp -j REJECT --reject-with tcp-reset",
+        "-j DROP",
+    ]
+    return (
+        *(Rule("nat", SPINE_CHAIN, spec) for spec in nat),
+        Rule("filter", INPUT_CHAIN, f"-m conntrack --ctstate NEW -j {REJECT_CHAIN}"),
+        *(Rule("filter", GUARD_CHAIN, spec) for spec in guard),
+        *(Rule("filter", CHECK_CHAIN, spec) for spec in check),
+        *(Rule("filter", CUT_CHAIN, spec) for spec in stale),
+    )
+
+
+def leaves_of(address: Address, mark: int, layout: Layout) -> frozenset[Rule]:
+    """The rules of one address, and of no other."""
+    exactly = f"-m mark --mark {mark:#x}"
+    new = "-m conntrack --ctstate NEW -j REJECT --reject-with icmp-port-unreachable"
+    elsewhere = f"-m conntrack ! --ctrepldst {address} --ctstatus CONFIRMED"
+    here = f"-m conntrack --ctrepldst {address} --ctstatus CONFIRMED --ctdir ORIGINAL"
+    number, snat, guard_mark = int(address), SNAT.chain(mark), GUARD_MARK.chain(mark)
+    leaves = [
+        Rule("nat", CLUSTER.chain(mark), f"{exactly} -j MASQUERADE"),
+        Rule("filter", REJECT.chain(number), f"-d {address}/32 {new}"),
+        # What is as it should be is told first, and goes on its way.
+        Rule("filter", PASS.chain(mark), f"{exactly} -m conntrack --ctrepldst {address} -j RETURN"),
+        # What belongs to no connection, as the last packets of one that was ended, is translated to nothing.
+        Rule("filter", guard_mark, f"{exactly} -m conntrack --ctstate INVALID -j DROP"),
+        Rule("filter", guard_mark, f"{exactly} {elsewhere} -j {CUT_CHAIN}"),
+        Rule("filter", GUARD_SNAT.chain(number), f"-m mark ! --mark {mark:#x} {here} -j {CUT_CHAIN}"),
+    ]
+    leaves += [
+        Rule("nat", snat, f"-s {network} {exactly} -j SNAT --to-source {address}")
+        for network in layout.cluster_networks
+    ]
+    return frozenset(leaves)
+
+
+def branches_of(address: Address, mark: int) -> frozenset[Rule]:
+    """The rules that lead to those of one address; others may share them."""
+    return _branches(int(address), mark)
+
+
+@lru_cache(1 << 14)
+def _branches(address: int, mark: int) -> frozenset[Rule]:
+    """By goto: a packet that has been down one branch is not for another."""
+    rules = []
+    for tree in TREES:
+        chain = tree.root
+        for match, child in tree.branches(mark if tree.key is Key.MARK else address):
+            rules.append(Rule(tree.table, chain, f"{match} -g {child}"))
+            chain = child
+    return frozenset(rules)
