@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -15,6 +15,7 @@ from egress.diagnosis import Fault, Sight, Trace, examine, trace
 from egress.program import Layout, NodeFacts, NodeProgram, render
 from egress.retreat import retreat
 from egress.table import Claim, Steering, SteeringHop
+from node_runner.applied import Applied
 from node_runner.drivers.errors import AddressForeign, NodeError
 from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
 
@@ -55,7 +56,8 @@ LOOK = ProbeTiming(2, 0.05, 0.15)
 class _Pass:
     """A pass under way. `given` are the node's addresses by the table, each with its NetID; `found` is what the node
     holds by now; `failed` are addresses that a round should have added and could not, `kept` those that it could not
-    remove. In a `trusted` pass the node was not read: nobody has told of a change."""
+    remove. In a `partial` pass, over a part of the table, all of these are of that part alone, and `others` are the
+    marks of the node's other addresses."""
 
     rows: list[Steering]
     given: Mapping[Address, int]
@@ -65,7 +67,8 @@ class _Pass:
     failed: dict[Address, Refusal] = field(default_factory=dict)
     kept: dict[Address, Refusal] = field(default_factory=dict)
     wrote: bool = False
-    trusted: bool = False
+    others: Mapping[Address, int] | None = None
+    partial: bool = False
 
 
 class Programmer:
@@ -79,7 +82,7 @@ class Programmer:
         self._timing = timing
         self._facts: NodeFacts | None = None
         self._facts_age = 0
-        self._known: Found | None = None
+        self._applied: Applied | None = None
         self._retreated = False  # what flows pointed to, such as groups, may stand without them
 
     def forget_facts(self) -> None:
@@ -154,6 +157,7 @@ class Programmer:
         resting: Mapping[Address, Refusal],
         fresh: bool = False,
         untouched: bool = False,
+        changed: Collection[int] | None = None,
     ) -> Result:
         """Brings the node to `table`. Raises NodeError when the node as a whole cannot be programmed; then every
         NetID of the table that has no flow drops, and so does every flow that counts on what does not stand.
@@ -162,12 +166,16 @@ class Programmer:
         runner's first pass: it also looks where nothing of ours should be. What is taken is not announced yet.
 
         `untouched` says that nobody has told of a change of the node since it was last looked at, a moment ago. Then
-        the bridge is not read again, and the rules only where the node's own addresses change: legacy iptables tell
-        nobody.
+        only the rows that are not those of the last pass are looked at, and of the node only its interface. `changed`
+        has the NetIDs of these rows, and may have more; None if that is not known.
         """
-        known, self._known = self._known, None
+        known, self._applied = self._applied, None
         try:
-            result = self._run(list(table.values()), resting, fresh=fresh, known=known if untouched else None)
+            result = None
+            if untouched and known is not None and not resting:
+                result = self._run_part(table, known, known.changed(table) if changed is None else changed)
+            if result is None:
+                result = self._run(list(table.values()), resting, fresh=fresh)
         except NodeError:
             self._retreated = True
             self._retreat(list(table.values()))
@@ -175,49 +183,91 @@ class Programmer:
         self._retreated = False
         return result
 
-    def _run(
-        self, rows: list[Steering], resting: Mapping[Address, Refusal], *, fresh: bool, known: Found | None
-    ) -> Result:
+    def _run_part(self, table: Mapping[int, Steering], known: Applied, netids: Collection[int]) -> Result | None:
+        """A pass over the rows of `netids`, where the node holds what is `known`. None if that cannot be counted on, or
+        if it failed: a pass over everything finds what was done."""
+        drivers = self._drivers
+        part = known.part(table, netids) if self._facts is known.facts and self._facts_age < FACTS_PASSES else None
+        if part is None:
+            return None
+        try:
+            sight = drivers.links.look(part.given)
+            if sight.addresses != known.addresses or sight.refusals or not sight.facts.carrier:
+                return None
+            if part.own and not drivers.nat.unchanged():
+                return None
+            self._facts_age += 1
+            at_work = _Pass(part.rows, part.given, part.found, {}, others=part.others, partial=True)
+            asked = frozenset(part.given.keys() - part.found.addresses)
+            with ThreadPoolExecutor(1) as pool:
+                taken = self._rounds(at_work, sight.facts, asked, self._ask_early(pool, at_work, sight.facts, asked))
+        except NodeError as error:
+            _log.warning("the whole node is looked at", reason=error.reason, error=str(error))
+            return None
+        if at_work.failed or at_work.kept:
+            return self._run(list(table.values()), at_work.failed, fresh=False)
+        known.advance(part, at_work.program, _claims(part.given, at_work.program, at_work.refused, {}))
+        if not at_work.refused:
+            self._applied = known
+        return Result(sight.facts, known.claims, taken, at_work.refused, at_work.wrote)
+
+    def _run(self, rows: list[Steering], resting: Mapping[Address, Refusal], *, fresh: bool) -> Result:
         self._facts_age += 1
-        link = self._drivers.links.facts()
         if fresh:
             self._drivers.links.sweep()
         given = {hop.address: row.netid for row in rows for hop in row.hops if hop.node == self._name}
-        # The link is asked while the node is read and fenced; but not before the node has let go what is another's by
-        # now: two that are to swap addresses would find each other's.
-        with ThreadPoolExecutor(1) as link_asker:
-            here = self._drivers.links.read()
-            refused = self._refused(given, resting) | (_unlinked(link, given.keys() - here) if not link.carrier else {})
-            asked = frozenset(given.keys() - refused.keys() - here)
-            early = link_asker.submit(self._probe, link, asked) if asked and here <= given.keys() else None
-            if known is not None:
-                carrying = {netid: address for address, netid in given.items() if address not in refused}
-                rules = known.rules if standing(known) == carrying else self._drivers.nat.read()
-                found = replace(known, addresses=here, rules=rules)
-            else:
-                found = self._read(everywhere=fresh or self._retreated)
-            at_work = _Pass(rows, given, found, refused, trusted=known is not None)
-            # First without the addresses that are new here: their NetIDs are dropped while the link is asked. But one
-            # that only the interface lacks was asked about when its flow and rule were written: somebody took it away.
-            # Its traffic, which leaves with the right source, is not cut while the link is asked again.
-            lacking = _standing_but_for_the_interface(found, given, asked)
-            self._round(at_work, withheld=(asked - lacking) | refused.keys(), later=asked)
-            taken: frozenset[Address] = frozenset()
-            if asked:
-                at_work.refused |= early.result() if early is not None else self._probe(link, asked)
-                taken = self._round(at_work, withheld=at_work.refused.keys())
+        sight = self._drivers.links.look(given)
+        link, here = sight.facts, sight.addresses
+        refused = self._refused(given, resting, sight.refusals)
+        if not link.carrier:
+            refused |= _unlinked(link, given.keys() - here)
+        asked = frozenset(given.keys() - refused.keys() - here)
+        at_work = _Pass(rows, given, Found(here), refused)
+        with ThreadPoolExecutor(2) as pool:
+            ending = pool.submit(self._drivers.conntrack.forget_stale) if here or given else None
+            early = self._ask_early(pool, at_work, link, asked)
+            at_work.found = self._read(here, everywhere=fresh or self._retreated)
+            taken = self._rounds(at_work, link, asked, early)
+        found = at_work.found
         if at_work.failed:
             # Their flows must go, or the packets would leave with whatever source the other rules give them.
             at_work.refused |= at_work.failed
             at_work.found = self._read()
             self._round(at_work, withheld=at_work.refused.keys())
-        if found.addresses or at_work.program.addresses:
-            ended = self._drivers.conntrack.forget_stale()
-            if ended:
-                _log.info("ended connections that the guard had cut", connections=ended)
-        self._known = at_work.found if not at_work.refused else None
+        if ending is not None and (ended := ending.result()):
+            _log.info("ended connections that the guard had cut", connections=ended)
         claims = _claims(given, at_work.program, at_work.refused, at_work.kept)
+        facts = self._facts
+        if facts is not None and not at_work.refused and not at_work.kept:
+            known = Applied(rows, facts, self._layout, at_work.program, found, claims)
+            self._applied = known if known.separable else None
         return Result(link, claims, taken, at_work.refused, at_work.wrote)
+
+    def _ask_early(
+        self, pool: Executor, at_work: _Pass, link: LinkFacts, asked: frozenset[Address]
+    ) -> Future[dict[Address, Refusal]] | None:
+        """Asks the link while the node is read and fenced; but not before the node has let go what is another's by now:
+        two that are to swap addresses would find each other's."""
+        return (
+            pool.submit(self._probe, link, asked) if asked and at_work.found.addresses <= at_work.given.keys() else None
+        )
+
+    def _rounds(
+        self,
+        at_work: _Pass,
+        link: LinkFacts,
+        asked: frozenset[Address],
+        early: Future[dict[Address, Refusal]] | None,
+    ) -> frozenset[Address]:
+        """First without the addresses that are new here: their NetIDs are dropped while the link is asked. But one that
+        only the interface lacks was asked about when its flow and rule were written: somebody took it away. Its
+        traffic, which leaves with the right source, is not cut while the link is asked again. Those that were taken."""
+        lacking = _standing_but_for_the_interface(at_work.found, at_work.given, asked)
+        self._round(at_work, withheld=(asked - lacking) | at_work.refused.keys(), later=asked)
+        if not asked:
+            return frozenset()
+        at_work.refused |= early.result() if early is not None else self._probe(link, asked)
+        return self._round(at_work, withheld=at_work.refused.keys())
 
     def _probe(self, link: LinkFacts, asked: AbstractSet[Address]) -> dict[Address, Refusal]:
         answers = self._drivers.arp.probe(link.interface, link.mac, asked, self._timing)
@@ -226,9 +276,11 @@ class Programmer:
             for address, mac in answers.items()
         }
 
-    def _refused(self, given: Mapping[Address, int], resting: Mapping[Address, Refusal]) -> dict[Address, Refusal]:
-        refused = {address: resting[address] for address in given if address in resting}
-        for address, error in self._drivers.links.refusals(given).items():
+    def _refused(
+        self, given: Mapping[Address, int], resting: Mapping[Address, Refusal], errors: Mapping[Address, NodeError]
+    ) -> dict[Address, Refusal]:
+        refused = {address: resting[address] for address in given if address in resting} if resting else {}
+        for address, error in errors.items():
             refused[address] = Refusal(error.reason, str(error))
         return refused
 
@@ -237,15 +289,18 @@ class Programmer:
     ) -> frozenset[Address]:
         """Brings the node to the program without `withheld`, save that those in `later` are not put on the interface
         yet. The addresses that were."""
-        program, step = self._plan(at_work, withheld)
-        if step and self._facts_age and not at_work.trusted:
+        facts = self._bridge_facts()
+        program, step = self._plan(at_work, facts, withheld)
+        if step and self._facts_age and not at_work.partial:
             self.forget_facts()  # flows that went may have gone with the bridge they were on
-            program, step = self._plan(at_work, withheld)
+            if self._bridge_facts() != facts:
+                program, step = self._plan(at_work, self._bridge_facts(), withheld)
         step = replace(step, add_addresses=step.add_addresses - later)
         failed, kept = self._apply(step)
         failed |= {address: _usurped(at_work.given[address]) for address in usurped(program, at_work.found)}
-        after = applied(program, at_work.found)
-        at_work.found = replace(after, addresses=after.addresses - later)
+        if later:
+            after = applied(program, at_work.found)
+            at_work.found = replace(after, addresses=after.addresses - later)
         at_work.program = program
         at_work.failed |= failed
         at_work.kept = {
@@ -254,9 +309,10 @@ class Programmer:
         at_work.wrote = at_work.wrote or bool(_but_for(step, kept))
         return step.add_addresses - failed.keys()
 
-    def _plan(self, at_work: _Pass, withheld: AbstractSet[Address]) -> tuple[NodeProgram, Change]:
+    def _plan(self, at_work: _Pass, facts: NodeFacts, withheld: AbstractSet[Address]) -> tuple[NodeProgram, Change]:
         marks = marks_of(at_work.found.rules)
-        program = render(at_work.rows, self._bridge_facts(), self._layout, withheld=withheld, marks=marks)
+        others = at_work.others
+        program = render(at_work.rows, facts, self._layout, withheld=withheld, marks=marks, others=others)
         return program, change(program, at_work.found)
 
     def _bridge_facts(self) -> NodeFacts:
@@ -267,10 +323,16 @@ class Programmer:
             self._facts, self._facts_age = facts, 0
         return facts
 
-    def _read(self, *, everywhere: bool = False) -> Found:
-        flows = self._drivers.flows.read(everywhere=everywhere)
-        rules = self._drivers.nat.read()
-        return Found(self._drivers.links.read(), flows.flows, flows.groups, rules, flows.foreign)
+    def _read(self, addresses: frozenset[Address] | None = None, *, everywhere: bool = False) -> Found:
+        """What the node holds; Open vSwitch and iptables are asked at the same time. `addresses` are those of the
+        interface, if they are known."""
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(self._drivers.flows.read, everywhere=everywhere)
+            rules = self._drivers.nat.read()
+            flows = reading.result()
+        if addresses is None:
+            addresses = self._drivers.links.read()
+        return Found(addresses, flows.flows, flows.groups, rules, flows.foreign)
 
     def _apply(self, step: Change) -> tuple[dict[Address, Refusal], dict[Address, Refusal]]:
         """Carries out `step` in its order; the addresses that could not be added, those that could not be removed, and

@@ -62,6 +62,8 @@ class Runner:
         self._epoch = ""
         self._change = 0
         self._table: dict[int, Steering] | None = None
+        self._mine: dict[int, Steering] = {}  # the rows of the table that give this node addresses
+        self._changed: set[int] | None = None  # whose rows are not those of the last pass; None: not known
         self._fresh = True
         self._news = False
         self._closed = False
@@ -213,11 +215,13 @@ class Runner:
             self._let_addresses_go()
         if cut < self._patience or self._table is None:
             return False
-        mine = [row for row in self._table.values() if any(hop.node == self._name for hop in row.hops)]
+        mine = list(self._mine.values())
         if self._hears or not mine:
             return False
         _log.error("without a link and without the table: gives its addresses up", namespaces=len(mine))
         self._table |= {row.netid: replace(row, hops=()) for row in mine}
+        self._mine.clear()
+        self._changed = None
         self._epoch, self._change = "", 0  # the next table that is heard is read whole
         self._news, self._untouched = True, False
         return True
@@ -262,8 +266,13 @@ class Runner:
 
     def _merge(self, read: TableRead) -> None:
         if self._table is None or read.whole:
-            self._table = {}
+            self._table, self._mine, self._changed = {}, {}, None
+        if self._changed is not None:
+            self._changed |= read.rows.keys()
         for netid, row in read.rows.items():
+            self._mine.pop(netid, None)
+            if row is not None and any(hop.node == self._name for hop in row.hops):
+                self._mine[netid] = row
             if row is None:
                 self._untold[netid] = Steering(netid, self._table.get(netid, Steering(netid, "")).namespace)
                 self._table.pop(netid, None)
@@ -288,7 +297,11 @@ class Runner:
             nudged, self._nudged = self._nudged, False
             untouched = nudged and self._untouched and time.monotonic() < self._look_by
             self._untouched = True
-            result = self._programmer.run(table, resting=resting, fresh=self._fresh, untouched=untouched)
+            changed, self._changed = self._changed, None
+            result = self._programmer.run(
+                table, resting=resting, fresh=self._fresh, untouched=untouched, changed=changed
+            )
+            self._changed = set()
             if not untouched:
                 self._look_by = time.monotonic() + self._interval
         except NodeError:
@@ -369,7 +382,7 @@ class Runner:
         try:
             self._ledger.report(report)
             news = (claims, report.link, report.problem, report.carrier)
-            behind = unacknowledged(self._table or {}, self._name, claims)
+            behind = unacknowledged(self._mine, self._name, claims)
             if report.carrier != self._told[-1]:
                 self._tell(FAILOVER_TASK)
             if not current or news != self._told or self._closed or behind:

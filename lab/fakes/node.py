@@ -30,7 +30,7 @@ from node_runner.drivers.errors import (
     OpenVSwitchRefused,
 )
 from node_runner.drivers.flows import path_of
-from node_runner.drivers.ports import BridgeFacts, FlowCount, FlowsFound, LinkFacts, Node, ProbeTiming
+from node_runner.drivers.ports import BridgeFacts, FlowCount, FlowsFound, LinkFacts, LinkSight, Node, ProbeTiming
 
 _GROUP_ACTION = re.compile(r"\bgroup:(\d+)")
 _TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
@@ -139,6 +139,7 @@ class FakeNat:
     def __init__(self, masquerade_chain: str = "OPENSHIFT-MASQUERADE", *, present: bool = True) -> None:
         self.writes = 0
         self._parent = masquerade_chain
+        self._touched = True
         self._chains: dict[tuple[str, str], list[str]] = {
             (table, chain): [] for table, chains in _BUILTIN_CHAINS.items() for chain in chains
         }
@@ -147,6 +148,7 @@ class FakeNat:
 
     def read(self) -> RulesFound:
         """See ports.Nat."""
+        self._touched = False
         own = {key: tuple(specs) for key, specs in self._chains.items() if is_own(*key)}
         usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}
         parents = {
@@ -155,6 +157,10 @@ class FakeNat:
             if not is_own(*key) and (key in usual or any(map(_JUMP.fullmatch, specs)))
         }
         return RulesFound(own, parents)
+
+    def unchanged(self) -> bool:
+        """See ports.Nat."""
+        return not self._touched
 
     def apply(self, change: RuleChange) -> None:
         """See ports.Nat. As iptables-restore --noflush does: each table at once or not at all, one after the other."""
@@ -165,10 +171,12 @@ class FakeNat:
     def put(self, table: str, chain: str, spec: str) -> None:
         """Appends a rule as somebody else would, creating the chain where need be."""
         self._chains.setdefault((table, chain), []).append(spec)
+        self._touched = True
 
     def flush(self, table: str, chain: str) -> None:
         """Empties a chain as somebody else would."""
         self._chains[table, chain].clear()
+        self._touched = True
 
     def text(self) -> str:
         """All chains and rules."""
@@ -252,6 +260,10 @@ class FakeLinks:
         """See ports.Links."""
         self.facts()
         return frozenset(self._own)
+
+    def look(self, addresses: Iterable[Address]) -> LinkSight:
+        """See ports.Links."""
+        return LinkSight(self.facts(), self.read(), self.refusals(addresses))
 
     def apply(self, add: AbstractSet[Address], remove: AbstractSet[Address]) -> dict[Address, NodeError]:
         """See ports.Links."""

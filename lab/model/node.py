@@ -85,6 +85,7 @@ class SimNode:
         self._programmer = Programmer(self.name, self.drivers, LAYOUT, ProbeTiming())
         self.table: Table | None = None
         self._fresh = True
+        self._untouched = 0
 
     @property
     def reachable(self) -> bool:
@@ -122,6 +123,7 @@ class SimNode:
 
     def touch(self, what: str) -> None:
         """Somebody takes a part of the node away; the interface or the bridge comes back at the next time."""
+        self._untouched = 0
         match what:
             case "flows":
                 self.fake.flows.wipe()
@@ -143,6 +145,7 @@ class SimNode:
 
     def switch(self, what: str) -> None:
         """Its runner, its way to the ledger, its cable or its power goes, or comes back."""
+        self._untouched = 0
         match what:
             case "runner" if self.running:
                 self.running = False
@@ -209,8 +212,9 @@ class SimNode:
 
     def _program(self, rows: Rows) -> tuple[Claim, ...]:
         self.begin(rows)
-        result = self._programmer.run(rows, resting={}, fresh=self._fresh)
-        self._fresh = False
+        # As a runner does that is nudged, and now and then by the clock: all is read only where it was touched.
+        result = self._programmer.run(rows, resting={}, fresh=self._fresh, untouched=self._untouched % 4 > 0)
+        self._fresh, self._untouched = False, self._untouched + 1
         self.end(rows)
         return result.claims
 

@@ -45,7 +45,7 @@ class KernelConntrack:
     def count(self, addresses: Iterable[Address]) -> Mapping[Address, int]:
         """See ports.Conntrack."""
         wanted = _packed(addresses)
-        if not wanted:
+        if not wanted or _tracked() == 0:
             return {}
         try:
             with Netlink(NETLINK_NETFILTER) as netlink:
@@ -57,7 +57,7 @@ class KernelConntrack:
     def forget(self, addresses: Iterable[Address]) -> int:
         """See ports.Conntrack."""
         wanted = _packed(addresses)
-        if not wanted:
+        if not wanted or _tracked() == 0:
             return 0
         try:
             return _end(lambda netlink: (entry for _, entry in _translated(netlink, wanted)))
@@ -67,6 +67,8 @@ class KernelConntrack:
 
     def forget_stale(self) -> int:
         """See ports.Conntrack. Without ctnetlink they stay cut, until they end by themselves."""
+        if _tracked() == 0:
+            return 0
         try:
             return _end(_stale)
         except NetlinkFailed as error:
@@ -92,16 +94,20 @@ def _only_if_untracked(error: NetlinkFailed) -> None:
     """Lets `error` pass if it says that ctnetlink is not there and no connection is tracked either."""
     if error.code not in _ABSENT:
         raise error
-    try:
-        tracked = int(_TRACKED.read_text())
-    except OSError:
-        return
-    if tracked:
+    if tracked := _tracked():
         raise NetlinkFailed(
             f"{tracked} connections are tracked, and the kernel does not let them be ended: "
             "run `modprobe nf_conntrack_netlink` on this node",
             error.code,
         ) from error
+
+
+def _tracked() -> int | None:
+    """How many connections are tracked. A dump walks the kernel's whole table, 9 ms, even where it is empty."""
+    try:
+        return int(_TRACKED.read_text())
+    except OSError:
+        return None
 
 
 def _packed(addresses: Iterable[Address]) -> dict[bytes, Address]:

@@ -57,6 +57,7 @@ class Bridge:
         self._vxlan = checked_name(vxlan)
         self._tun = checked_name(tun)
         self._table = table
+        self._lines: dict[str, Flow | None] = {}
 
     def facts(self) -> BridgeFacts:
         """See ports.Flows."""
@@ -80,10 +81,14 @@ class Bridge:
     def read(self, *, everywhere: bool = False) -> FlowsFound:
         """See ports.Flows. One process, or two where groups are in use."""
         where = () if everywhere else (f"table={self._table}",)
+        known = self._lines  # most lines are what they were; only those that are not are parsed
+        self._lines = {
+            line: known[line] if line in known else _own_form(line) or _any_form(line)
+            for line in self._ofctl("--no-stats", "dump-flows", self._name, *where).splitlines()
+        }
         flows: set[Flow] = set()
         foreign: set[tuple[int, int, str]] = set()
-        for line in self._ofctl("--no-stats", "dump-flows", self._name, *where).splitlines():
-            flow = _own_form(line) or _any_form(line)
+        for flow in self._lines.values():
             if flow is None:
                 continue
             if is_ours(flow.cookie):

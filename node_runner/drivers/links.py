@@ -33,7 +33,7 @@ from node_runner.drivers.errors import (
     NotSupported,
 )
 from node_runner.drivers.netlink import Message, Netlink, attribute, attributes
-from node_runner.drivers.ports import LinkFacts
+from node_runner.drivers.ports import LinkFacts, LinkSight
 from node_runner.drivers.watch import watch
 
 LABEL_SUFFIX = ":eip"
@@ -60,12 +60,8 @@ class _Held:
     index: int
     prefix_length: int
     label: str
-    protocol: int
+    ours: bool
     secondary: bool
-
-    @property
-    def ours(self) -> bool:
-        return self.label.endswith(LABEL_SUFFIX) or self.protocol == ADDRESS_PROTOCOL
 
     @property
     def network(self) -> IPv4Interface:
@@ -85,6 +81,7 @@ class InterfaceLinks:
         self._node_ip = node_ip
         self._chains = frozenset(chains)
         self._gateways: tuple[int, float, tuple[Address, ...]] = (0, 0.0, ())
+        self._dumped: dict[bytes, _Held | None] = {}
 
     def facts(self) -> LinkFacts:
         """See ports.Links."""
@@ -93,8 +90,13 @@ class InterfaceLinks:
     def read(self) -> frozenset[Address]:
         """See ports.Links."""
         held = self._held()
-        index = self._primary(held).index
-        return frozenset(entry.address for entry in held if entry.ours and entry.index == index)
+        return _ours_on(held, self._primary(held).index)
+
+    def look(self, addresses: Iterable[Address]) -> LinkSight:
+        """See ports.Links. One dump."""
+        held = self._held()
+        facts = self._facts(self._primary(held))
+        return LinkSight(facts, _ours_on(held, facts.index), self._refusals(addresses, held, facts))
 
     def apply(self, add: AbstractSet[Address], remove: AbstractSet[Address]) -> dict[Address, NodeError]:
         """See ports.Links. One batch; removals first."""
@@ -104,8 +106,11 @@ class InterfaceLinks:
         facts = self._facts(self._primary(held))
         refused = self._refusals(add, held, facts)
         requests: list[tuple[IPv4Address, Message]] = []
-        for address in sorted(remove, key=int):
-            found = [entry for entry in held if entry.address == address]
+        there: dict[Address, list[_Held]] = {address: [] for address in sorted(remove, key=int)}
+        for entry in held:
+            if entry.address in there:
+                there[entry.address].append(entry)
+        for address, found in there.items():
             ours = [entry for entry in found if entry.ours]
             if found and not ours:
                 refused[address] = _foreign(address)
@@ -147,12 +152,14 @@ class InterfaceLinks:
             return None
 
     def _held(self) -> list[_Held]:
+        known = self._dumped  # most of a dump is byte for byte what it was; only what is not is parsed
         with Netlink(NETLINK_ROUTE) as netlink:
             request = Message(RTM_GETADDR, _IFADDRMSG.pack(socket.AF_INET, 0, 0, 0, 0))
             for _ in range(_DUMP_ATTEMPTS):
-                held = [entry for body in netlink.dump(request) if (entry := _parsed(body)) is not None]
+                dumped = {body: known[body] if body in known else _parsed(body) for body in netlink.dump(request)}
                 if not netlink.interrupted:
-                    return held
+                    self._dumped = dumped
+                    return [entry for entry in dumped.values() if entry is not None]
         raise NetlinkFailed("the node's addresses change faster than they can be read; try again")
 
     def _primary(self, held: list[_Held]) -> _Held:
@@ -192,6 +199,7 @@ class InterfaceLinks:
 
     def _refusals(self, addresses: Iterable[Address], held: list[_Held], facts: LinkFacts) -> dict[Address, NodeError]:
         subnet = IPv4Interface((int(self._node_ip), facts.prefix_length)).network
+        first, last = int(subnet.network_address), int(subnet.broadcast_address)
         foreign = {entry.address for entry in held if not entry.ours}
         refused: dict[Address, NodeError] = {}
         for address in addresses:
@@ -199,11 +207,11 @@ class InterfaceLinks:
                 refused[address] = NotSupported.ipv6(address)
             elif address == self._node_ip:
                 refused[address] = AddressIsNodeIP(f"{address} is the node's own IP; assign another address")
-            elif address not in subnet:
+            elif not first <= int(address) <= last:
                 refused[address] = AddressOutsideSubnet(
                     f"{address} is not in {subnet}, the subnet of {facts.interface}; host it on a node of its subnet"
                 )
-            elif subnet.prefixlen < 31 and address in (subnet.network_address, subnet.broadcast_address):
+            elif subnet.prefixlen < 31 and int(address) in (first, last):
                 refused[address] = AddressOutsideSubnet(
                     f"{address} is the network or broadcast address of {subnet}; assign another address"
                 )
@@ -249,6 +257,10 @@ class InterfaceLinks:
         }
 
 
+def _ours_on(held: Iterable[_Held], index: int) -> frozenset[Address]:
+    return frozenset(entry.address for entry in held if entry.index == index and entry.ours)
+
+
 def _gateways(routes: Iterable[Any], primary: _Held) -> tuple[Address, ...]:
     """The next hops that `routes` have on the primary address's interface and in its subnet."""
     hops = [hop for route in routes for hop in (route, *(route.get("multipath") or ()))]
@@ -268,7 +280,8 @@ def _parsed(body: bytes) -> _Held | None:
         (flags,) = struct.unpack("=I", found[_IFA_FLAGS])
     label = found.get(_IFA_LABEL, b"").rstrip(b"\0").decode("ascii", "replace")
     protocol = found.get(_IFA_PROTO, b"\0")[0]
-    return _Held(IPv4Address(local), index, prefix_length, label, protocol, bool(flags & IFA_F_SECONDARY))
+    ours = label.endswith(LABEL_SUFFIX) or protocol == ADDRESS_PROTOCOL
+    return _Held(IPv4Address(local), index, prefix_length, label, ours, bool(flags & IFA_F_SECONDARY))
 
 
 def _addition(address: IPv4Address, facts: LinkFacts) -> Message:

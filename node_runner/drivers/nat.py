@@ -11,6 +11,7 @@ from egress.delta import RuleChange, RulesFound
 from egress.rules import OWN_PREFIX, is_own
 from node_runner.commands import CommandFailed, run, search_path
 from node_runner.drivers.errors import ChainMissing, IptablesFailed
+from node_runner.drivers.generation import Rules, rules_now
 from node_runner.drivers.ports import checked_name
 
 _READ_SECONDS = 20.0
@@ -19,7 +20,6 @@ _WRITE_SECONDS = 60.0
 _LOCK_WAIT = "--wait=10"
 
 _DECLARATION = re.compile(r":(?P<chain>\S+) ")
-_RULE = re.compile(r"-A (?P<chain>\S+) ?(?P<spec>.*)")
 _JUMP = re.compile(rf"-[jg] {re.escape(OWN_PREFIX)}\S+")
 
 
@@ -41,6 +41,7 @@ class Iptables:
         self._parent = checked_name(masquerade_chain)
         self._fixed = None if variant is None else Variant(variant)
         self._found: Variant | None = None
+        self._known: Rules | None = None
 
     def variant(self) -> Variant | None:
         """The variant in use; None while neither holds the chain, which means whatever `iptables` is on this node."""
@@ -61,18 +62,20 @@ class Iptables:
 
     def read(self) -> RulesFound:
         """See ports.Nat. One process for all tables: mangle and raw are short, and a second one costs more."""
+        before, self._known = self._now(), None
         own: dict[tuple[str, str], list[str]] = {}
         others: dict[tuple[str, str], list[str]] = {}
         table = ""
         for line in self._run("save", timeout=_READ_SECONDS).splitlines():
-            if line.startswith("*"):
+            if line.startswith("-A "):
+                _, chain, spec = (line + " ").split(" ", 2)
+                key = table, chain
+                (own if is_own(*key) else others).setdefault(key, []).append(spec[:-1])
+            elif line.startswith("*"):
                 table = line[1:]
             elif declared := _DECLARATION.match(line):
                 key = table, declared["chain"]
                 (own if is_own(*key) else others)[key] = []
-            elif rule := _RULE.fullmatch(line):
-                key = table, rule["chain"]
-                (own if is_own(*key) else others).setdefault(key, []).append(rule["spec"])
         usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}
         parents = {
             key: tuple(specs)
@@ -81,17 +84,30 @@ class Iptables:
         }
         if ("nat", self._parent) not in parents:
             self._found = None  # the next read looks in both variants again
+        elif before == self._now():
+            self._known = before
         return RulesFound({key: tuple(specs) for key, specs in own.items()}, parents)
 
     def apply(self, change: RuleChange) -> None:
         """See ports.Nat."""
         if not change:
             return
+        before, self._known = self._known, None
         try:
             self._run("restore", "--noflush", _LOCK_WAIT, stdin=str(change), timeout=_WRITE_SECONDS)
         except IptablesFailed:
             self.check()  # the usual cause has a better message
             raise
+        if before is not None and (after := self._now()) is not None and before.grown_to(after, change):
+            self._known = after
+
+    def unchanged(self) -> bool:
+        """See ports.Nat. See `generation` for how far legacy tables can tell."""
+        return self._known is not None and self._now() == self._known
+
+    def _now(self) -> Rules | None:
+        variant = self.variant()
+        return None if variant is None else rules_now(nft=variant is Variant.NFT)
 
     def _holds_parent(self, variant: Variant) -> bool:
         saved = _call(f"iptables-{variant}-save", "-t", "nat", timeout=_READ_SECONDS)

@@ -83,6 +83,15 @@ class LinkFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkSight:
+    """That interface, our addresses on it, and those that were asked about which the node cannot hold, and why."""
+
+    facts: LinkFacts
+    addresses: frozenset[Address]
+    refusals: Mapping[Address, NodeError]
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeTiming:
     """How an address is probed, in seconds.
 
@@ -126,6 +135,10 @@ class Nat(Protocol):
     def read(self) -> RulesFound:
         """Our chains, the chains that we jump from, and POSTROUTING of nat, which leads there."""
 
+    def unchanged(self) -> bool:
+        """Whether nobody else has changed rules since the last `read`, as far as can be told without reading; False
+        where that is not known."""
+
     def apply(self, change: RuleChange) -> None:
         """Each table of `change` whole or not at all; ChainMissing, IptablesFailed."""
 
@@ -138,6 +151,9 @@ class Links(Watchable, Protocol):
 
     def read(self) -> frozenset[Address]:
         """Our addresses on it."""
+
+    def look(self, addresses: Iterable[Address]) -> LinkSight:
+        """`facts`, `read` and the `refusals` of `addresses`, of one moment."""
 
     def apply(self, add: AbstractSet[Address], remove: AbstractSet[Address]) -> dict[Address, NodeError]:
         """Removes, then adds. What is so already counts as done; an address's error leaves the others alone."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -20,39 +16,15 @@ from egress.addresses import Address
 from egress.program import Flow, Layout, NodeFacts, NodeProgram, render
 from egress.table import Steering, SteeringHop
 from lab.fakes.node import FakeNode, fake_node
+from lab.host_node import FOREIGN_RULES, PARENT, Netns, eventually, run, start_open_vswitch
 from node_runner.drivers import open_node
 from node_runner.drivers.ports import Node
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_CLONE_NEWNET = 0x40000000
 
 NODE = "node2"
 NODE_IP = IPv4Address("192.168.1.18")
 OTHER_IP = IPv4Address("192.168.1.19")
 NEIGHBOUR = IPv4Address("192.168.1.77")
 NEIGHBOUR_MAC = "02:00:00:00:00:77"
-PARENT = "OPENSHIFT-MASQUERADE"
-
-FOREIGN_RULES = f"""\
-*nat
-:PREROUTING ACCEPT [0:0]
-:INPUT ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
-:POSTROUTING ACCEPT [0:0]
-:KUBE-POSTROUTING - [0:0]
-:{PARENT} - [0:0]
--A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
--A POSTROUTING -m comment --comment "rules for masquerading OpenShift traffic" -j {PARENT}
--A {PARENT} -s 10.128.0.0/14 -m comment --comment "masquerade pod-to-service and pod-to-external traffic" -j MASQUERADE
-COMMIT
-*filter
-:INPUT ACCEPT [0:0]
-:FORWARD ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
--A INPUT -p tcp -m tcp --dport 22 -j ACCEPT
--A FORWARD -s 10.128.0.0/14 -j ACCEPT
-COMMIT
-"""
 
 
 def need(*tools: str) -> None:
@@ -63,54 +35,6 @@ def need(*tools: str) -> None:
         pytest.fail(f"CI must run this: {why}")
     if why:
         pytest.skip(why)
-
-
-def run(*argv: str, stdin: str | None = None) -> str:
-    """A tool's output; its error message if it fails."""
-    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=20, check=False)
-    assert done.returncode == 0, f"{argv}: {done.stderr}"
-    return done.stdout
-
-
-class Netns:
-    """A network namespace without a name: it is gone when the test has closed it."""
-
-    def __init__(self) -> None:
-        self._outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        if _LIBC.unshare(_CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "unshare")
-        self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        run("ip", "link", "set", "lo", "up")
-        self._enter(self._outside)
-        self._back: list[int] = []
-        self.beyond: list[Netns] = []
-        """Namespaces at the other end of links; a veth is gone when either end's namespace is."""
-
-    @property
-    def path(self) -> str:
-        """What `ip link set … netns` takes."""
-        return f"/proc/{os.getpid()}/fd/{self.fd}"
-
-    def __enter__(self) -> Netns:
-        self._back.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-        self._enter(self.fd)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        back = self._back.pop()
-        self._enter(back)
-        os.close(back)
-
-    def close(self) -> None:
-        for other in self.beyond:
-            other.close()
-        os.close(self.fd)
-        os.close(self._outside)
-
-    @staticmethod
-    def _enter(fd: int) -> None:
-        if _LIBC.setns(fd, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
 
 
 @dataclass(frozen=True)
@@ -138,28 +62,6 @@ class Rig:
         return "\n".join(line.partition(" [")[0] for line in lines if not line.startswith("#"))
 
 
-def launch(stack: ExitStack, *argv: str) -> None:
-    """Starts a daemon that dies with the test, whichever way that ends."""
-    process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    stack.callback(process.wait)
-    stack.callback(process.kill)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5) -> None:
-    """Waits until `condition` holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        return client.connect_ex(str(path)) == 0
-
-
 @pytest.fixture
 def netns() -> Iterator[Netns]:
     """The node's namespace; the test runs inside it."""
@@ -179,28 +81,8 @@ def open_vswitch(netns: Netns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     need("ovs-vsctl", "ovs-ofctl", "ovsdb-server", "ovs-vswitchd", "ovsdb-tool", "setpriv")
     for variable in ("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR"):
         monkeypatch.setenv(variable, str(tmp_path))
-    database, remote = tmp_path / "conf.db", tmp_path / "db.sock"
-    run("ovsdb-tool", "create", str(database), "/usr/share/openvswitch/vswitch.ovsschema")
     with ExitStack() as stack:
-        launch(stack, "ovsdb-server", str(database), f"--remote=punix:{remote}", f"--unixctl={tmp_path}/ovsdb.ctl")
-        eventually(lambda: _listens(remote))
-        run("ovs-vsctl", "--no-wait", "init")
-        launch(stack, "ovs-vswitchd", f"unix:{remote}", f"--unixctl={tmp_path}/vswitchd.ctl", "--disable-system")
-        run(
-            "ovs-vsctl", "--timeout=10",
-            "add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev", "protocols=OpenFlow13",
-            "--", "add-port", "br0", "vxlan0",
-            "--", "set", "interface", "vxlan0", "type=vxlan", "options:remote_ip=flow", "options:key=flow",
-            "ofport_request=1",
-            "--", "add-port", "br0", "tun0", "--", "set", "interface", "tun0", "type=internal", "ofport_request=2",
-        )  # fmt: skip
-        flows = (
-            "table=100,priority=0 actions=goto_table:101\n"
-            "table=100,priority=50,tcp,reg0=0x7,tp_dst=80,idle_timeout=900 actions=load:0x5->NXM_NX_REG1[],output:2\n"
-            "cookie=0x99,table=100,priority=100,ip,reg0=0xffff actions=drop\n"
-            "table=101,priority=0 actions=output:2\n"
-        )
-        run("ovs-ofctl", "-O", "OpenFlow13", "add-flows", "br0", "-", stdin=flows)
+        start_open_vswitch(stack, tmp_path)
         yield
 
 

@@ -1,0 +1,236 @@
+"""What a node's passes cost, against the same done by hand with one process of each plain tool, in the same run.
+
+The node is one of `lab.host_node`; the runner's programmer drives it with the real drivers. The conflict probe sends
+its frames and waits for nothing. A pass that a nudge brings is measured as the runner makes it: of a node that was
+looked at a moment ago, and of namespaces that it drops already, as they are before they have an address.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from bench.rows import Row, row_of
+from egress.addresses import Address
+from egress.delta import Change, FlowChange, Found, applied, change
+from egress.program import Layout, NodeFacts, NodeProgram, render
+from egress.table import Steering, SteeringHop
+from lab.host_node import FOREIGN_RULES, Netns, run, start_open_vswitch
+from node_runner.drivers import open_node
+from node_runner.drivers.ports import Node, ProbeTiming
+from node_runner.programmer import Programmer
+
+SIZES = (1, 100, 1_000, 4_000)
+VARIANTS = ("nft", "legacy")
+GOALS_AT = 1_000
+LEAST_RUNS, SECONDS_PER_SIZE = 3, 6.0
+"""Each size of each variant is run through at least so often, and until its seconds are used up (ten times at most)."""
+GOALS = {
+    "claim": (2.0, 0.0),
+    "steer": (3.0, 45.0),
+    "re-steer": (3.0, 45.0),
+    "one more": (0.0, 15.0),
+    "one less": (0.0, 25.0),
+    "release all": (0.0, 200.0),
+    "restart, intact": (2.0, 0.0),
+}
+"""At GOALS_AT: how many times the floor, and how many milliseconds; 0 for no such goal."""
+
+_ME, _NODE_IP, _INTERFACE, _PREFIX = "node1", IPv4Address("10.20.0.1"), "eth0", 16
+_OTHERS: dict[str, Address] = {"node2": IPv4Address("10.20.0.2"), "node3": IPv4Address("10.20.0.3")}
+_EXTRA = 0xFFFFF0
+_FIRST_ADDRESS, _FIRST_NETID = int(IPv4Address("10.20.16.0")), 0x10000
+_NO_WAITING = ProbeTiming(3, 0.0, 0.0)
+Table = dict[int, Steering]
+
+
+def rows() -> Iterator[Row]:
+    """See Row."""
+    if os.geteuid():
+        print("the node is not measured: that needs root")
+        return
+    for variant in VARIANTS:
+        for size in SIZES:
+            yield from _of(variant, size)
+
+
+class _Bench:
+    """One node of one size: its times in milliseconds by what was done, and those of the plain tools."""
+
+    def __init__(self, variant: str, node: Node, size: int) -> None:
+        self.times: dict[str, list[float]] = defaultdict(list)
+        self.floors: dict[str, list[float]] = defaultdict(list)
+        self.size = size
+        self.mine = {netid: _row(netid, _ME, _NODE_IP) for netid in _netids(size)}
+        self._variant = variant
+        self._node = node
+        self._programmer = self._new()
+        facts = node.flows.facts()
+        self._facts = NodeFacts(_ME, facts.tun_mac, facts.vxlan_port)
+        self._nothing = Found(
+            flows=frozenset(), rules=node.nat.read(), foreign_flows=node.flows.read(everywhere=True).foreign
+        )
+
+    def once(self) -> None:
+        """Everything, once by the plain tools and once by the runner."""
+        more = self.mine | {_EXTRA: _row(_EXTRA, _ME, _NODE_IP, self.size)}
+        full = self.mine | {_EXTRA: Steering(_EXTRA, "extra")}
+        empty: Table = {}
+        self._by_tools("claim", empty, full)
+        self._intact_by_tools(full)
+        self._by_tools("one more", full, more)
+        self._by_tools("one less", more, full)
+        self._by_tools("release all", full, empty)
+
+        self._programmer = self._new()
+        self._pass("", empty)
+        self._pass("claim", full)
+        self._programmer = self._new()
+        self._pass("restart, intact", full, fresh=True, writes=False)
+        self._pass("nothing to do", full, writes=False)
+        self._pass("one more", more, nudged=True)
+        self._pass("one less", full, nudged=True)
+        self._drift(full)
+        self._pass("drift repair", full)
+        self._pass("", full, writes=False)
+        self._pass("release all", empty)
+
+        dropped = {netid: Steering(netid, f"ns{netid}") for netid in full}
+        first, second = ({netid: _row(netid, *other) for netid in full} for other in _OTHERS.items())
+        self._pass("", dropped)
+        self._by_tools("steer", dropped, first)
+        self._by_tools("re-steer", first, second)
+        self._by_tools("", second, dropped)
+        self._pass("", dropped, writes=False)
+        self._pass("steer", first, nudged=True)
+        self._pass("re-steer", second, nudged=True)
+        self._pass("one steered", second | {_FIRST_NETID: first[_FIRST_NETID]}, nudged=True)
+        self._pass("", empty)
+
+    def _new(self) -> Programmer:
+        return Programmer(_ME, self._node, Layout(), _NO_WAITING)
+
+    def _pass(self, name: str, table: Table, *, fresh: bool = False, nudged: bool = False, writes: bool = True) -> None:
+        gc.collect()
+        began = time.perf_counter()
+        result = self._programmer.run(table, resting={}, fresh=fresh, untouched=nudged)
+        self._note(self.times, name, began)
+        if result.refused or (result.wrote and not writes):
+            raise RuntimeError(f"{name}: refused {len(result.refused)}, wrote {result.wrote}")
+
+    def _note(self, into: dict[str, list[float]], name: str, began: float) -> None:
+        if name:
+            into[name].append((time.perf_counter() - began) * 1000)
+
+    def _program(self, table: Table) -> NodeProgram:
+        return render(table.values(), self._facts, Layout())
+
+    def _by_tools(self, name: str, before: Table, after: Table) -> None:
+        """From one table to the next with what the tools read on their standard input; to make that is not timed."""
+        step = change(self._program(after), applied(self._program(before), self._nothing))
+        work = [
+            *self._bundle(step.fence),
+            *self._batch("del", step.remove_addresses),
+            *self._restore(step),
+            *self._bundle(step.admit),
+            *self._batch("add", step.add_addresses),
+        ]
+        began = time.perf_counter()
+        for argv, stdin in work:
+            run(*argv, stdin=stdin)
+        self._note(self.floors, name, began)
+
+    def _bundle(self, flows: FlowChange) -> Iterator[tuple[list[str], str]]:
+        lines = [f"flow delete_strict table={f.table},priority={f.priority},{f.match}" for f in flows.remove]
+        lines += [f"flow add cookie={flow.cookie:#x},{flow}" for flow in flows.add]
+        if lines:
+            yield ["ovs-ofctl", "--no-names", "-O", "OpenFlow13", "bundle", "br0", "-"], "\n".join([*lines, ""])
+
+    def _restore(self, step: Change) -> Iterator[tuple[list[str], str]]:
+        if step.rules:
+            yield [f"iptables-{self._variant}-restore", "--noflush", "--wait=10"], str(step.rules)
+
+    def _batch(self, verb: str, addresses: frozenset[Address]) -> Iterator[tuple[list[str], str]]:
+        label = f" label {_INTERFACE}:eip" if verb == "add" else ""
+        lines = [f"address {verb} {address}/{_PREFIX} dev {_INTERFACE}{label}\n" for address in addresses]
+        if lines:
+            yield ["ip", "-batch", "-"], "".join(lines)
+
+    def _intact_by_tools(self, table: Table) -> None:
+        """Dumps all that the runner dumps, and compares: as sets of lines, for order and counters mean nothing here."""
+        dumps = (
+            ("ip", "-o", "address", "show", "dev", _INTERFACE),
+            (f"iptables-{self._variant}-save",),
+            ("ovs-ofctl", "--no-names", "-O", "OpenFlow13", "--no-stats", "dump-flows", "br0"),
+        )
+        wanted = self._program(table)
+        lines = {
+            f" cookie={f.cookie:#x}, table=100, priority={f.priority},{f.match} actions={f.actions}"
+            for f in wanted.flows
+        }
+        rules = {str(rule) for rule in (*wanted.rules.jumps, *wanted.rules.spine, *wanted.rules.leaves)}
+        began = time.perf_counter()
+        addresses, saved, flows = (run(*argv).splitlines() for argv in dumps)
+        if len(addresses) <= len(table) or not lines.issubset(flows) or not rules.issubset(saved):
+            raise RuntimeError("the plain tools did not program the node as they should")
+        self._note(self.floors, "restart, intact", began)
+
+    def _drift(self, table: Table) -> None:
+        """Somebody takes an address and a flow away, and flushes a chain."""
+        address = next(iter(table.values())).hops[0].address
+        run("ip", "address", "del", f"{address}/{_PREFIX}", "dev", _INTERFACE)
+        run("ovs-ofctl", "-O", "OpenFlow13", "del-flows", "br0", f"table=100,ip,reg0={next(iter(table)):#x}")
+        run(f"iptables-{self._variant}", "-t", "nat", "-F", "HAWSE-SNAT")
+
+
+def _of(variant: str, size: int) -> Iterator[Row]:
+    variables = ("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR")
+    before = {variable: os.environ.get(variable) for variable in variables}
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as directory:
+        os.environ |= dict.fromkeys(variables, directory)
+        netns = Netns()
+        stack.callback(netns.close)
+        stack.enter_context(netns)
+        _link(netns)
+        run(f"iptables-{variant}-restore", stdin=FOREIGN_RULES)
+        with ExitStack() as daemons:
+            start_open_vswitch(daemons, Path(directory))
+            bench = _Bench(variant, open_node(_NODE_IP, Layout()), size)
+            began = time.monotonic()
+            for number in range(10):
+                if number >= LEAST_RUNS and time.monotonic() - began > SECONDS_PER_SIZE:
+                    break
+                bench.once()
+    for variable, value in before.items():
+        os.environ.pop(variable) if value is None else os.environ.update({variable: value})
+    for name, times in bench.times.items():
+        floor = sorted(bench.floors[name])[len(bench.floors[name]) // 2] if bench.floors[name] else 0.0
+        factor, most = GOALS.get(name, (0.0, 0.0)) if size == GOALS_AT else (0.0, 0.0)
+        goals = [goal for goal in (factor * floor, most) if goal]
+        yield row_of(f"node, {name}, {variant}", size, "ms", times, floor=floor, goal=min(goals, default=0.0))
+
+
+def _link(netns: Netns) -> None:
+    beyond = Netns()
+    netns.beyond.append(beyond)
+    run("ip", "link", "add", _INTERFACE, "type", "veth", "peer", "name", "eth0", "netns", beyond.path)
+    run("ip", "address", "add", f"{_NODE_IP}/{_PREFIX}", "dev", _INTERFACE)
+    run("ip", "link", "set", _INTERFACE, "up")
+    with beyond:
+        run("ip", "link", "set", "eth0", "up")
+
+
+def _netids(size: int) -> range:
+    return range(_FIRST_NETID, _FIRST_NETID + size)
+
+
+def _row(netid: int, node: str, node_ip: Address, number: int | None = None) -> Steering:
+    address = IPv4Address(_FIRST_ADDRESS + (netid - _FIRST_NETID if number is None else number))
+    return Steering(netid, f"ns{netid}", (SteeringHop(address, node, node_ip, acknowledged=True),))

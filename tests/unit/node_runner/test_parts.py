@@ -1,0 +1,121 @@
+"""Passes over what has changed bring a node to just what passes over everything do, whatever the sequence of tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from egress.addresses import Address
+from egress.program import Layout
+from egress.table import Steering, SteeringHop
+from lab.fakes.node import FakeNode, fake_node
+from node_runner.drivers.ports import FlowsFound, ProbeTiming
+from node_runner.programmer import Programmer, Result
+
+NODES: dict[str, Address] = {name: IPv4Address(f"192.168.1.{17 + at}") for at, name in enumerate(["one", "two", "six"])}
+ME = "one"
+# Neighbours in a chain, some far away, and two whose marks collide: the third octet of one has kube-proxy's bit.
+ADDRESSES = [
+    IPv4Address(text)
+    for text in ("192.168.1.102", "192.168.1.103", "192.168.1.118", "192.168.2.102", "192.168.65.102", "128.168.1.102")
+]
+TAKEN = IPv4Address("192.168.1.240")
+HOPS = st.builds(
+    lambda address, node, acknowledged: SteeringHop(address, node, NODES[node], acknowledged),
+    st.sampled_from([*ADDRESSES, *ADDRESSES, TAKEN]),
+    st.sampled_from([ME, ME, *NODES]),
+    st.booleans(),
+)
+ROWS = st.none() | st.lists(HOPS, max_size=3, unique_by=lambda hop: hop.address).map(tuple)
+CHANGES = st.lists(st.dictionaries(st.integers(1, 6), ROWS, min_size=1, max_size=4), min_size=1, max_size=12)
+
+
+@dataclass
+class Side:
+    """A node whose passes are told, or not, that nobody has touched it."""
+
+    partial: bool
+    fake: FakeNode = field(
+        default_factory=lambda: fake_node(str(NODES[ME]), prefix_length=1, neighbours={TAKEN: "aa:bb:cc:00:00:01"})
+    )
+    fresh: bool = True
+    reads: int = 0
+
+    def __post_init__(self) -> None:
+        self.programmer = Programmer(ME, self.fake.node, Layout(), ProbeTiming())
+        real = self.fake.flows.read
+
+        def counted(*, everywhere: bool = False) -> FlowsFound:
+            self.reads += 1
+            return real(everywhere=everywhere)
+
+        self.fake.flows.read = counted  # type: ignore[method-assign]
+
+    def run(self, table: dict[int, Steering], changed: set[int] | None) -> tuple[Result, bool]:
+        """A pass, and whether it wrote."""
+        before = self.fake.writes
+        result = self.programmer.run(table, resting={}, fresh=self.fresh, untouched=self.partial, changed=changed)
+        self.fresh = False
+        return result, self.fake.writes > before
+
+    def holds(self) -> tuple[object, ...]:
+        """All that is on the node; of rules of addresses, which may stand in any order, what there is in each chain."""
+        rules = self.fake.nat.read()
+        own = {chain: sorted(specs) for chain, specs in rules.own.items()}
+        return self.fake.flows.text(), own, rules.parents, self.fake.links.text()
+
+
+def told(result: Result) -> tuple[object, ...]:
+    """What a pass says of the node."""
+    return result.claims, result.taken, dict(result.refused), result.link
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=CHANGES, tells=st.booleans())
+def test_the_node_is_the_same_either_way(changes: list[dict[int, tuple[SteeringHop, ...] | None]], tells: bool) -> None:
+    whole, partial = Side(partial=False), Side(partial=True)
+    table: dict[int, Steering] = {}
+    for change in changes:
+        for netid, hops in change.items():
+            if hops is None:
+                table.pop(netid, None)
+            else:
+                table[netid] = Steering(netid, f"ns{netid}", hops)
+        (expected, wrote), (result, also_wrote) = (
+            whole.run(table, None),
+            partial.run(table, set(change) if tells else None),
+        )
+        assert partial.holds() == whole.holds()
+        assert told(result) == told(expected)
+        assert (result.wrote, also_wrote) == (expected.wrote, wrote)
+    result, wrote = partial.run(table, set())
+    assert (result.wrote, wrote) == (False, False)
+
+
+def test_of_a_large_table_only_what_changed_is_looked_at() -> None:
+    """Ten thousand rows, of which twelve are this node's: no read of the node, and the pass meets only the changed."""
+    node = Side(partial=True)
+    hop = SteeringHop(ADDRESSES[0], "two", NODES["two"], acknowledged=True)
+    table = {netid: Steering(netid, f"ns{netid}", (hop,)) for netid in range(1, 10_001)}
+    mine = [IPv4Address(f"192.168.3.{last}") for last in range(1, 13)]
+    for netid, address in enumerate(mine, start=1):
+        table[netid] = Steering(netid, f"ns{netid}", (SteeringHop(address, ME, NODES[ME], acknowledged=True),))
+    node.run(table, None)
+    node.reads = 0
+
+    class Untold(dict[int, Steering]):
+        def values(self) -> None:  # type: ignore[override]
+            raise AssertionError("the whole table was looked at")
+
+        items = __iter__ = values  # type: ignore[assignment]
+
+    away = replace(hop, node="six", node_ip=NODES["six"])
+    for netid in (20, 1):  # another node's, and its own
+        table[netid] = replace(table[netid], hops=(away,))
+        node.run(Untold(table), {netid})
+        assert f"{netid:#x} actions=move" in node.fake.flows.text()
+    assert node.reads == 0
+    assert node.fake.links.read() == set(mine[1:])
