@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -55,9 +55,9 @@ LOOK = ProbeTiming(2, 0.05, 0.15)
 @dataclass(slots=True)
 class _Pass:
     """A pass under way. `given` are the node's addresses by the table, each with its NetID; `found` is what the node
-    holds by now; `failed` are addresses that a round should have added and could not, `kept` those that it could not
-    remove. In a `partial` pass, over a part of the table, all of these are of that part alone, and `others` are the
-    marks of the node's other addresses."""
+    holds by now; `rendered` is what `program` was made of. `failed` are addresses that a round should have added and
+    could not, `kept` those that it could not remove. In a `partial` pass, over a part of the table, all of these are
+    of that part alone, and `others` are the marks of the node's other addresses."""
 
     rows: list[Steering]
     given: Mapping[Address, int]
@@ -69,6 +69,7 @@ class _Pass:
     wrote: bool = False
     others: Mapping[Address, int] | None = None
     partial: bool = False
+    rendered: tuple[NodeFacts, frozenset[Address]] | None = None
 
 
 class Programmer:
@@ -216,17 +217,21 @@ class Programmer:
         if fresh:
             self._drivers.links.sweep()
         given = {hop.address: row.netid for row in rows for hop in row.hops if hop.node == self._name}
-        sight = self._drivers.links.look(given)
-        link, here = sight.facts, sight.addresses
-        refused = self._refused(given, resting, sight.refusals)
-        if not link.carrier:
-            refused |= _unlinked(link, given.keys() - here)
-        asked = frozenset(given.keys() - refused.keys() - here)
-        at_work = _Pass(rows, given, Found(here), refused)
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(4) as pool:
+            reading = self._start_reading(pool, everywhere=fresh or self._retreated)
+            knowing = pool.submit(self._bridge_facts)
+            sight = self._drivers.links.look(given)
+            link, here = sight.facts, sight.addresses
             ending = pool.submit(self._drivers.conntrack.forget_stale) if here or given else None
+            refused = self._refused(given, resting, sight.refusals)
+            if not link.carrier:
+                refused |= _unlinked(link, given.keys() - here)
+            asked = frozenset(given.keys() - refused.keys() - here)
+            at_work = _Pass(rows, given, Found(here), refused)
             early = self._ask_early(pool, at_work, link, asked)
-            at_work.found = self._read(here, everywhere=fresh or self._retreated)
+            # Most often the marks are what they would be on an empty node: this is done while the tools still read.
+            self._render(at_work, knowing.result(), asked | refused.keys(), {})
+            at_work.found = reading(here)
             taken = self._rounds(at_work, link, asked, early)
         found = at_work.found
         if at_work.failed:
@@ -289,19 +294,18 @@ class Programmer:
     ) -> frozenset[Address]:
         """Brings the node to the program without `withheld`, save that those in `later` are not put on the interface
         yet. The addresses that were."""
-        facts = self._bridge_facts()
-        program, step = self._plan(at_work, facts, withheld)
+        program = self._plan(at_work, withheld)
+        step = change(program, at_work.found)
         if step and self._facts_age and not at_work.partial:
             self.forget_facts()  # flows that went may have gone with the bridge they were on
-            if self._bridge_facts() != facts:
-                program, step = self._plan(at_work, self._bridge_facts(), withheld)
+            if (again := self._plan(at_work, withheld)) is not program:
+                program, step = again, change(again, at_work.found)
         step = replace(step, add_addresses=step.add_addresses - later)
         failed, kept = self._apply(step)
         failed |= {address: _usurped(at_work.given[address]) for address in usurped(program, at_work.found)}
         if later:
             after = applied(program, at_work.found)
             at_work.found = replace(after, addresses=after.addresses - later)
-        at_work.program = program
         at_work.failed |= failed
         at_work.kept = {
             address: why for address, why in at_work.kept.items() if address not in step.remove_addresses
@@ -309,11 +313,19 @@ class Programmer:
         at_work.wrote = at_work.wrote or bool(_but_for(step, kept))
         return step.add_addresses - failed.keys()
 
-    def _plan(self, at_work: _Pass, facts: NodeFacts, withheld: AbstractSet[Address]) -> tuple[NodeProgram, Change]:
-        marks = marks_of(at_work.found.rules)
-        others = at_work.others
-        program = render(at_work.rows, facts, self._layout, withheld=withheld, marks=marks, others=others)
-        return program, change(program, at_work.found)
+    def _plan(self, at_work: _Pass, withheld: AbstractSet[Address]) -> NodeProgram:
+        """The program without `withheld`; that of `at_work` if it would be the same."""
+        facts, marks = self._bridge_facts(), marks_of(at_work.found.rules)
+        kept = at_work.program.marks.items() <= marks.items() and len(set(marks.values())) == len(marks)
+        if at_work.rendered != (facts, withheld) or not kept:
+            self._render(at_work, facts, frozenset(withheld), marks)
+        return at_work.program
+
+    def _render(
+        self, at_work: _Pass, facts: NodeFacts, withheld: frozenset[Address], marks: Mapping[Address, int]
+    ) -> None:
+        program = render(at_work.rows, facts, self._layout, withheld=withheld, marks=marks, others=at_work.others)
+        at_work.program, at_work.rendered = program, (facts, withheld)
 
     def _bridge_facts(self) -> NodeFacts:
         facts = self._facts  # another thread may forget them at any time
@@ -323,16 +335,20 @@ class Programmer:
             self._facts, self._facts_age = facts, 0
         return facts
 
-    def _read(self, addresses: frozenset[Address] | None = None, *, everywhere: bool = False) -> Found:
-        """What the node holds; Open vSwitch and iptables are asked at the same time. `addresses` are those of the
-        interface, if they are known."""
-        with ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(self._drivers.flows.read, everywhere=everywhere)
-            rules = self._drivers.nat.read()
-            flows = reading.result()
-        if addresses is None:
-            addresses = self._drivers.links.read()
-        return Found(addresses, flows.flows, flows.groups, rules, flows.foreign)
+    def _start_reading(self, pool: Executor, *, everywhere: bool = False) -> Callable[[frozenset[Address]], Found]:
+        """Has Open vSwitch and iptables read at the same time; gives what the node holds when told its addresses."""
+        flows_read = pool.submit(self._drivers.flows.read, everywhere=everywhere)
+        rules_read = pool.submit(self._drivers.nat.read)
+
+        def found(addresses: frozenset[Address]) -> Found:
+            flows = flows_read.result()
+            return Found(addresses, flows.flows, flows.groups, rules_read.result(), flows.foreign)
+
+        return found
+
+    def _read(self) -> Found:
+        with ThreadPoolExecutor(2) as pool:
+            return self._start_reading(pool)(self._drivers.links.read())
 
     def _apply(self, step: Change) -> tuple[dict[Address, Refusal], dict[Address, Refusal]]:
         """Carries out `step` in its order; the addresses that could not be added, those that could not be removed, and

@@ -57,6 +57,7 @@ class _Held:
     """An IPv4 address as some interface of the node holds it."""
 
     address: IPv4Address
+    number: int
     index: int
     prefix_length: int
     label: str
@@ -66,6 +67,14 @@ class _Held:
     @property
     def network(self) -> IPv4Interface:
         return IPv4Interface((int(self.address), self.prefix_length))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ours:
+    """The same addresses twice: as numbers, which compare in no time."""
+
+    numbers: frozenset[int] = frozenset()
+    addresses: frozenset[Address] = frozenset()
 
 
 class InterfaceLinks:
@@ -82,6 +91,7 @@ class InterfaceLinks:
         self._chains = frozenset(chains)
         self._gateways: tuple[int, float, tuple[Address, ...]] = (0, 0.0, ())
         self._dumped: dict[bytes, _Held | None] = {}
+        self._ours = _Ours()
 
     def facts(self) -> LinkFacts:
         """See ports.Links."""
@@ -90,13 +100,13 @@ class InterfaceLinks:
     def read(self) -> frozenset[Address]:
         """See ports.Links."""
         held = self._held()
-        return _ours_on(held, self._primary(held).index)
+        return self._ours_on(held, self._primary(held).index)
 
     def look(self, addresses: Iterable[Address]) -> LinkSight:
         """See ports.Links. One dump."""
         held = self._held()
         facts = self._facts(self._primary(held))
-        return LinkSight(facts, _ours_on(held, facts.index), self._refusals(addresses, held, facts))
+        return LinkSight(facts, self._ours_on(held, facts.index), self._refusals(addresses, held, facts))
 
     def apply(self, add: AbstractSet[Address], remove: AbstractSet[Address]) -> dict[Address, NodeError]:
         """See ports.Links. One batch; removals first."""
@@ -106,11 +116,12 @@ class InterfaceLinks:
         facts = self._facts(self._primary(held))
         refused = self._refusals(add, held, facts)
         requests: list[tuple[IPv4Address, Message]] = []
-        there: dict[Address, list[_Held]] = {address: [] for address in sorted(remove, key=int)}
+        there: dict[int, list[_Held]] = {int(address): [] for address in sorted(remove, key=int)}
         for entry in held:
-            if entry.address in there:
-                there[entry.address].append(entry)
-        for address, found in there.items():
+            if entry.number in there:
+                there[entry.number].append(entry)
+        for number, found in there.items():
+            address = IPv4Address(number)
             ours = [entry for entry in found if entry.ours]
             if found and not ours:
                 refused[address] = _foreign(address)
@@ -119,11 +130,11 @@ class InterfaceLinks:
                     refused[address] = _dragging(address, facts.interface)
                 else:
                     requests.append((entry.address, _removal(entry)))
-        here = {entry.address for entry in held if entry.ours and entry.index == facts.index} - remove
+        here = {entry.number for entry in held if entry.ours and entry.index == facts.index} - there.keys()
         requests += [
             (address, _addition(address, facts))
             for address in sorted(add, key=int)
-            if isinstance(address, IPv4Address) and address not in refused and address not in here
+            if isinstance(address, IPv4Address) and address not in refused and int(address) not in here
         ]
         return refused | self._perform(requests, facts)
 
@@ -162,9 +173,20 @@ class InterfaceLinks:
                     return [entry for entry in dumped.values() if entry is not None]
         raise NetlinkFailed("the node's addresses change faster than they can be read; try again")
 
+    def _ours_on(self, held: Iterable[_Held], index: int) -> frozenset[Address]:
+        """Our addresses on an interface. To build a set of addresses takes long; of numbers it does not."""
+        numbers = frozenset(entry.number for entry in held if entry.ours and entry.index == index)
+        known = self._ours
+        if numbers != known.numbers:
+            came = frozenset(IPv4Address(number) for number in numbers - known.numbers)
+            went = frozenset(IPv4Address(number) for number in known.numbers - numbers)
+            known = self._ours = _Ours(numbers, known.addresses - went | came)
+        return known.addresses
+
     def _primary(self, held: list[_Held]) -> _Held:
+        number = int(self._node_ip)
         for entry in held:
-            if entry.address == self._node_ip and not entry.ours:
+            if entry.number == number and not entry.ours:
                 return entry
         raise InterfaceMissing(
             f"no interface of this node carries {self._node_ip}: bring the interface up, or correct the node's IP "
@@ -257,10 +279,6 @@ class InterfaceLinks:
         }
 
 
-def _ours_on(held: Iterable[_Held], index: int) -> frozenset[Address]:
-    return frozenset(entry.address for entry in held if entry.index == index and entry.ours)
-
-
 def _gateways(routes: Iterable[Any], primary: _Held) -> tuple[Address, ...]:
     """The next hops that `routes` have on the primary address's interface and in its subnet."""
     hops = [hop for route in routes for hop in (route, *(route.get("multipath") or ()))]
@@ -281,7 +299,15 @@ def _parsed(body: bytes) -> _Held | None:
     label = found.get(_IFA_LABEL, b"").rstrip(b"\0").decode("ascii", "replace")
     protocol = found.get(_IFA_PROTO, b"\0")[0]
     ours = label.endswith(LABEL_SUFFIX) or protocol == ADDRESS_PROTOCOL
-    return _Held(IPv4Address(local), index, prefix_length, label, ours, bool(flags & IFA_F_SECONDARY))
+    return _Held(
+        IPv4Address(local),
+        int.from_bytes(local, "big"),
+        index,
+        prefix_length,
+        label,
+        ours,
+        bool(flags & IFA_F_SECONDARY),
+    )
 
 
 def _addition(address: IPv4Address, facts: LinkFacts) -> Message:

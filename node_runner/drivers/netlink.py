@@ -86,15 +86,24 @@ class Netlink:
         """The bodies (what follows each header) of the answers to `request`."""
         self.interrupted = False
         self._send(_packed(request, 1, NLM_F_REQUEST | NLM_F_DUMP))
+        unpack = _HEADER.unpack_from  # walked here and not by messages(): half the time of a long list
         while True:
-            for kind, flags, _sequence, body in self._receive():
-                self.interrupted |= bool(flags & _NLM_F_DUMP_INTR)
+            data = self._received()
+            offset, end = 0, len(data) - 16
+            while offset <= end:
+                length, kind, flags, _sequence, _port = unpack(data, offset)
+                if length < 16:
+                    break
+                if flags & _NLM_F_DUMP_INTR:
+                    self.interrupted = True
                 if kind == NLMSG_DONE:
                     return
+                body = data[offset + 16 : offset + length]
                 if kind == NLMSG_ERROR:
                     code = -struct.unpack_from("=i", body)[0]
                     raise NetlinkFailed(f"the kernel refused a dump: {os.strerror(code)}", code)
                 yield body
+                offset += (length + 3) & ~3
 
     def get(self, request: Message) -> bytes:
         """The body of the one answer to `request`; NetlinkFailed, with the kernel's `code`, if it is an error."""
@@ -147,14 +156,16 @@ class Netlink:
             raise NetlinkFailed(f"netlink request failed: {error.strerror}") from error
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        return messages(self._received())
+
+    def _received(self) -> bytes:
         try:
-            data = self._socket.recv(_RECEIVE_BYTES)
+            return self._socket.recv(_RECEIVE_BYTES)
         except TimeoutError:
             raise NetlinkFailed(f"the kernel did not answer a netlink request within {_TIMEOUT:g} s") from None
         except OSError as error:
             hint = "; the answer overflowed the socket, try again" if error.errno == errno.ENOBUFS else ""
             raise NetlinkFailed(f"netlink answer lost: {error.strerror}{hint}") from error
-        return messages(data)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
