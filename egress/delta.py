@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Generic, TypeVar
 
 from egress.addresses import Address
 from egress.program import COOKIE, COOKIE_MASK, Flow, Group, NodeProgram
-from egress.rules import OWN_PREFIX, SNAT_CHAIN, SPINE_CHAINS, TABLES, RuleSet, tail_of
+from egress.rules import OWN_PREFIX, SNAT_CHAIN, SPINE_CHAINS, TABLES, Rule, RuleSet, tail_of
 
 T = TypeVar("T")
 _JUMP = re.compile(rf"-[jg] {re.escape(OWN_PREFIX)}\S+")
@@ -107,10 +108,11 @@ class Change:
         )
 
 
-def change(program: NodeProgram, found: Found) -> Change:
+def change(program: NodeProgram, found: Found, others: AbstractSet[Address] = frozenset()) -> Change:
     """What makes a node that holds `found` hold `program`. Falsy when it does already.
 
-    Flows of `program` whose key a foreign flow holds are left out: the caller reports them (`usurped`).
+    Flows of `program` whose key a foreign flow holds are left out: the caller reports them (`usurped`). Where both are
+    of a part of the table (`egress.parts`), `others` are the node's other addresses.
     """
     addresses = diff(program.addresses, found.addresses)
     blocked = usurped(program, found)
@@ -136,7 +138,9 @@ def change(program: NodeProgram, found: Found) -> Change:
         fence=fence,
         remove_addresses=addresses.remove,
         # A rule tells of an address that is gone already: removed by somebody, or by a pass that did not end.
-        forget=addresses.remove | (marks_of(found.rules).keys() - program.addresses) | _changed_hands(program, found),
+        forget=addresses.remove
+        | (marks_of(found.rules).keys() - program.addresses - others)
+        | _changed_hands(program, found),
         rules=rules,
         admit=FlowChange(tuple(sorted(late))),
         add_addresses=addresses.add - blocked,
@@ -173,12 +177,14 @@ _MARK_ACTION = re.compile(r"set_field:(0x[0-9a-f]+)->pkt_mark")
 
 def marks_of(found: RulesFound) -> dict[Address, int]:
     """The mark that each address has on the node now, as our SNAT rules say; other rules in the chain say nothing."""
-    marks: dict[Address, int] = {}
-    for spec in snat_rules(found):
-        match = _SNAT_RULE.fullmatch(spec)
-        if match is not None:
-            marks[IPv4Address(match[2])] = int(match[1], 16)
-    return marks
+    return dict(translation for spec in snat_rules(found) if (translation := _translation(spec)) is not None)
+
+
+@lru_cache(1 << 14)
+def _translation(spec: str) -> tuple[Address, int] | None:
+    """The address of one of our SNAT rules, and its mark."""
+    match = _SNAT_RULE.fullmatch(spec)
+    return None if match is None else (IPv4Address(match[2]), int(match[1], 16))
 
 
 def snat_rules(found: RulesFound) -> Iterator[str]:
@@ -242,9 +248,13 @@ def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
 def _contents(rules: RuleSet) -> dict[tuple[str, str], tuple[str, ...]]:
     """What each of our chains is to hold, in an order that will do."""
     chains: dict[tuple[str, str], list[str]] = {}
-    for rule in (*rules.spine, *sorted(rules.leaves)):
+    for rule in (*rules.spine, *sorted(rules.leaves, key=_order)):
         chains.setdefault((rule.table, rule.chain), []).append(rule.spec)
     return {key: (*specs, tail) if (tail := tail_of(*key)) else tuple(specs) for key, specs in chains.items()}
+
+
+def _order(rule: Rule) -> tuple[str, str, str]:
+    return rule.table, rule.chain, rule.spec
 
 
 def _edits(table: str, chain: str, wanted: tuple[str, ...], there: tuple[str, ...] | None) -> list[str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
 from egress.addresses import Address, assign_marks
@@ -93,16 +93,12 @@ def render(
     *,
     withheld: AbstractSet[Address] = frozenset(),
     marks: Mapping[Address, int] | None = None,
-    others: Mapping[Address, int] | None = None,
 ) -> NodeProgram:
     """The program of node `facts.node`.
 
     `withheld` are addresses that this node must not hold now (still probing, or refused): their NetIDs are dropped
     here, for to hand their packets on would let the general MASQUERADE send them out with the node's IP. `marks` are
     the marks that the node's rules give its addresses now; they are kept.
-
-    Where `table` is only a part of the table, `others` are the addresses that the rest gives the node, with their
-    marks: those are taken, and the rules that all addresses share stand for them already. The result is of the part.
     """
     rows = list(table)
     own = {
@@ -112,7 +108,7 @@ def render(
         if hop.node == facts.node and hop.address.version == 4 and hop.address not in withheld
     }
     addresses = frozenset(own.values())
-    mark_of = assign_marks(addresses, {**(marks or {}), **(others or {})}) if addresses else {}
+    mark_of = assign_marks(addresses, marks)
     flows: set[Flow] = set()
     groups: set[Group] = set()
     for row in rows:
@@ -132,10 +128,7 @@ def render(
             groups.add(group)
             actions = f"group:{group.group_id}"
         flows.add(flow_of(row.netid, actions, layout))
-    rules = rules_of(mark_of, layout)
-    if others:
-        rules = replace(rules_of(dict([next(iter(others.items()))]), layout), leaves=rules.leaves)
-    return NodeProgram(addresses, frozenset(flows), frozenset(groups), rules, own, mark_of)
+    return NodeProgram(addresses, frozenset(flows), frozenset(groups), rules_of(mark_of, layout), own, mark_of)
 
 
 def flow_of(netid: int, actions: str, layout: Layout) -> Flow:

@@ -161,12 +161,15 @@ def rules_of(marks: Mapping[Address, int], layout: Layout) -> RuleSet:
     for address, mark in marks.items():
         leaves |= leaves_of(address, mark, layout)
         leaves |= branches_of(address, mark)
-    jumps = (
+    return RuleSet(_jumps(layout), _spine(layout), frozenset(leaves))
+
+
+def _jumps(layout: Layout) -> tuple[Rule, ...]:
+    return (
         Rule("nat", layout.masquerade_chain, f"-j {SPINE_CHAIN}"),
         Rule("filter", "INPUT", f"-j {INPUT_CHAIN}"),
         Rule("filter", "FORWARD", f"-j {GUARD_CHAIN}"),
     )
-    return RuleSet(jumps, _spine(layout), frozenset(leaves))
 
 
 def _spine(layout: Layout) -> tuple[Rule, ...]:
@@ -239,3 +242,50 @@ def _branches(address: int, mark: int) -> frozenset[Rule]:
             rules.append(Rule(tree.table, chain, f"{match} -g {child}"))
             chain = child
     return frozenset(rules)
+
+
+def chains_of(marks: Mapping[Address, int], layout: Layout) -> set[tuple[str, str]]:
+    """The chains (table and name) of all trees that hold rules of these addresses, or lead to them."""
+    return {
+        (rule.table, rule.chain)
+        for address, mark in marks.items()
+        for rule in (*branches_of(address, mark), *leaves_of(address, mark, layout))
+    }
+
+
+def rules_amid(
+    there: Mapping[tuple[str, str], tuple[str, ...]],
+    leaving: Mapping[Address, int],
+    coming: Mapping[Address, int],
+    layout: Layout,
+) -> RuleSet:
+    """`rules_of` the node's addresses, of some of its chains: those that are the way to `leaving`, whose rules stand,
+    or to `coming`, whose are to. `there` are these chains, as far as they are there, with rules of others that stay.
+    """
+    chains = {
+        key: {spec for spec in specs if spec != tail_of(*key)}
+        for key, specs in there.items()
+        if key not in SPINE_CHAINS
+    }
+    for address, mark in leaving.items():
+        for rule in leaves_of(address, mark, layout):
+            chains[rule.table, rule.chain].discard(rule.spec)
+    for address, mark in coming.items():
+        for rule in branches_of(address, mark) | leaves_of(address, mark, layout):
+            chains.setdefault((rule.table, rule.chain), set()).add(rule.spec)
+    for address, mark in leaving.items():
+        for tree in TREES:
+            _prune(chains, tree, mark if tree.key is Key.MARK else int(address))
+    leaves = frozenset(Rule(*key, spec) for key, specs in chains.items() for spec in specs)
+    return RuleSet(_jumps(layout), _spine(layout), leaves)
+
+
+def _prune(chains: dict[tuple[str, str], set[str]], tree: Tree, key: int) -> None:
+    """Takes the branches away that lead to nothing any more."""
+    ways = tree.branches(key)
+    parents = [tree.root, *(chain for _, chain in ways)]
+    for parent, (match, chain) in reversed(list(zip(parents, ways, strict=False))):
+        if chains.get((tree.table, chain)):
+            return
+        chains.pop((tree.table, chain), None)
+        chains.get((tree.table, parent), set()).discard(f"{match} -g {chain}")

@@ -12,10 +12,10 @@ import structlog
 from egress.addresses import Address
 from egress.delta import Change, Found, applied, change, marks_of, standing, usurped
 from egress.diagnosis import Fault, Sight, Trace, examine, trace
+from egress.parts import Applied, Part
 from egress.program import Layout, NodeFacts, NodeProgram, render
 from egress.retreat import retreat
 from egress.table import Claim, Steering, SteeringHop
-from node_runner.applied import Applied
 from node_runner.drivers.errors import AddressForeign, NodeError
 from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
 
@@ -54,21 +54,18 @@ LOOK = ProbeTiming(2, 0.05, 0.15)
 
 @dataclass(slots=True)
 class _Pass:
-    """A pass under way. `given` are the node's addresses by the table, each with its NetID; `found` is what the node
-    holds by now; `rendered` is what `program` was made of. `failed` are addresses that a round should have added and
-    could not, `kept` those that it could not remove. In a `partial` pass, over a part of the table, all of these are
-    of that part alone, and `others` are the marks of the node's other addresses."""
+    """A pass under way, over all of the table or a part. `found` is what the node holds of it by now; `rendered` is
+    what `program` was made of. `failed` are addresses that a round should have added and could not, `kept` those that
+    it could not remove; `ruled` says that rules were written."""
 
-    rows: list[Steering]
-    given: Mapping[Address, int]
+    part: Part
     found: Found
     refused: dict[Address, Refusal]
     program: NodeProgram = field(default_factory=NodeProgram)
     failed: dict[Address, Refusal] = field(default_factory=dict)
     kept: dict[Address, Refusal] = field(default_factory=dict)
     wrote: bool = False
-    others: Mapping[Address, int] | None = None
-    partial: bool = False
+    ruled: bool = False
     rendered: tuple[NodeFacts, frozenset[Address]] | None = None
 
 
@@ -198,7 +195,7 @@ class Programmer:
             if part.own and not drivers.nat.unchanged():
                 return None
             self._facts_age += 1
-            at_work = _Pass(part.rows, part.given, part.found, {}, others=part.others, partial=True)
+            at_work = _Pass(part, part.found, {})
             asked = frozenset(part.given.keys() - part.found.addresses)
             with ThreadPoolExecutor(1) as pool:
                 taken = self._rounds(at_work, sight.facts, asked, self._ask_early(pool, at_work, sight.facts, asked))
@@ -227,7 +224,7 @@ class Programmer:
             if not link.carrier:
                 refused |= _unlinked(link, given.keys() - here)
             asked = frozenset(given.keys() - refused.keys() - here)
-            at_work = _Pass(rows, given, Found(here), refused)
+            at_work = _Pass(Part(rows, given, Found(here)), Found(here), refused)
             early = self._ask_early(pool, at_work, link, asked)
             # Most often the marks are what they would be on an empty node: this is done while the tools still read.
             self._render(at_work, knowing.result(), asked | refused.keys(), {})
@@ -244,6 +241,8 @@ class Programmer:
         claims = _claims(given, at_work.program, at_work.refused, at_work.kept)
         facts = self._facts
         if facts is not None and not at_work.refused and not at_work.kept:
+            if at_work.ruled:
+                found = applied(at_work.program, found)
             known = Applied(rows, facts, self._layout, at_work.program, found, claims)
             self._applied = known if known.separable else None
         return Result(link, claims, taken, at_work.refused, at_work.wrote)
@@ -254,7 +253,9 @@ class Programmer:
         """Asks the link while the node is read and fenced; but not before the node has let go what is another's by now:
         two that are to swap addresses would find each other's."""
         return (
-            pool.submit(self._probe, link, asked) if asked and at_work.found.addresses <= at_work.given.keys() else None
+            pool.submit(self._probe, link, asked)
+            if asked and at_work.found.addresses <= at_work.part.given.keys()
+            else None
         )
 
     def _rounds(
@@ -267,7 +268,7 @@ class Programmer:
         """First without the addresses that are new here: their NetIDs are dropped while the link is asked. But one that
         only the interface lacks was asked about when its flow and rule were written: somebody took it away. Its
         traffic, which leaves with the right source, is not cut while the link is asked again. Those that were taken."""
-        lacking = _standing_but_for_the_interface(at_work.found, at_work.given, asked)
+        lacking = _standing_but_for_the_interface(at_work.found, at_work.part.given, asked)
         self._round(at_work, withheld=(asked - lacking) | at_work.refused.keys(), later=asked)
         if not asked:
             return frozenset()
@@ -295,14 +296,16 @@ class Programmer:
         """Brings the node to the program without `withheld`, save that those in `later` are not put on the interface
         yet. The addresses that were."""
         program = self._plan(at_work, withheld)
-        step = change(program, at_work.found)
-        if step and self._facts_age and not at_work.partial:
+        others = at_work.part.others.keys()
+        step = change(program, at_work.found, others)
+        if step and self._facts_age and not at_work.part.netids:
             self.forget_facts()  # flows that went may have gone with the bridge they were on
             if (again := self._plan(at_work, withheld)) is not program:
-                program, step = again, change(again, at_work.found)
+                program, step = again, change(again, at_work.found, others)
         step = replace(step, add_addresses=step.add_addresses - later)
         failed, kept = self._apply(step)
-        failed |= {address: _usurped(at_work.given[address]) for address in usurped(program, at_work.found)}
+        failed |= {address: _usurped(at_work.part.given[address]) for address in usurped(program, at_work.found)}
+        at_work.ruled = at_work.ruled or bool(step.rules)
         if later:
             after = applied(program, at_work.found)
             at_work.found = replace(after, addresses=after.addresses - later)
@@ -324,8 +327,8 @@ class Programmer:
     def _render(
         self, at_work: _Pass, facts: NodeFacts, withheld: frozenset[Address], marks: Mapping[Address, int]
     ) -> None:
-        program = render(at_work.rows, facts, self._layout, withheld=withheld, marks=marks, others=at_work.others)
-        at_work.program, at_work.rendered = program, (facts, withheld)
+        at_work.program = at_work.part.render(at_work.found, facts, self._layout, withheld, marks)
+        at_work.rendered = facts, withheld
 
     def _bridge_facts(self) -> NodeFacts:
         facts = self._facts  # another thread may forget them at any time

@@ -1,39 +1,63 @@
-"""The table as a node was last brought to it, and what a pass over a part of it needs to know. Pure."""
+"""Programming a part of the table by itself, on a node that is known to hold the program of all of it. Pure.
+
+The part goes the way of the whole: `render` makes its program, `delta.change` the difference. Only what both are given
+is less: the rows of some NetIDs, and of what the node holds their flows, their addresses, and those chains that hold
+rules of these addresses, or are on the way to them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 
-from egress.addresses import Address
-from egress.delta import Found, RulesFound, applied
+from egress.addresses import Address, assign_marks
+from egress.delta import Found, RulesFound, applied, marks_of
 from egress.program import Layout, NodeFacts, NodeProgram, render
+from egress.rules import SPINE_CHAINS, chains_of, rules_amid
 from egress.table import Claim, Steering
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the table that can be programmed by itself, for it shares no address with the rest.
+    """A part of the table that shares no address with the rest. Without `netids` it is all of it.
 
-    `rows` are those of its `netids` as they are to be, `given` the node's addresses among them, each with its NetID,
-    and `found` what the node holds of this part. `others` are the node's other addresses with their marks.
+    `rows` are its rows as they are to be, `given` the node's addresses among them, each with its NetID, and `found`
+    what the node holds of this part. `others` are the node's other addresses, with their marks.
     """
 
-    netids: frozenset[int]
     rows: list[Steering]
     given: Mapping[Address, int]
     found: Found
-    others: Mapping[Address, int]
+    netids: frozenset[int] = frozenset()
+    others: Mapping[Address, int] = field(default_factory=dict)
 
     @property
     def own(self) -> bool:
         """Whether the node's own addresses, and so its rules, have to do with it."""
         return bool(self.given or self.found.addresses)
 
+    def render(
+        self,
+        found: Found,
+        facts: NodeFacts,
+        layout: Layout,
+        withheld: AbstractSet[Address],
+        marks: Mapping[Address, int],
+    ) -> NodeProgram:
+        """The program of the part on a node that holds `found` of it by now; see `program.render` for the rest."""
+        program = render(self.rows, facts, layout, withheld=withheld, marks={**marks, **self.others})
+        if not self.others or not self.own:
+            return program
+        leaving = {address: mark for address, mark in marks_of(found.rules).items() if address not in self.others}
+        return replace(program, rules=rules_amid(found.rules.own, leaving, program.marks, layout))
+
 
 class Applied:
-    """A node that holds the program of `rows` on `facts`, nothing of it withheld, and nothing else of ours. `found` is
-    what it held before that, and `claims` what it says of its addresses."""
+    """A node that holds the program of `rows` on `facts`, nothing of it withheld, and nothing else of ours.
+
+    Of `found` the rules are those that it holds. `claims` is what it says of its addresses.
+    """
 
     def __init__(
         self,
@@ -51,6 +75,7 @@ class Applied:
         self._rows = {row.netid: row for row in rows}
         self._given = {address: netid for netid, address in program.own.items()}
         self._marks = dict(program.marks)
+        self._chains = dict(found.rules.own)
         self._rest = Found(rules=RulesFound(parents=found.rules.parents), foreign_flows=found.foreign_flows)
 
     @property
@@ -72,14 +97,21 @@ class Applied:
         given = dict(hops)
         if len(given) < len(hops) or len(set(given.values())) < len(given):
             return None
-        if any(self._given.get(address, netid) not in netids for address, netid in hops):
+        if any(address.version != 4 or self._given.get(address, netid) not in netids for address, netid in hops):
             return None
         leaving = {hop.address for row in before for hop in row.hops if hop.node == self.facts.node}
-        others: Mapping[Address, int] = {}
-        if given or leaving:
-            others = {address: mark for address, mark in self._marks.items() if address not in leaving}
-        program = render(before, self.facts, self._layout, marks=self._marks, others=others)
-        return Part(frozenset(netids), after, given, applied(program, self._rest), others)
+        if not given and not leaving:
+            found = applied(render(before, self.facts, self._layout), replace(self._rest, rules=RulesFound()))
+            return Part(after, given, found, frozenset(netids))
+        others = {address: mark for address, mark in self._marks.items() if address not in leaving}
+        found = applied(render(before, self.facts, self._layout, marks=self._marks), self._rest)
+        chains = dict(self._chains)
+        if others:
+            concerned = chains_of(assign_marks(given, self._marks), self._layout)
+            concerned |= chains_of({address: self._marks[address] for address in leaving}, self._layout)
+            chains = {key: chains[key] for key in concerned.union(SPINE_CHAINS) if key in chains}
+        rules = RulesFound(chains, self._rest.rules.parents)
+        return Part(after, given, replace(found, rules=rules), frozenset(netids), others)
 
     def advance(self, part: Part, program: NodeProgram, claims: tuple[Claim, ...]) -> None:
         """Of `part`, the node holds `program` by now, all of it, and says so in `claims`."""
@@ -93,5 +125,10 @@ class Applied:
             del self._given[address], self._marks[address]
         self._given |= {address: netid for netid, address in program.own.items()}
         self._marks |= program.marks
+        for key in part.found.rules.own:
+            self._chains.pop(key, None)
+        after = applied(program, part.found).rules
+        self._chains |= after.own
+        self._rest = replace(self._rest, rules=RulesFound(parents=after.parents))
         kept = [claim for claim in self.claims if claim.netid not in part.netids]
         self.claims = tuple(sorted([*kept, *claims], key=lambda claim: (claim.address.version, int(claim.address))))
