@@ -8,6 +8,7 @@ packages=(
   openvswitch-switch iptables nftables iproute2 conntrack kmod
   tcpdump curl iputils-ping iputils-arping # what the lab looks and asks with
   ca-certificates procps
+  wrk                                      # asks the webhook, in the benchmark
   nginx-light                              # the reverse proxy that signs people in
   chromium fonts-dejavu-core               # the dashboard's tests look at its pages in it
 )

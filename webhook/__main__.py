@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from flask import Flask
 
 from egress import logs, settings
 from egress.health import Health
+from egress.settings import Settings
 from webhook.app import ENDING, create_app
 from webhook.probe import reachable
 from webhook.server import Pair, Server, Term, serve_health
@@ -43,7 +45,12 @@ def main() -> None:
         serve_health(lambda: Health(current.health_host, current.health_port, ready))
         return create_app(current, ending=term.ending, leaving=term.leaving)
 
-    Server(
+    server(current, pair, end, build).run()
+
+
+def server(current: Settings, pair: Pair, end: threading.Event, build: Callable[[Term], Flask]) -> Server:
+    """The server of what `build` makes, as the settings say."""
+    return Server(
         build,
         pair,
         drain=current.drain_time,
@@ -52,7 +59,7 @@ def main() -> None:
         port=current.listen_port,
         blocking_threads=current.webhook_threads,
         backlog=1024,
-    ).run()
+    )
 
 
 if __name__ == "__main__":

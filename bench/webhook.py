@@ -1,0 +1,129 @@
+"""Admission: the webhook's answers over TLS, beside a Flask application that does nothing."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from bench.admission.asking import Generator, Load, Served, free_port, missing
+from bench.rows import Row, row_of
+from egress.adapters.ledger import Ledger, Offer
+from egress.objects import EgressPool, Selector
+from lab.net.broker import Broker
+
+CONNECTIONS = (1, 16, 64)
+RUNS, SECONDS = 5, 2
+SHARE = 0.45
+"""Of the throughput of the application that does nothing."""
+P50_MS, P99_MS = 1.0, 8.0
+NODES, POOLS = 100, 8
+HINTS = "hawse-broker:control"
+REST_MS = 16
+"""16 connections that rest so long after each answer ask a little less than a thousand times a second: an API server on
+these two cores makes no more than that (MEASURED there: 1,157 writes a second)."""
+
+
+@dataclass
+class Samples:
+    """What was seen of one server at one load, run by run."""
+
+    loads: list[Load] = field(default_factory=list)
+
+    def of(self, name: str) -> list[float]:
+        """The values of one property of the loads."""
+        return [getattr(load, name) for load in self.loads]
+
+    def median(self, name: str) -> float:
+        """Their median."""
+        return statistics.median(self.of(name))
+
+
+class Side:
+    """The two servers, and what they work with. The webhook's ledger is as it is before any namespace in each run."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        broker = stack.enter_context(Broker(directory / "broker", port=free_port()))
+        self._ledger = Ledger(broker.unix_url)
+        stack.callback(self._ledger.close)
+        self._prepare()
+        self._webhook = stack.enter_context(Served.webhook(directory, broker.tcp_url))
+        self._noop = stack.enter_context(Served.noop(directory, broker.tcp_url))
+        self.generator = Generator(directory)
+
+    def both(
+        self, connections: int, rest: int = 0, runs: int = RUNS, seconds: int = SECONDS
+    ) -> tuple[Samples, Samples]:
+        """The webhook's and the other's, in turn; the first run of each does not count."""
+        webhook, noop = Samples(), Samples()
+        for number in range(runs + 1):
+            pair = (
+                self._admitted(connections, seconds, rest),
+                self.generator.ask(self._noop.port, connections, seconds, rest),
+            )
+            if number:
+                webhook.loads.append(pair[0])
+                noop.loads.append(pair[1])
+        return webhook, noop
+
+    def _admitted(self, connections: int, seconds: int, rest: int) -> Load:
+        """One run against the webhook. RuntimeError unless each answer came with an address, and a hint was sent."""
+        self._prepare()
+        load = self.generator.ask(self._webhook.port, connections, seconds, rest)
+        reserved = self._ledger._redis.hlen("hawse:addresses")
+        deadline = time.monotonic() + 5
+        # What was asked and not waited for at the end is reserved too, a moment later.
+        while (hints := self._ledger._redis.llen(HINTS)) != reserved and time.monotonic() < deadline:
+            reserved = self._ledger._redis.hlen("hawse:addresses")
+        if not (load.requests <= reserved <= load.requests + connections and hints == reserved):
+            raise RuntimeError(f"{load.requests} answers, {reserved} addresses, {hints} hints")
+        return load
+
+    def _prepare(self) -> None:
+        pools = [
+            EgressPool(
+                f"pool-{number}",
+                (f"10.{number * 16}.0.0/12",),
+                excluded=(f"10.{number * 16}.0.0/28",),
+                namespace_selector=Selector({"team": str(number)}) if number < POOLS - 1 else Selector(),
+            )
+            for number in range(POOLS)
+        ]
+        first = int(IPv4Address("192.168.0.10"))
+        self._ledger._redis.flushall()
+        self._ledger.set_offer(Offer(tuple(pools), frozenset(IPv4Address(first + number) for number in range(NODES))))
+        self._ledger.set_listed({})
+        self._ledger.sync([], self._ledger.now(), ready=True)
+
+
+def rows() -> Iterator[Row | str]:
+    """Each answer is a real one: parsed, a pool chosen, an address reserved in Valkey, the workers told, the patch."""
+    if lack := missing():
+        yield f"Not measured: {lack}."
+        return
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        side = Side(Path(name), stack)
+        for connections in CONNECTIONS:
+            yield from _rows("asked without a pause", connections, *side.both(connections))
+        yield from _rows("asked as often as an API server can", 16, *side.both(16, REST_MS))
+        generator = side.generator
+        yield (
+            f"N is the number of connections. The generator (wrk, one thread) and Valkey share the {os.cpu_count()} "
+            f"CPUs with the servers; wrk took {generator.cpu / generator.asked:.0%} of one. The floor is a Flask "
+            "application that admits everything and looks at nothing, served the same way, in turn with the webhook."
+        )
+
+
+def _rows(how: str, n: int, webhook: Samples, noop: Samples) -> Iterator[Row]:
+    rate = noop.median("rate")
+    yield row_of(f"admissions, {how}", n, "1/s", webhook.of("rate"), floor=rate, goal=SHARE * rate, more_is_better=True)
+    goal = P50_MS
+    yield row_of(f"admission p50, {how}", n, "ms", webhook.of("p50"), floor=noop.median("p50"), goal=goal)
+    goal = P99_MS if n == 16 else 0.0
+    yield row_of(f"admission p99, {how}", n, "ms", webhook.of("p99"), floor=noop.median("p99"), goal=goal)
