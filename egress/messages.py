@@ -16,6 +16,9 @@ TICKETS_QUEUE: Final = "tickets"
 """Consumed by `hawse-tickets` alone: a ticket system that hangs holds up no address, and a burst of addresses no
 ticket."""
 
+BROKER_PREFIX: Final = "hawse-broker:"
+"""What the broker's keys begin with in Redis."""
+
 NAMESPACE_TASK: Final = "hawse.v1.namespace"
 """(name): bring one namespace's claim and binding, or its release, to where it should be."""
 PLACE_TASK: Final = "hawse.v1.place"
@@ -81,7 +84,7 @@ def celery_config(redis_url: str) -> dict[str, Any]:
             "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
-            "global_keyprefix": "hawse-broker:",
+            "global_keyprefix": BROKER_PREFIX,
         },
         "worker_hijack_root_logger": False,
         "worker_send_task_events": False,

@@ -144,9 +144,10 @@ class Selector:
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Whether `labels` meets every part of it."""
-        return all(labels.get(key) == value for key, value in self.match_labels.items()) and all(
-            requirement.matches(labels) for requirement in self.requirements
-        )
+        for key, value in self.match_labels.items():  # asked of every pool for every namespace
+            if labels.get(key) != value:
+                return False
+        return all(requirement.matches(labels) for requirement in self.requirements)
 
 
 class OnExhausted(StrEnum):

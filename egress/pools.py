@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from egress.addresses import Address, AddressError, Range, parse_address, parse_block, parse_range, subtract
@@ -65,18 +65,20 @@ def choose(
         if pool.deleting:
             raise PoolError(f"EgressPool {wish!r} is being deleted: name another in the annotation {POOL_ANNOTATION}")
     else:
-        serving = [
+        serving: Iterator[EgressPool] = (
             pool
             for _, pool in sorted(known.items())
             if not pool.deleting and pool.namespace_selector is not None and pool.namespace_selector.matches(labels)
-        ]
+        )
         if requested:
-            serving = [pool for pool in serving if _covers_all(pool, requested)] or serving
-        if not serving:
+            all_serving = list(serving)
+            serving = iter([pool for pool in all_serving if _covers_all(pool, requested)] or all_serving)
+        found = next(serving, None)
+        if found is None:
             if requested:
                 raise PoolError(f"no EgressPool serves this namespace: name one in the annotation {POOL_ANNOTATION}")
             return None
-        pool = serving[0]
+        pool = found
     for address in requested:
         check_covered(pool, address, node_ips, gateways)
     return Choice(pool, requested)

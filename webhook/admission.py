@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -12,17 +13,22 @@ from egress import pools
 from egress.adapters.ledger import (
     Exhausted,
     Held,
+    Hint,
     Ledger,
+    Offer,
+    Reserved,
     name_holder,
     request_holder,
 )
 from egress.addresses import Address, AddressError
 from egress.objects import ADDRESSES_ANNOTATION, OPERATION_ANNOTATION, REQUEST_ANNOTATION, OnExhausted
 from egress.operations import TransientError
+from egress.pools import Choice
 from webhook import review
 from webhook.review import Answer, NamespaceObject, Outcome, Request
 
 _log = structlog.get_logger()
+_TRIES = 5
 LATER = "Hawse cannot reach its ledger now: the namespace gets its egress address within seconds of its return"
 FORGED = (
     f"annotation {ADDRESSES_ANNOTATION} is written by Hawse alone: remove it; to ask for an address use "
@@ -49,16 +55,32 @@ class _Given:
     outcome: Outcome = Outcome.ADMITTED
 
 
+def _given(outcome: Reserved | Held | Exhausted, choice: Choice, known_as: str) -> _Given:
+    """What the namespace gets by what the ledger says. _RefusedError if it must not be created so."""
+    pool = choice.pool
+    if isinstance(outcome, Held):
+        raise _RefusedError(f"address {outcome.address} is in use", code=409)
+    if isinstance(outcome, Exhausted):
+        _log.warning("pool exhausted", namespace=known_as, pool=pool.name, used=outcome.used)
+        message = pools.exhausted(pool, choice.count, outcome.used, outcome.total)
+        if pool.on_exhausted is OnExhausted.DENY:
+            raise _RefusedError(message)
+        return _Given((), (f"{message}; the namespace waits for one",), Outcome.WITHOUT_ADDRESS)
+    if outcome.untold:  # the watch will find the namespace
+        _log.warning("hint not sent", namespace=known_as, error=outcome.untold)
+    return _Given(outcome.addresses)
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
     """Answers admission requests.
 
-    `hint` is called with a namespace's name when there is work for the workers; it must not raise. `trusted_users`
-    are the users that may write the addresses annotation.
+    `hint` makes what tells the workers of a namespace; it goes out with the reservation. `trusted_users` are the users
+    that may write the addresses annotation.
     """
 
     ledger: Ledger
-    hint: Callable[[str], None]
+    hint: Callable[[str], Hint]
     trusted_users: AbstractSet[str]
 
     def answer(self, request: Request[NamespaceObject]) -> Answer:
@@ -91,8 +113,6 @@ class Admission:
         if given.addresses:
             addresses = ",".join(map(str, given.addresses))
             _log.info("reserved", namespace=known_as, addresses=addresses, operation=operation)
-            if name:
-                self.hint(name)
             annotations = {ADDRESSES_ANNOTATION: addresses, OPERATION_ANNOTATION: operation}
             return review.allow(request.uid, patch=review.annotate(namespace, annotations), outcome=Outcome.ASSIGNED)
         patch = review.strip(namespace, (ADDRESSES_ANNOTATION, OPERATION_ANNOTATION)) if written else None
@@ -103,32 +123,51 @@ class Admission:
         self, request: Request[NamespaceObject], namespace: NamespaceObject, known_as: str, holder: str
     ) -> _Given:
         """What the namespace gets now. _RefusedError, PoolError or AddressError when it must not be created so."""
-        offer = self.ledger.offer()  # first: while the index is not built, nobody seems to hold anything
+        self._check_written(namespace, known_as, holder)
+        name = request.name or namespace.metadata.name
+        # By the pools as they were last read: while it reserves, the ledger finds out whether they are others by now.
+        offer = self.ledger.offer() if request.dry_run else self.ledger.last_offer()
+        for _ in range(_TRIES):
+            offer, choice = self._choose(offer, namespace, known_as)
+            if choice is None:
+                return _Given()
+            if request.dry_run:
+                return _Given(warnings=(f"dry run: pool {choice.pool.name} would give the address",))
+            outcome = self.ledger.admit(offer, choice, holder, self.hint(name) if name else None)
+            if outcome is not None:
+                return _given(outcome, choice, known_as)
+            offer = self.ledger.offer()
+        raise TransientError("the pools change faster than they can be read")
+
+    def _check_written(self, namespace: NamespaceObject, known_as: str, holder: str) -> None:
+        """_RefusedError if the namespace comes with an annotation that Hawse has not written.
+
+        A webhook may be called again for one request, with the annotation that it wrote itself. A ledger that has lost
+        what it gave does not know it: it gives anew, and what was written goes.
+        """
         written = namespace.annotations.get(ADDRESSES_ANNOTATION)
-        # A webhook may be called again for one request, with the annotation that it wrote itself. A ledger that has
-        # lost what it gave does not know it: it gives anew, and what was written goes.
-        if written is not None and not set(written.split(",")) <= set(map(str, self.ledger.held_by(holder))):
+        if written is None:
+            return
+        self.ledger.offer()  # first: while the index is not built, nobody seems to hold anything
+        if not set(written.split(",")) <= set(map(str, self.ledger.held_by(holder))):
             if not self.ledger.is_index_new():
                 raise _RefusedError(FORGED)
             _log.warning("replaces what was written: the index has just been built", namespace=known_as)
-        choice = pools.choose(
-            known_as, namespace.labels, namespace.annotations, offer.pools, offer.node_ips, offer.gateways
-        )
-        if choice is None:
-            return _Given()
-        pool = choice.pool
-        if request.dry_run:
-            return _Given(warnings=(f"dry run: pool {pool.name} would give the address",))
-        outcome = self.ledger.reserve(holder, choice.count, pools.ranges(pool, offer.withheld), choice.requested)
-        if isinstance(outcome, Held):
-            raise _RefusedError(f"address {outcome.address} is in use", code=409)
-        if isinstance(outcome, Exhausted):
-            _log.warning("pool exhausted", namespace=known_as, pool=pool.name, used=outcome.used)
-            message = pools.exhausted(pool, choice.count, outcome.used, outcome.total)
-            if pool.on_exhausted is OnExhausted.DENY:
-                raise _RefusedError(message)
-            return _Given((), (f"{message}; the namespace waits for one",), Outcome.WITHOUT_ADDRESS)
-        return _Given(outcome.addresses)
+
+    def _choose(self, offer: Offer, namespace: NamespaceObject, known_as: str) -> tuple[Offer, Choice | None]:
+        """What the namespace is to get, and of which offer: of `offer`, or of the current one if that gives nothing.
+        PoolError or AddressError if the current one cannot give what it asks for."""
+
+        def chosen(pieces: Offer) -> Choice | None:
+            return pools.choose(
+                known_as, namespace.labels, namespace.annotations, pieces.pools, pieces.node_ips, pieces.gateways
+            )
+
+        with suppress(pools.PoolError, AddressError):
+            if (choice := chosen(offer)) is not None:
+                return offer, choice
+        current = self.ledger.offer()
+        return current, chosen(current)
 
     def _update(self, request: Request[NamespaceObject], namespace: NamespaceObject) -> Answer:
         before = request.old_object.annotations.get(ADDRESSES_ANNOTATION) if request.old_object else None

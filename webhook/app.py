@@ -5,28 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import structlog
-from celery import Celery
 from flask import Flask, Response, request
-from kombu.exceptions import OperationalError
 
 from egress.adapters.ledger import Ledger
-from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, celery_config
 from egress.operations import TransientError
 from egress.settings import Settings
 from webhook import review
 from webhook.admission import Admission
+from webhook.hinting import hint_of
 from webhook.metrics import Observation
 from webhook.review import Outcome
 from webhook.validator import RESOURCES, Validator
 
 T = TypeVar("T")
-_log = structlog.get_logger()
 MAX_BODY = 8 * 1024 * 1024
-HINT_DELAY = 0.2
-"""Seconds after which a hint is worked on: the API server stores the namespace only after our answer."""
-HINT_GUARD = 5.0
-"""Seconds for which nobody else asks for the same, unless it has been worked on by then."""
 
 
 ENDING = "the webhook is about to end"
@@ -46,7 +38,7 @@ def create_app(settings: Settings, *, ending: Callable[[], bool] = never, leavin
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     ledger = Ledger(settings.redis_url, timeout=settings.redis_timeout)
     trusted = frozenset(name.strip() for name in settings.trusted_users.split(",") if name.strip())
-    admission = Admission(ledger, _hinter(settings, ledger), trusted)
+    admission = Admission(ledger, hint_of, trusted)
     validator = Validator(ledger, trusted, settings.layout().cluster_networks)
 
     @app.post("/admit/namespaces")
@@ -110,24 +102,3 @@ def _answered(
         return Response(f"{error}\n", status=400, mimetype="text/plain")
     finally:
         observation.answered(operation, outcome)
-
-
-def _hinter(settings: Settings, ledger: Ledger) -> Callable[[str], None]:
-    celery = Celery("hawse-webhook")
-    celery.conf.update(celery_config(settings.redis_url))
-    celery.conf.broker_transport_options = celery.conf.broker_transport_options | {
-        "socket_timeout": settings.redis_timeout,
-        "socket_connect_timeout": settings.redis_timeout,
-    }
-
-    def hint(name: str) -> None:
-        """Tells the workers of a namespace, unless they have been told. The watch finds it as well, and then keeps
-        quiet; a hint that fails is let go."""
-        try:
-            if not ledger.first_to(f"{NAMESPACE_TASK}:{name}", HINT_GUARD):
-                return
-            celery.send_task(NAMESPACE_TASK, args=[name], queue=CONTROL_QUEUE, countdown=HINT_DELAY, retry=False)
-        except (OperationalError, OSError, TransientError) as error:
-            _log.warning("hint not sent", namespace=name, error=str(error))
-
-    return hint

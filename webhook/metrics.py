@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 from prometheus_client import Counter, Histogram
 
@@ -21,6 +22,8 @@ _DURATION = Histogram(
 )
 
 
+_requests = cache(_REQUESTS.labels)
+_durations = cache(_DURATION.labels)
 OPERATIONS = ("CREATE", "UPDATE", "DELETE")
 for _outcome in Outcome:  # so that the series are there before the first request
     _REQUESTS.labels("mutating", "namespaces", "CREATE", _outcome.value)
@@ -35,5 +38,5 @@ class Observation:
 
     def answered(self, operation: str, outcome: Outcome) -> None:
         """Counts it. An `operation` that is none, as of a request that could not be read, is counted as empty."""
-        _DURATION.labels(*self._labels).observe(time.perf_counter() - self._began)
-        _REQUESTS.labels(*self._labels, operation if operation in OPERATIONS else "", outcome.value).inc()
+        _durations(*self._labels).observe(time.perf_counter() - self._began)
+        _requests(*self._labels, operation if operation in OPERATIONS else "", outcome.value).inc()

@@ -23,6 +23,16 @@ local function has_table()
 end
 """
 
+_STAMP = """
+-- Which pools are on offer, as they say themselves; '' without any. Those that do not say it are told by their digest.
+local function stamp()
+  local said = string.match(redis.call('GETRANGE', 'hawse:offer', 0, 50), '^{"stamp":"(%x+)"$')
+  if said then return said end
+  local text = redis.call('GET', 'hawse:offer')
+  return text and redis.sha1hex(text) or ''
+end
+"""
+
 _LIBRARY = (
     _RUN
     + """
@@ -57,8 +67,8 @@ local function holder_add(holder, hex)
   list[#list + 1] = hex
   redis.call('HSET', 'hawse:holders', holder, table.concat(list, ','))
 end
-local function put(hex, state, holder, at)
-  local old = entry(hex)
+-- `old` is entry(hex), which every caller has looked at.
+local function put(hex, state, holder, at, old)
   if old and old.holder ~= holder then holder_drop(old.holder, hex) end
   redis.call('HSET', 'hawse:addresses', hex, state .. '|' .. holder .. '|' .. string.format('%.6f', at))
   redis.call('SETBIT', block(hex), offset(hex), 1)
@@ -103,58 +113,90 @@ end
 """
 )
 
-RESERVE = (
+_RESERVE = (
     _LIBRARY
     + """
--- ARGV: holder, count, requested (comma-separated), ranges (comma-separated: first, last, ...)
--- Gives {'unready'}, {'held', address}, {'full', used, total} or {'ok', address, ...}; only 'ok' changes anything.
-if not is_ready() then return {'unready'} end
-local holder, count = ARGV[1], tonumber(ARGV[2])
-local requested, ranges = split(ARGV[3]), split(ARGV[4])
-local chosen = {}
+-- Reserves `requested`, else the lowest free `count` addresses of `ranges` (first, last, ...), for `holder`.
+-- Gives {'held', address}, {'full', used, total} or {'ok', address, ...}; only 'ok' changes anything.
+local function reserve(holder, count, requested, ranges)
+  local chosen = {}
+  for _, hex in ipairs(requested) do
+    local old = entry(hex)
+    if old and old.holder ~= holder then return {'held', hex} end
+    chosen[#chosen + 1] = hex
+  end
+  if #requested == 0 then
+    for _, hex in ipairs(split(redis.call('HGET', 'hawse:holders', holder))) do
+      if #chosen < count and in_ranges(hex, ranges) then chosen[#chosen + 1] = hex end
+    end
+    for i = 1, #ranges, 2 do
+      if #chosen >= count then break end
+      walk(ranges[i], ranges[i + 1], function(prefix, from, to)
+        local key = 'hawse:used:' .. prefix
+        -- BITPOS sees no bit after the string's end: it is brought to its full length first.
+        if redis.call('STRLEN', key) < 8192 then redis.call('SETBIT', key, 65535, 0) end
+        while #chosen < count and from <= to do
+          local bit = redis.call('BITPOS', key, 0, from, to, 'BIT')
+          if bit < 0 then break end
+          chosen[#chosen + 1] = prefix .. string.format('%04x', bit)
+          from = bit + 1
+        end
+        return #chosen >= count
+      end)
+    end
+  end
+  if #chosen < count then
+    local used, total = 0, 0
+    for i = 1, #ranges, 2 do
+      walk(ranges[i], ranges[i + 1], function(prefix, from, to)
+        used = used + redis.call('BITCOUNT', 'hawse:used:' .. prefix, from, to, 'BIT')
+        total = total + to - from + 1
+      end)
+    end
+    return {'full', used, total}
+  end
+  local at = now()
+  for _, hex in ipairs(chosen) do
+    local old = entry(hex)
+    if not (old and old.holder == holder and old.state == 'claimed') then put(hex, 'reserved', holder, at, old) end
+  end
+  table.insert(chosen, 1, 'ok')
+  return chosen
+end
+"""
+)
 
-for _, hex in ipairs(requested) do
-  local old = entry(hex)
-  if old and old.holder ~= holder then return {'held', hex} end
-  chosen[#chosen + 1] = hex
+RESERVE = (
+    _RESERVE
+    + """
+-- ARGV: holder, count, requested (comma-separated), ranges (comma-separated: first, last, ...): see reserve(), but
+-- {'unready'} while the index is not complete.
+if not is_ready() then return {'unready'} end
+return reserve(ARGV[1], tonumber(ARGV[2]), split(ARGV[3]), split(ARGV[4]))
+"""
+)
+
+ADMIT = (
+    _RESERVE
+    + _STAMP
+    + """
+-- ARGV: the run of the server at the other end of the connection (is_ready() costs a fifth of all this), stamp of the
+-- pools that were chosen from, holder, count, requested, ranges as for RESERVE; then, where the
+-- workers are to be told: a key, for how many milliseconds it keeps others from telling them, a queue, and the message.
+-- Gives a list in one text, which a client reads faster: 'stale' (other pools by now, nothing was done), 'unready',
+-- 'held address', 'full used total', or 'ok address,...' and, if they could not be told, why not.
+if redis.call('GET', 'hawse:index') ~= ARGV[1] then return 'unready' end
+if stamp() ~= ARGV[2] then return 'stale' end
+local reply = reserve(ARGV[3], tonumber(ARGV[4]), split(ARGV[5]), split(ARGV[6]))
+if reply[1] == 'full' then return string.format('full %.0f %.0f', reply[2], reply[3]) end
+if reply[1] ~= 'ok' then return table.concat(reply, ' ') end
+local text = 'ok ' .. table.concat(reply, ',', 2)
+if ARGV[7] then
+  local failed = redis.pcall('SET', ARGV[7], '1', 'NX', 'PX', ARGV[8])
+  if failed and not failed.err then failed = redis.pcall('LPUSH', ARGV[9], ARGV[10]) end
+  if type(failed) == 'table' and failed.err then text = text .. ' ' .. failed.err end
 end
-if #requested == 0 then
-  for _, hex in ipairs(split(redis.call('HGET', 'hawse:holders', holder))) do
-    if #chosen < count and in_ranges(hex, ranges) then chosen[#chosen + 1] = hex end
-  end
-  for i = 1, #ranges, 2 do
-    if #chosen >= count then break end
-    walk(ranges[i], ranges[i + 1], function(prefix, from, to)
-      local key = 'hawse:used:' .. prefix
-      -- BITPOS sees no bit after the string's end: it is brought to its full length first.
-      if redis.call('STRLEN', key) < 8192 then redis.call('SETBIT', key, 65535, 0) end
-      while #chosen < count and from <= to do
-        local bit = redis.call('BITPOS', key, 0, from, to, 'BIT')
-        if bit < 0 then break end
-        chosen[#chosen + 1] = prefix .. string.format('%04x', bit)
-        from = bit + 1
-      end
-      return #chosen >= count
-    end)
-  end
-end
-if #chosen < count then
-  local used, total = 0, 0
-  for i = 1, #ranges, 2 do
-    walk(ranges[i], ranges[i + 1], function(prefix, from, to)
-      used = used + redis.call('BITCOUNT', 'hawse:used:' .. prefix, from, to, 'BIT')
-      total = total + to - from + 1
-    end)
-  end
-  return {'full', used, total}
-end
-local at = now()
-for _, hex in ipairs(chosen) do
-  local old = entry(hex)
-  if not (old and old.holder == holder and old.state == 'claimed') then put(hex, 'reserved', holder, at) end
-end
-table.insert(chosen, 1, 'ok')
-return chosen
+return text
 """
 )
 
@@ -171,7 +213,7 @@ for i = 5, #ARGV do
     if old and old.holder == ARGV[2] and (ARGV[3] == '' or old.state == ARGV[3])
       and (ARGV[4] == '' or old.at <= tonumber(ARGV[4])) then free(hex) end
   elseif not (old and old.state == ARGV[1] and old.holder == ARGV[2]) then
-    put(hex, ARGV[1], ARGV[2], now())
+    put(hex, ARGV[1], ARGV[2], now(), old)
   end
 end
 return redis.status_reply('OK')
@@ -192,7 +234,7 @@ for i = 3, #ARGV, 3 do
   local later = old and old.at > listed_at
   local reused = old and old.state == 'reserved' and state == 'quarantined' and old.holder == holder
   if not later and not reused and not (old and old.state == state and old.holder == holder) then
-    put(hex, state, holder, listed_at)
+    put(hex, state, holder, listed_at, old)
   end
 end
 local all = redis.call('HGETALL', 'hawse:addresses')
@@ -282,10 +324,15 @@ return 0
 
 OFFER = (
     _RUN
+    + _STAMP
     + """
--- Gives the pools, or nothing while the index is not complete.
+-- ARGV: a stamp: gives the stamp of the pools on offer, and the pools unless it is that one. Nothing while the index is
+-- not complete, or there are none.
 if not is_ready() then return false end
-return redis.call('GET', 'hawse:offer')
+local now = stamp()
+if now == '' then return false end
+if now == ARGV[1] then return {now} end
+return {now, redis.call('GET', 'hawse:offer')}
 """
 )
 

@@ -5,6 +5,7 @@ All of it but the history can be rebuilt from the cluster's objects and the node
 
 from __future__ import annotations
 
+from egress.adapters.ledger.admitting import Admitting, Hint
 from egress.adapters.ledger.audit import AuditTrail
 from egress.adapters.ledger.connection import LedgerAwayError, NotReadyError
 from egress.adapters.ledger.coordination import BusyError, Census, Coordination
@@ -17,7 +18,6 @@ from egress.adapters.ledger.reservations import (
     Held,
     Holding,
     Offer,
-    Reservations,
     Reserved,
     holder_of,
     manual_holder,
@@ -38,6 +38,7 @@ __all__ = [
     "Exhausted",
     "FirstSeen",
     "Held",
+    "Hint",
     "Holding",
     "Ledger",
     "LedgerAwayError",
@@ -56,5 +57,5 @@ __all__ = [
 ]
 
 
-class Ledger(Reservations, Table, Liveness, Coordination, Lists, Ticketing, AuditTrail, Inspections, RetryRuns):
+class Ledger(Admitting, Table, Liveness, Coordination, Lists, Ticketing, AuditTrail, Inspections, RetryRuns):
     """All of the ledger, over one connection."""

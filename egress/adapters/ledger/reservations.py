@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -16,9 +17,10 @@ from egress.objects import EgressAddress, EgressPool
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """The addresses a reservation got."""
+    """The addresses a reservation got. `untold` is why the workers could not be told of it, "" if they were."""
 
     addresses: tuple[Address, ...]
+    untold: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Offer:
     pools: tuple[EgressPool, ...] = ()
     node_ips: frozenset[Address] = frozenset()
     gateways: frozenset[Address] = frozenset()
+    stamp: str = field(default="", compare=False)
+    """Tells it from any other that the ledger has had; "" for one that does not come from there."""
 
     @property
     def withheld(self) -> frozenset[Address]:
@@ -59,7 +63,8 @@ class Holding:
     quarantined: bool = False
 
 
-class _Offer(msgspec.Struct, frozen=True):
+class _Offer(msgspec.Struct, frozen=True, kw_only=True):
+    stamp: str = ""  # first, where the scripts find it without reading on
     pools: list[EgressPool]
     node_ips: list[str]
     gateways: list[str] = []
@@ -108,27 +113,38 @@ class Reservations(Connection):
         self._take_netid = self._redis.register_script(scripts.TAKE_NETID)
         self._ready = self._redis.register_script(scripts.READY)
         self._offer = self._redis.register_script(scripts.OFFER)
+        self._read_offer: Offer | None = None
         self._holders = self._redis.register_script(scripts.HOLDERS)
 
     def offer(self) -> Offer:
         """The pools as last seen by the workers; NotReadyError while the index is not built."""
+        seen = self._read_offer
         with away():
-            text = self._offer()
-        if text is None:
+            reply = self._offer(args=[seen.stamp if seen is not None else ""])
+        if reply is None:
             raise NotReadyError("the index is being rebuilt")
+        if seen is not None and reply[0] == seen.stamp:
+            return seen
+        stamp, text = reply
         try:
             wire = _OFFER.decode(text)
         except msgspec.DecodeError as error:  # written by another version: the next reconcile replaces it
             raise NotReadyError(f"the pools cannot be read: {error}") from None
         node_ips, gateways = (frozenset(map(parse_address, texts)) for texts in (wire.node_ips, wire.gateways))
-        return Offer(tuple(wire.pools), node_ips, gateways)
+        self._read_offer = Offer(tuple(wire.pools), node_ips, gateways, stamp)
+        return self._read_offer
+
+    def last_offer(self) -> Offer:
+        """The pools as this process last read them, which may be others by now; see `admit`."""
+        return self._read_offer or self.offer()
 
     def set_offer(self, offer: Offer) -> None:
         """Replaces the pools."""
         node_ips, gateways = (sorted(map(str, addresses)) for addresses in (offer.node_ips, offer.gateways))
-        text = msgspec.json.encode(_Offer(list(offer.pools), node_ips, gateways))
+        wire = _Offer(pools=list(offer.pools), node_ips=node_ips, gateways=gateways)
+        stamp = hashlib.blake2b(msgspec.json.encode(wire), digest_size=20).hexdigest()
         with away():
-            self._redis.set("hawse:offer", text)
+            self._redis.set("hawse:offer", msgspec.json.encode(msgspec.structs.replace(wire, stamp=stamp)))
 
     def set_listed(self, listed: Mapping[Address, Listed]) -> None:
         """Replaces what is known of which objects list an address. Writes only what differs."""
@@ -162,11 +178,8 @@ class Reservations(Connection):
         A holder that has addresses of these ranges already, even in quarantine, gets the same again. NotReadyError
         while the index is not built.
         """
-        flat = ",".join(
-            f"{hexadecimal(piece.first, piece.version)},{hexadecimal(piece.last, piece.version)}" for piece in ranges
-        )
         with away():
-            reply = self._reserve(args=[holder, count, ",".join(map(key_of, requested)), flat])
+            reply = self._reserve(args=[holder, count, ",".join(map(key_of, requested)), flat(ranges)])
         match reply:
             case ["ok", *addresses]:
                 return Reserved(tuple(from_key(key) for key in addresses))
@@ -317,6 +330,13 @@ class Reservations(Connection):
             if netid is not None:
                 pipeline.hdel("hawse:netids", netid)
             pipeline.execute()
+
+
+def flat(ranges: Iterable[Range]) -> str:
+    """Ranges as the scripts take them."""
+    return ",".join(
+        f"{hexadecimal(piece.first, piece.version)},{hexadecimal(piece.last, piece.version)}" for piece in ranges
+    )
 
 
 def _entry(text: str) -> tuple[str, str]:

@@ -6,24 +6,31 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
+from celery import Celery
 from flask.testing import FlaskClient
 
 from egress.adapters.ledger import Ledger, Offer, name_holder, request_holder
 from egress.addresses import parse_address
+from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, celery_config
+from egress.objects import EgressPool, Selector
 from egress.settings import Settings
 from lab.net.broker import Broker
 from tests.contract.webhook.conftest import INDEX_NEW, NODES, POOLS
 from webhook.app import create_app
+from webhook.hinting import HINT_DELAY
 
 Json = dict[str, Any]
 ADDRESSES = "egress.hawse.dev/addresses"
 POOL = "egress.hawse.dev/pool"
 REQUEST = "egress.hawse.dev/request"
 TRUSTED = "system:serviceaccount:hawse-system:hawse-workers"
+QUEUE = "hawse-broker:control"
 FIRST = "192.168.1.2"
 LATER = "Hawse cannot reach its ledger now: the namespace gets its egress address within seconds of its return"
 
@@ -169,9 +176,6 @@ def test_a_pool_that_does_not_exist_is_named(create: Callable[..., Any]) -> None
 
 
 def test_a_full_pool_says_its_figures(create: Callable[..., Any], ledger: Ledger) -> None:
-    from egress.adapters.ledger import Offer
-    from egress.objects import EgressPool, Selector
-
     ledger.set_offer(Offer((EgressPool("prod", ("192.168.1.0/24",), namespace_selector=Selector()),)))
     given = [create(f"n{number}").addresses for number in range(254)]
     assert len(set(given)) == 254
@@ -376,17 +380,109 @@ def test_redis_away_admits_with_a_warning_in_time(
             os.kill(pid, signal.SIGCONT)
 
 
-def test_a_broker_that_fails_after_the_reservation_costs_nothing(
-    create: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_a_queue_that_takes_no_hint_costs_nothing(create: Callable[..., Any], ledger: Ledger) -> None:
+    ledger._redis.set(QUEUE, "no list")
+    with structlog.testing.capture_logs() as logged:
+        assert create().addresses == FIRST
+    (said,) = [line for line in logged if line["event"] == "hint not sent"]
+    assert "WRONGTYPE" in said["error"]
+
+
+# What tells the workers
+
+
+def test_a_hint_is_what_celery_would_have_sent(create: Callable[..., Any], ledger: Ledger, broker: Broker) -> None:
+    create()
+    app = Celery("hawse-webhook")
+    app.conf.update(celery_config(broker.unix_url))
+    app.send_task(NAMESPACE_TASK, args=["egress-test"], queue=CONTROL_QUEUE, countdown=HINT_DELAY, retry=False)
+    celerys, ours = (json.loads(text) for text in ledger._redis.lrange(QUEUE, 0, -1))
+    etas = [datetime.fromisoformat(message["headers"]["eta"]) for message in (celerys, ours)]
+    assert abs(etas[0] - etas[1]) < timedelta(seconds=5)
+    for message in (celerys, ours):
+        properties, headers = message["properties"], message["headers"]
+        assert properties["correlation_id"] == headers["root_id"] == headers["id"]
+        message["body"] = json.loads(base64.b64decode(message["body"]))
+        for own in ("id", "root_id", "eta", "origin"):
+            assert headers.pop(own)
+        for own in ("correlation_id", "delivery_tag", "reply_to"):
+            assert properties.pop(own)
+    assert ours == celerys
+
+
+def test_a_worker_of_celery_takes_the_hint(create: Callable[..., Any], broker: Broker) -> None:
+    create()
+    app, got = Celery("worker"), []
+    app.conf.update(celery_config(broker.unix_url))
+    with app.connection_for_read() as connection, connection.SimpleQueue(CONTROL_QUEUE) as queue:
+        message = queue.get(timeout=5)
+        got.append((message.headers["task"], message.payload[0]))
+        message.ack()
+    assert got == [(NAMESPACE_TASK, ["egress-test"])]
+
+
+def test_a_hint_is_sent_once_until_it_has_been_worked_on(create: Callable[..., Any], ledger: Ledger) -> None:
+    create()
+    create()
+    assert ledger._redis.llen(QUEUE) == 1
+    ledger.done_with(f"{NAMESPACE_TASK}:egress-test")
+    create()
+    assert ledger._redis.llen(QUEUE) == 2
+
+
+@pytest.mark.parametrize("recording", ["create-namespace-dry-run", "create-namespace-generate-name"])
+def test_no_hint_of_what_is_not_to_be_or_has_no_name(
+    ask: Callable[..., Any], review: Callable[[str], Json], ledger: Ledger, recording: str
 ) -> None:
-    from celery import Celery
-    from kombu.exceptions import OperationalError
+    ask(review(recording))
+    assert ledger._redis.llen(QUEUE) == 0
 
-    def away(*_: object, **__: object) -> None:
-        raise OperationalError("away")
 
-    monkeypatch.setattr(Celery, "send_task", away)
-    assert create().addresses == FIRST
+# Pools that change between two requests
+
+
+def test_pools_are_those_of_the_moment_though_they_are_remembered(create: Callable[..., Any], ledger: Ledger) -> None:
+    assert create("first").addresses == "10.9.0.1"
+    ledger.set_offer(Offer((EgressPool("other", ("10.5.0.1",), namespace_selector=Selector()),)))
+    assert create("second").addresses == "10.5.0.1"
+    ledger.set_offer(Offer((EgressPool("named", ("10.4.0.1-10.4.0.2",)),)))
+    assert create("third").addresses is None  # by no selector
+    assert create("fourth", {POOL: "named"}).addresses == "10.4.0.1"
+    assert not create("fifth", {POOL: "other"}).allowed
+    ledger.set_offer(Offer((EgressPool("named", ("10.4.0.1-10.4.0.2",)),), frozenset([parse_address("10.4.0.2")])))
+    assert create("sixth", {POOL: "named"}).message == "pool named has no free address: 1 of 1 in use"
+    ledger.set_offer(Offer((EgressPool("named", ("no address",)),)))
+    assert create("seventh", {POOL: "named"}).message == "'no address' is not an IP address"
+    ledger.set_offer(Offer((EgressPool("named", ("10.3.0.1",)),)))
+    assert create("eighth", {POOL: "named"}).addresses == "10.3.0.1"
+
+
+def test_pools_that_an_older_version_has_written_are_told_apart(create: Callable[..., Any], ledger: Ledger) -> None:
+    text = ledger._redis.get("hawse:offer")
+    for number in (1, 2):
+        older = json.loads(text) | {"pools": [{"name": "old", "cidrs": [f"10.5.0.{number}"]}]}
+        del older["stamp"]
+        ledger._redis.set("hawse:offer", json.dumps(older))
+        assert create(f"app-{number}", {POOL: "old"}).addresses == f"10.5.0.{number}"
+    ledger._redis.set("hawse:offer", '{"stamp":"no pools at all"}')
+    assert create("app-3", {POOL: "old"}).warnings == [LATER]
+    ledger._redis.delete("hawse:offer")
+    assert create("app-4", {POOL: "old"}).warnings == [LATER]
+
+
+def test_a_redis_that_was_started_anew_gives_nothing_until_its_index_is_built(
+    own_broker: Broker, own_create: Callable[..., Json]
+) -> None:
+    ledger = Ledger(own_broker.unix_url)
+    for _ in range(2):
+        ledger.set_offer(Offer(POOLS, NODES))
+        ledger.sync([], ledger.now(), ready=True)
+        assert "patch" in own_create()
+        stale = ledger._redis.get("hawse:index")
+        own_broker.restart()
+        ledger.set_offer(Offer(POOLS, NODES))
+        ledger._redis.set("hawse:index", stale)  # as a Redis that keeps its data has it
+        assert own_create()["warnings"] == [LATER]
 
 
 # What is no review of a namespace

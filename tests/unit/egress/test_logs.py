@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -56,3 +58,47 @@ def test_on_a_console_only_a_record_begins_a_line(capsys: pytest.CaptureFixture[
     assert len(begun) == 4
     assert [line.split()[1] for line in begun] == ["[info", "[warning", "[error", "[error"]
     assert sum("forged" in line for line in lines) > 4, "it is shown, and does nothing"
+
+
+_PROGRAM = """
+import logging, sys, threading
+import structlog
+from egress import logs
+from egress.settings import Settings
+
+logs.configure(Settings(log_level="info"), "webhook")
+log = structlog.get_logger()
+log.debug("not shown")
+log.info("from us", text="one\\ntwo", number=7)
+logging.getLogger("flask").warning("from a library")
+try:
+    raise ValueError("no")
+except ValueError:
+    log.exception("failed")
+    logging.getLogger("flask").exception("failed there")
+threads = [threading.Thread(target=lambda: [log.info("many", text="x" * 300) for _ in range(50)]) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+sys.stderr.close()
+log.info("nobody reads this")
+"""
+
+
+def test_every_line_is_one_record_whoever_writes_at_the_time() -> None:
+    """In a process of its own, which closes its standard error."""
+    done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True, timeout=30)
+    ours, library, failed, failed_there, *many = map(json.loads, done.stderr.splitlines())
+    assert {key: ours[key] for key in ("event", "text", "number")} == {
+        "event": "from us",
+        "text": "one\ntwo",
+        "number": 7,
+    }
+    assert library["event"] == "from a library"
+    for line, level in ((ours, "info"), (library, "warning"), (failed, "error"), (failed_there, "error")):
+        assert (line["component"], line["level"]) == ("webhook", level)
+        assert line["timestamp"].endswith("Z")
+    for line in (failed, failed_there):
+        assert line["exception"].endswith("ValueError: no")
+    assert [line["event"] for line in many] == ["many"] * 400
