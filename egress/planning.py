@@ -89,6 +89,40 @@ def plan(
     `offline` names nodes that host nothing for now. `acknowledged` holds what the nodes have claimed; None means
     that they have claimed all of it. Nothing leaves with addresses that are `withheld`.
     """
+    outcomes, conflicts = plan_by_cause(
+        host_subnets, net_namespaces, offline=offline, acknowledged=acknowledged, withheld=withheld
+    )
+    return Plan(dict(sorted(outcomes.items())), tuple(sorted(set().union(*conflicts.values()))))
+
+
+class By(StrEnum):
+    """What a contradiction is about."""
+
+    ADDRESS = "address"
+    """An address that several have."""
+    NETID = "netid"
+    """A NetID that cannot be steered by."""
+    NODE = "node"
+    """A HostSubnet that cannot be read."""
+    HOST_IP = "hostIP"
+    """An IP that several nodes have."""
+    NAMESPACE = "namespace"
+    """A namespace whose addresses are on one node."""
+
+
+Cause = tuple[By, Address | int | str]
+"""What a contradiction is about, and which: the address, the NetID, the name of the node or namespace."""
+
+
+def plan_by_cause(
+    host_subnets: Iterable[HostSubnet],
+    net_namespaces: Collection[NetNamespace],
+    *,
+    offline: AbstractSet[str] = frozenset(),
+    acknowledged: AbstractSet[Acknowledgement] | None = None,
+    withheld: AbstractSet[Address] = frozenset(),
+) -> tuple[dict[str, NamespacePlan], dict[Cause, set[str]]]:
+    """The same as `plan`: every namespace's outcome by its name, and the contradictions by what each is about."""
     hosting = _Hosting.of(host_subnets)
     view = _View(offline, acknowledged, withheld)
     owners: dict[Address, set[str]] = defaultdict(set)
@@ -98,16 +132,16 @@ def plan(
         for address in _parsed(namespace.egress_ips)[0]:
             owners[address].add(namespace.name)
 
-    conflicts = set(hosting.conflicts)
+    conflicts = hosting.conflicts()
     for address, names in owners.items():
         if len(names) > 1:
-            conflicts.add(f"address {address} is in NetNamespaces {_listed(names)}")
+            conflicts[By.ADDRESS, address].add(f"address {address} is in NetNamespaces {_listed(names)}")
 
     outcomes: dict[str, NamespacePlan] = {}
     for netid, group in sharing.items():
         refusal = _refusal(netid, group)
         if refusal is not None:
-            conflicts.add(refusal)
+            conflicts[By.NETID, netid].add(refusal)
             for namespace in group:
                 state = State.NORMAL if not 0 < netid <= MAX_NETID else State.DROP
                 affected = state is State.DROP or namespace.egress_ips
@@ -117,8 +151,10 @@ def plan(
         for namespace in group:
             outcomes[namespace.name] = _outcome(namespace, hosting, owners, view)
     for outcome in outcomes.values():
-        conflicts.update(reason for reason in outcome.reasons if reason.startswith("addresses "))
-    return Plan(dict(sorted(outcomes.items())), tuple(sorted(conflicts)))
+        for reason in outcome.reasons:
+            if reason.startswith("addresses "):
+                conflicts[By.NAMESPACE, outcome.name].add(reason)
+    return outcomes, conflicts
 
 
 def with_claims(net_namespaces: Iterable[NetNamespace], claims: Iterable[EgressAddress]) -> list[NetNamespace]:
@@ -228,32 +264,43 @@ class _Hosting:
         nodes: Mapping[Address, AbstractSet[str]],
         ips: Mapping[str, Address],
         own: Mapping[Address, AbstractSet[str]],
-        bad: set[str],
+        bad: Mapping[str, AbstractSet[str]],
     ) -> None:
         self._nodes = nodes
         self._ips = ips
         self._own = own
-        self.conflicts = (
-            bad
-            | {self._double(address) for address, hosts in nodes.items() if len(hosts) > 1}
-            | {self._taken(address) for address in nodes if address in own}
-            | {self._ambiguous(address) for address, hosts in own.items() if len(hosts) > 1}
-        )
+        self._bad = bad
+
+    def conflicts(self) -> dict[Cause, set[str]]:
+        """The contradictions between HostSubnets."""
+        found: dict[Cause, set[str]] = defaultdict(set)
+        for name, errors in self._bad.items():
+            found[By.NODE, name].update(errors)
+        for address, hosts in self._nodes.items():
+            if len(hosts) > 1:
+                found[By.ADDRESS, address].add(self._double(address))
+            if address in self._own:
+                found[By.ADDRESS, address].add(self._taken(address))
+        for address, hosts in self._own.items():
+            if len(hosts) > 1:
+                found[By.HOST_IP, address].add(self._ambiguous(address))
+        return found
 
     @classmethod
     def of(cls, host_subnets: Iterable[HostSubnet]) -> _Hosting:
         nodes: dict[Address, set[str]] = defaultdict(set)
         ips: dict[str, Address] = {}
         own: dict[Address, set[str]] = defaultdict(set)
-        bad: set[str] = set()
+        bad: dict[str, set[str]] = defaultdict(set)
         for host in host_subnets:
             try:
                 ips[host.name] = parse_address(host.host_ip)
                 own[ips[host.name]].add(host.name)
             except AddressError as error:
-                bad.add(f"HostSubnet {host.name}: hostIP: {error}")
+                bad[host.name].add(f"HostSubnet {host.name}: hostIP: {error}")
             addresses, errors = _parsed(host.egress_ips)
-            bad.update(f"HostSubnet {host.name}: {error}" for error in errors)
+            if errors:
+                bad[host.name].update(f"HostSubnet {host.name}: {error}" for error in errors)
             for address in addresses:
                 nodes[address].add(host.name)
         return cls(nodes, ips, own, bad)

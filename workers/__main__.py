@@ -28,6 +28,7 @@ from workers.leader import Crew, Election, LeaseLostError, Timing
 from workers.schedule import run_schedule
 from workers.tasks import create_celery, make_context, make_systems
 from workers.ticketing.census import TicketCollector
+from workers.view import Views
 from workers.watch import WATCHED, Watcher, start_all
 
 END_SECONDS = 2.0
@@ -65,6 +66,7 @@ def worker(concurrency: int) -> None:
     app = create_celery()
     context = _context(app)
     REGISTRY.register(CensusCollector(context.ledger))
+    context.memory.views = Views.watching(context.cluster, threading.Event())
     _consume(app, context, current, Consumer("worker", f"{TABLE_QUEUE},{CONTROL_QUEUE}", concurrency))
 
 
@@ -95,7 +97,11 @@ class Consumer:
 def _consume(app: Celery, context: Context, current: settings.Settings, consumer: Consumer) -> None:
     metrics.begin_tasks()
     consumption = consuming.Consumption(context.ledger)
-    _serve(Health(current.health_host, current.health_port, consumption.ready, alive=consumption.alive))
+
+    def alive() -> str | None:
+        return consumption.alive() or context.views.alive()
+
+    _serve(Health(current.health_host, current.health_port, consumption.ready, alive=alive))
     arguments = ["worker", "-Q", consumer.queues, "--pool", "threads", "-c", str(consumer.concurrency)]
     arguments += ["-n", f"{consumer.name}@%h"]
     end_at_sigterm()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
@@ -13,10 +13,11 @@ from egress.adapters import manifests
 from egress.adapters.cluster import Cluster, Kind, Manifest
 from egress.adapters.ledger import Ledger, name_holder
 from egress.addresses import Address, object_name
-from egress.messages import NUDGE_TASK, node_queue, queue_of
+from egress.messages import PUBLISH_TASK, queue_of
 from egress.objects import EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace
 from egress.operations import Outcome, PermanentError, Step, StepRecord, TransientError
 from egress.settings import Settings
+from workers.view import READERS, Memory, Views
 
 T = TypeVar("T")
 _log = structlog.get_logger()
@@ -35,15 +36,26 @@ class Context:
     ledger: Ledger
     cluster: Cluster
     send: Callable[[str, list[Any], str, float], None]
+    memory: Memory = field(default_factory=Memory, compare=False)
+
+    @property
+    def views(self) -> Views:
+        """Where publishing gets the objects from."""
+        return self.memory.views or Views(self.cluster)
+
+    def saw(self, kind: Kind, resource_version: str) -> None:
+        """An object of `kind` is at this version: whoever publishes from now on must know it."""
+        if kind in READERS:
+            self.ledger.saw_versions({kind.label: int(resource_version)})
 
     def ask(self, task: str, *arguments: str, delay: float = 0.0) -> None:
         """Asks for a task of the control plane, unless the same one is waiting already: a burst becomes one run. It
         runs `delay` seconds from now, at the earliest."""
+        if task == PUBLISH_TASK:
+            written = {kind.label: version for kind, version in self.cluster.written().items() if kind in READERS}
+            if written:
+                self.ledger.saw_versions(written)
         self._ask(":".join((task, *arguments)), task, list(arguments), queue_of(task), delay)
-
-    def nudge(self, node: str) -> None:
-        """Tells a node's runner that the table has changed, unless it has a nudge waiting already."""
-        self._ask(f"{NUDGE_TASK}:{node_queue(node)}", NUDGE_TASK, [], node_queue(node), 0.0)
 
     def _ask(self, what: str, task: str, arguments: list[Any], queue: str, delay: float) -> None:
         # One for later must not keep quiet whoever asks for it now, or for sooner.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
 import structlog
 
-from egress.addresses import Address, addresses_of
+from egress.addresses import addresses_of
 from egress.liveness import Silence, Verdict, judge
 from egress.messages import PLACE_TASK, PUBLISH_TASK
 from egress.objects import HostSubnet
 from egress.operations import Step
-from egress.planning import Plan
+from egress.replanning import Replanner
 from egress.table import NodeReport
 from workers import metrics
 from workers.context import Context
@@ -104,20 +104,19 @@ def _on_link(reports: Iterable[NodeReport], subnet: HostSubnet) -> int:
     return count
 
 
-def finish(context: Context, plan: Plan, lost: Collection[str], claimed: Collection[Address]) -> None:
+def finish(context: Context, planner: Replanner) -> None:
     """Ends the failovers of the addresses that carry traffic again, and says how long each took; and, without a word,
-    those of addresses that nobody has `claimed` any more."""
+    those of addresses that nobody has claimed any more."""
     waiting = context.ledger.failovers()
     if not waiting:
         return
-    hops = [(hop, outcome.name) for outcome in plan.namespaces.values() for hop in outcome.via]
-    carrying = {hop.address: (hop.node, name) for hop, name in hops if hop.node not in lost}
     now = context.ledger.now()
     for address, since in waiting.items():
-        if address not in claimed:
+        carrier = planner.carrier(address)
+        if not planner.is_wanted(address):
             context.ledger.end_failover(address)
-        elif address in carrying and context.ledger.end_failover(address):
-            node, namespace = carrying[address]
+        elif carrier is not None and context.ledger.end_failover(address):
+            node, namespace = carrier
             metrics.failover_duration.observe(now - since)
             message = f"carried again {now - since:.1f} s after its node was last heard of"
             context.record(Step.FAILOVER, namespace, address=str(address), node=node, message=message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
@@ -51,6 +51,18 @@ class Seen:
     ) -> Self:
         """The same, from the objects and reports."""
         said = {(claim.address, node): claim for node, report in reports.items() for claim in report.claims}
+        return cls.said_so(plan, subnets, net_namespaces, said, unplaced)
+
+    @classmethod
+    def said_so(
+        cls,
+        plan: Plan,
+        subnets: Iterable[HostSubnet],
+        net_namespaces: Iterable[NetNamespace],
+        said: Mapping[tuple[Address, str], Claim],
+        unplaced: Mapping[Address, str],
+    ) -> Self:
+        """The same, from what the nodes said of each address."""
         kept = {
             address: f"node {node} cannot let it go: {claim.message}"
             for (address, node), claim in said.items()
@@ -68,26 +80,35 @@ def _listing(items: Iterable[HostSubnet | NetNamespace]) -> frozenset[tuple[str,
     return frozenset(found)
 
 
-def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> bool:
-    """Writes the status of every EgressAddress that differs from what is so. A conflict is left to the next run, and so
-    is one that the API server refuses.
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The namespaces whose addresses still have another status than they should, and whether that is for this run's
+    want of time, or for theirs: those on their way were written a moment ago."""
 
-    False when some were not written: time ran out, for the nodes' table is not to wait for it, or they are on their way
-    and were written a moment ago. They are for the next run.
+    names: set[str]
+    soon: bool
+
+
+def update(context: Context, claims: Sequence[EgressAddress], seen: Seen) -> Left:
+    """Writes the status of every one of `claims` that differs from what is so. What somebody else changed meanwhile, or
+    the API server refuses, is left to the next run.
+
+    So is what there was no time for: the nodes' table is not to wait for it.
     """
-    complete = True
+    left, soon = set[str](), False
     until = time.monotonic() + UPDATE_SECONDS
     _tell_conflicts(context, seen.plan)
-    for claim in claims:
+    for place, claim in enumerate(claims):
         if claim.phase is Phase.QUARANTINED:
             continue
         wanted = assess(claim, seen, manifests.rfc3339(time.time()))
         if wanted == claim:
             continue
         if time.monotonic() > until:
-            return False
+            return Left(left | {each.namespace for each in claims[place:]}, soon=True)
         if wanted.phase not in (Phase.READY, Phase.FAILED) and _is_recent(claim, context.settings.status_interval):
-            complete = False
+            left.add(claim.namespace)
+            soon = True
             continue
         name = object_name(parse_address(claim.address))
         patch = {
@@ -97,12 +118,14 @@ def update(context: Context, claims: Iterable[EgressAddress], seen: Seen) -> boo
         try:
             context.cluster.patch(Kind.EGRESS_ADDRESS, name, patch, subresource="status")
         except (ConflictError, NotFoundError):
+            left.add(claim.namespace)
             continue
         except PermanentError as error:  # a policy of the cluster's, perhaps: it stops none of the others
             _log.error("status not written", namespace=claim.namespace, address=claim.address, error=str(error))
+            left.add(claim.namespace)
             continue
         _tell(context, claim, wanted)
-    return complete
+    return Left(left, soon)
 
 
 def _tell(context: Context, before: EgressAddress, after: EgressAddress) -> None:

@@ -112,7 +112,10 @@ class Watcher:
     def _handle(self, change: Change) -> None:
         if self.kind in (Kind.NODE, Kind.EGRESS_POOL) and not self._is_news(change):
             return
-        for task, *arguments in tasks_for(self.kind, change):
+        tasks = tasks_for(self.kind, change)
+        if (PUBLISH_TASK,) in tasks:
+            self._context.saw(self.kind, change.resource_version)
+        for task, *arguments in tasks:
             self._context.ask(task, *arguments)
 
     def _is_news(self, change: Change) -> bool:

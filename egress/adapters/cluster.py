@@ -149,6 +149,15 @@ class Cluster:
         configuration.connection_pool_maxsize = 16
         self._api: Any = client.ApiClient(configuration)
         self._timeout = timeout
+        self._written: dict[Kind, int] = {}
+
+    def written(self) -> dict[Kind, int]:
+        """The resourceVersion of the latest object of each kind that was written by this connection."""
+        return dict(self._written)
+
+    def _wrote(self, kind: Kind, manifest: Manifest) -> Manifest:
+        self._written[kind] = max(self._written.get(kind, 0), int(manifest["metadata"].get("resourceVersion") or 0))
+        return manifest
 
     def get(self, kind: Kind, name: str, *, namespace: str = "") -> Manifest | None:
         """The object, or None if there is none."""
@@ -195,12 +204,13 @@ class Cluster:
 
     def create(self, kind: Kind, manifest: Manifest) -> Manifest:
         """Creates an object; ExistsError if its name is taken."""
-        return self._call("POST", kind.path(manifest["metadata"].get("namespace", "")), kind.head | manifest)
+        path = kind.path(manifest["metadata"].get("namespace", ""))
+        return self._wrote(kind, self._call("POST", path, kind.head | manifest))
 
     def patch(self, kind: Kind, name: str, patch: Manifest, *, subresource: str = "", namespace: str = "") -> Manifest:
         """Merges `patch` into an object. A `metadata.resourceVersion` in it makes it conditional (ConflictError)."""
         path = _item(kind, name, namespace) + (f"/{subresource}" if subresource else "")
-        return self._call("PATCH", path, patch, "application/merge-patch+json")
+        return self._wrote(kind, self._call("PATCH", path, patch, "application/merge-patch+json"))
 
     def delete(self, kind: Kind, name: str, *, resource_version: str = "") -> None:
         """Deletes an object, if it still is at `resource_version` when that is given. Its absence is no error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,6 +23,9 @@ BREAKS_BEFORE_LISTING = 3
 """After so many breaks in a row without any news the kind is listed again: a server that was restored from a backup
 may not know the version that we want to go on from, and not say so."""
 
+KEPT_CHANGES = 4096
+"""How many changes are remembered for who asks what is new. Whoever knows less gets everything."""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot(Generic[T]):
@@ -29,6 +33,17 @@ class Snapshot(Generic[T]):
 
     version: int = 0
     items: Mapping[str, T] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class News(Generic[T]):
+    """What became different since a version that somebody knows: the objects by their names, None for one that is gone.
+    With `whole` these are all that there are. `changed` is the resourceVersion of the last change in it."""
+
+    version: int
+    items: Mapping[str, T | None]
+    whole: bool
+    changed: int
 
 
 class Mirror(Generic[T]):
@@ -46,9 +61,13 @@ class Mirror(Generic[T]):
         self._read = read
         self._on_change = on_change
         self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)
+        self._upto = self._changed_at = 0
         self._items: dict[str, T] = {}
         self._snapshot: Snapshot[T] | None = None
         self._version = 0
+        self._log: deque[tuple[int, str]] = deque()
+        self._log_begins = 0
         self._synced = False
         self._problem = ""
         self._thread: threading.Thread | None = None
@@ -88,6 +107,23 @@ class Mirror(Generic[T]):
                 self._snapshot = Snapshot(self._version, MappingProxyType(dict(self._items)))
             return self._snapshot
 
+    def news(self, version: int | None) -> News[T]:
+        """What is different from what it was at `version` of this mirror; all if that is None, or too long ago."""
+        with self._lock:
+            items: dict[str, T | None]
+            whole = version is None or version < self._log_begins
+            if version is None or whole:
+                items = dict(self._items)
+            else:
+                names = {name for changed, name in self._log if changed > version} if version < self._version else ()
+                items = {name: self._items.get(name) for name in names}
+            return News(self._version, items, whole, self._changed_at)
+
+    def await_version(self, resource_version: int, seconds: float) -> bool:
+        """Whether all objects were listed and every change up to `resource_version` is known, within `seconds`."""
+        with self._lock:
+            return self._moved.wait_for(lambda: self._synced and self._upto >= resource_version, seconds)
+
     def items(self) -> Mapping[str, T]:
         """All objects by their names, of one moment. It never changes."""
         return self.snapshot().items
@@ -105,6 +141,7 @@ class Mirror(Generic[T]):
                     if not change.bookmark:
                         self._take(change.manifest, deleted=change.deleted)
                     version = change.resource_version
+                    self._reach(version)
                     if stop.is_set():
                         return
                 self._problem = ""  # it ended as it should, perhaps because there was nothing to say
@@ -131,8 +168,13 @@ class Mirror(Generic[T]):
         with self._lock:
             different = items != self._items or not self._synced
             self._items = items
+            self._upto = int(listing.resource_version)
             self._changed(different)
+            if different:
+                self._log.clear()
+                self._log_begins = self._version
             self._synced = True
+            self._moved.notify_all()
         self._problem = ""
         _log.info("listed", kind=self.kind.name, resource_version=listing.resource_version)
         self._tell(different)
@@ -148,12 +190,23 @@ class Mirror(Generic[T]):
         with self._lock:
             before = [self._items.pop(name)] if name in self._items else []
             self._items.update((name, value) for value in values)
+            self._upto = max(self._upto, int(manifest["metadata"]["resourceVersion"]))
             self._changed(before != values)
+            if before != values:
+                self._log.append((self._version, name))
+                if len(self._log) > KEPT_CHANGES:
+                    self._log_begins = self._log.popleft()[0]
         self._tell(before != values)
+
+    def _reach(self, version: str) -> None:
+        with self._lock:
+            self._upto = max(self._upto, int(version))
+            self._moved.notify_all()
 
     def _changed(self, different: bool) -> None:
         if different:
             self._version += 1
+            self._changed_at = self._upto
             self._snapshot = None
 
     def _tell(self, different: bool) -> None:

@@ -367,6 +367,70 @@ return reply
 """
 )
 
+_EACH_REPORT = (
+    _RUN
+    + """
+-- What `say` gives for the report of each node named in ARGV[1] (between blanks), joined by blanks; '-' where a node
+-- has said nothing in this run. Many short answers would cost the asker more than all of this costs here.
+local function each_report(say)
+  local mine, reply = '{"run":"' .. run() .. '"', {}
+  for node in string.gmatch(ARGV[1], '%S+') do
+    local text = redis.call('GET', 'hawse:node:' .. node)
+    reply[#reply + 1] = text and string.sub(text, 1, #mine) == mine and say(text) or '-'
+  end
+  return table.concat(reply, ' ')
+end
+"""
+)
+
+LOOKS = (
+    _EACH_REPORT
+    + """
+-- ARGV: nodes, between blanks. Gives for each what tells its report from one that says something else. That of a runner
+-- which does not say it (another version's) is another whenever it reports.
+return each_report(function(text)
+  return string.match(text, '^{"run":"%x+","heard":%d+,"look":"(%x+)"') or 'h' .. string.match(text, '"heard":(%d+)')
+end)
+"""
+)
+
+APPLIED = (
+    _EACH_REPORT
+    + """
+-- ARGV: nodes, between blanks; an epoch. Gives for each the last change that it has applied of that epoch's table.
+return each_report(function(text)
+  local epoch, applied = string.match(text, '"epoch":"([^"]*)","applied":(%d+)')
+  return epoch == ARGV[2] and applied
+end)
+"""
+)
+
+NUDGE = """
+-- ARGV: nodes, between blanks; the name of a node's queue without the node's; the broker's prefix; the key that says
+-- that a nudge waits, without the queue; for how many milliseconds at most; a message in two parts, between which
+-- belongs the queue's name; how many messages may wait in a queue. Gives how many were nudged.
+local count = 0
+for node in string.gmatch(ARGV[1], '%S+') do
+  local name = ARGV[2] .. node
+  if redis.call('SET', ARGV[4] .. name, '1', 'NX', 'PX', ARGV[5])
+    and redis.call('LLEN', ARGV[3] .. name) < tonumber(ARGV[8]) then
+    redis.call('LPUSH', ARGV[3] .. name, ARGV[6] .. name .. ARGV[7])
+    count = count + 1
+  end
+end
+return count
+"""
+
+RAISE = """
+-- KEYS: a hash. ARGV: field, number, ...: brings each field to its number, unless it is higher already.
+for i = 1, #ARGV, 2 do
+  if tonumber(ARGV[i + 1]) > tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '0') then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+  end
+end
+return redis.status_reply('OK')
+"""
+
 TAKE_NETID = """
 -- ARGV: namespace, candidate, ...: gives the NetID that the namespace has, else the first candidate that nobody has and
 -- that is in no NetNamespace known.

@@ -10,6 +10,7 @@ import msgspec
 import structlog
 from redis.exceptions import LockError, RedisError
 
+from egress.adapters import scripts
 from egress.adapters.ledger.connection import Connection, away, from_key, key_of
 from egress.addresses import Address
 from egress.operations import StepRecord, TransientError
@@ -39,6 +40,25 @@ class BusyError(TransientError):
 
 class Coordination(Connection):
     """What the workers' processes agree on between themselves. None of it matters to correctness, only to effort."""
+
+    def __init__(self, url: str, timeout: float = 5.0) -> None:
+        super().__init__(url, timeout)
+        self._raise = self._redis.register_script(scripts.RAISE)
+
+    def saw_versions(self, versions: Mapping[str, int]) -> None:
+        """Somebody has seen the objects of these kinds at these resourceVersions: nobody plans from older ones."""
+        with away():
+            self._raise(["hawse:versions"], [item for pair in versions.items() for item in pair])
+
+    def seen_versions(self) -> dict[str, int]:
+        """The highest resourceVersion of each kind that anybody has seen."""
+        with away():
+            return {kind: int(version) for kind, version in self._redis.hgetall("hawse:versions").items()}
+
+    def forget_version(self, kind: str) -> None:
+        """The API server's versions of this kind begin anew: it was restored from a backup."""
+        with away():
+            self._redis.hdel("hawse:versions", kind)
 
     @contextmanager
     def exclusively(self, name: str, timeout: float = 30.0) -> Iterator[None]:

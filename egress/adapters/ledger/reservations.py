@@ -150,7 +150,7 @@ class Reservations(Connection):
         """Replaces what is known of which objects list an address. Writes only what differs."""
         wanted = {_SEEN: ""}
         for address, lists in listed.items():
-            wanted[key_of(address)] = f"{','.join(lists.hosts)}|{','.join(lists.namespaces)}"
+            wanted[key_of(address)] = _encoded(lists)
         with away():
             known = self._redis.hgetall("hawse:listed")
             news = dict(wanted.items() - known.items())
@@ -158,6 +158,18 @@ class Reservations(Connection):
             pipeline = self._redis.pipeline()
             if news:
                 pipeline.hset("hawse:listed", mapping=news)
+            if gone:
+                pipeline.hdel("hawse:listed", *gone)
+            pipeline.execute()
+
+    def note_listed(self, listed: Mapping[Address, Listed]) -> None:
+        """What lists these addresses now; of all others it stays what is known."""
+        there = {key_of(address): _encoded(lists) for address, lists in listed.items() if lists != Listed()}
+        gone = [key_of(address) for address, lists in listed.items() if lists == Listed()]
+        with away():
+            pipeline = self._redis.pipeline()
+            if there:
+                pipeline.hset("hawse:listed", mapping=there)
             if gone:
                 pipeline.hdel("hawse:listed", *gone)
             pipeline.execute()
@@ -343,6 +355,10 @@ def _entry(text: str) -> tuple[str, str]:
     """State and holder. At admission nobody has checked the name yet, so the holder may hold the separator too."""
     state, _, rest = text.partition("|")
     return state, rest.rpartition("|")[0]
+
+
+def _encoded(lists: Listed) -> str:
+    return f"{','.join(lists.hosts)}|{','.join(lists.namespaces)}"
 
 
 def _listed(text: str) -> Listed:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import time
+import uuid
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Any
@@ -13,9 +16,14 @@ import structlog
 from egress.adapters import scripts
 from egress.adapters.ledger.connection import Connection, away
 from egress.addresses import AddressError, parse_address
+from egress.messages import BROKER_PREFIX, NUDGE_TASK, node_queue, nudge_message
 from egress.table import Claim, NodeReport, Steering, SteeringHop
 
 _log = structlog.get_logger()
+NUDGE_GUARD_SECONDS = 15.0
+"""How long a nudge that was lost keeps its node from getting another."""
+MOST_NUDGES = 4
+"""How many messages wait in the queue of a node that is away: whoever reads one of them looks at the whole table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,8 @@ class _Claim(msgspec.Struct, frozen=True):
     message: str = ""
 
 
-class _Report(msgspec.Struct, frozen=True, omit_defaults=True):
+class _Report(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    look: str = ""  # first: the scripts look for it there
     at: float
     epoch: str
     applied: int
@@ -96,6 +105,9 @@ class Table(Connection):
         self._last_changes = self._redis.register_script(scripts.LAST_CHANGES)
         self._report = self._redis.register_script(scripts.REPORT)
         self._reports = self._redis.register_script(scripts.REPORTS)
+        self._looks = self._redis.register_script(scripts.LOOKS)
+        self._applied = self._redis.register_script(scripts.APPLIED)
+        self._nudge = self._redis.register_script(scripts.NUDGE)
 
     def read_table(self, epoch: str = "", change: int = 0) -> TableRead:
         """What changed since `change` of table `epoch`; the whole table for a reader that has none or another."""
@@ -145,16 +157,17 @@ class Table(Connection):
         """Stores what a runner says of its node."""
         claims = [_Claim(str(c.address), c.netid, c.held, c.reason, c.message) for c in report.claims]
         wire = _Report(
-            report.at,
-            report.epoch,
-            report.applied,
-            report.link,
-            report.interface,
-            claims,
-            report.repairs,
-            report.problem,
-            report.carrier,
-            [str(address) for address in report.gateways],
+            look=_look(report),
+            at=report.at,
+            epoch=report.epoch,
+            applied=report.applied,
+            link=report.link,
+            interface=report.interface,
+            claims=claims,
+            repairs=report.repairs,
+            problem=report.problem,
+            carrier=report.carrier,
+            gateways=[str(address) for address in report.gateways],
             last_problem=report.last_problem,
             last_problem_at=report.last_problem_at,
         )
@@ -180,6 +193,54 @@ class Table(Connection):
             except (msgspec.DecodeError, AddressError) as error:
                 _log.error("report cannot be read", node=name, error=str(error))
         return result
+
+    def looks(self, nodes: Collection[str]) -> dict[str, str]:
+        """What tells each node's report from one that says something else; "" where it has said nothing.
+
+        Not part of it is when it was sent, and which change was applied: that alone changes in all of them with every
+        change, and `reports` or `applied` has it for those of which it is asked.
+        """
+        return {name: "" if look == "-" else look for name, look in self._of_each(self._looks, nodes).items()}
+
+    def applied(self, nodes: Collection[str], epoch: str) -> dict[str, int]:
+        """The last change of table `epoch` that each node has applied; without those that have none of it."""
+        return {
+            name: int(change) for name, change in self._of_each(self._applied, nodes, epoch).items() if change != "-"
+        }
+
+    def _of_each(self, script: Any, nodes: Collection[str], *arguments: str) -> dict[str, str]:  # noqa: ANN401
+        if not nodes:
+            return {}
+        names = sorted(nodes)
+        with away():
+            reply = script(args=[" ".join(names), *arguments])
+        return dict(zip(names, reply.split(" "), strict=True))
+
+    def nudge(self, nodes: Iterable[str]) -> int:
+        """Puts a nudge into the queue of each of `nodes` that has none waiting; how many that were. At once for all:
+        see `egress.messages.nudge_message`."""
+        identity = str(uuid.uuid4())
+        head, tail = nudge_message(identity, time.time())
+        queue, pending, guard = node_queue(""), f"hawse:pending:{NUDGE_TASK}:", int(NUDGE_GUARD_SECONDS * 1000)
+        with away():
+            return int(
+                self._nudge(
+                    args=[" ".join(nodes), queue, BROKER_PREFIX, pending, guard, head, tail, MOST_NUDGES],
+                )
+            )
+
+
+def _look(report: NodeReport) -> str:
+    """What tells a report from one that says something else, but for what changes with every report or every change."""
+    said = (
+        report.link,
+        report.interface,
+        [(str(claim.address), claim.netid, claim.held, claim.reason, claim.message) for claim in report.claims],
+        report.problem,
+        report.carrier,
+        [str(address) for address in report.gateways],
+    )
+    return hashlib.blake2b(msgspec.json.encode(said), digest_size=8).hexdigest()
 
 
 def _node_report(name: str, wire: _Report) -> NodeReport:

@@ -1,0 +1,171 @@
+"""What publishing knows of the cluster between its runs: the objects as a watch keeps them, and what was planned.
+
+Never older than what anybody has seen: docs/decisions/0027-publishing-from-memory.md.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from egress.adapters import manifests
+from egress.adapters.cluster import Cluster, Kind, Manifest
+from egress.adapters.ledger import BusyError, Ledger
+from egress.adapters.manifests import ManifestError
+from egress.adapters.mirror import Mirror, News
+from egress.addresses import Address
+from egress.replanning import Replanner
+
+_log = structlog.get_logger()
+CATCH_UP_SECONDS = 0.5
+"""How long a watch that lags is waited for before the kind is listed instead."""
+
+FORGET_SECONDS = 900.0
+
+
+def _claim(manifest: Manifest) -> Any:  # noqa: ANN401 - one of three kinds of objects
+    return manifests.egress_address(manifest, strict=True)
+
+
+READERS: Mapping[Kind, Callable[[Manifest], Any]] = {
+    Kind.HOST_SUBNET: manifests.host_subnet,
+    Kind.EGRESS_ADDRESS: _claim,
+    Kind.NET_NAMESPACE: manifests.net_namespace,
+}
+"""What is published from, in the order in which it is read. Claims before what they bind: between the two a namespace
+is closed by one or the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is new of the objects; whether all of them were listed just now; and, by kinds' labels, the resourceVersions
+    of the last changes."""
+
+    news: Mapping[Kind, News[Any]]
+    listed: bool
+    changed: Mapping[str, int]
+
+
+class Views:
+    """Gives the objects, from mirrors if there are some, else from lists."""
+
+    def __init__(self, cluster: Cluster, mirrors: Mapping[Kind, Mirror[Any]] | None = None) -> None:
+        self._cluster = cluster
+        self._mirrors = mirrors or {}
+        self._known: dict[Kind, int] = {}
+
+    @classmethod
+    def watching(cls, cluster: Cluster, stop: threading.Event) -> Views:
+        """Views of mirrors that are kept up until `stop`."""
+        mirrors = {kind: Mirror(cluster, kind, read) for kind, read in READERS.items()}
+        for mirror in mirrors.values():
+            mirror.start(stop)
+        return cls(cluster, mirrors)
+
+    def alive(self) -> str | None:
+        """Why a mirror is not kept up any more; None if all are."""
+        return next((verdict for mirror in self._mirrors.values() if (verdict := mirror.alive())), None)
+
+    def forget(self) -> None:
+        """Whoever reads next knows nothing."""
+        self._known.clear()
+
+    def show(self, view: View, planner: Replanner) -> None:
+        """Tells `planner` what is new; from now on it knows."""
+        for kind, see in (
+            (Kind.HOST_SUBNET, planner.see_subnets),
+            (Kind.EGRESS_ADDRESS, planner.see_claims),
+            (Kind.NET_NAMESPACE, planner.see_net_namespaces),
+        ):
+            news = view.news[kind]
+            self._known.pop(kind, None)
+            see(news.items, whole=news.whole)
+            if news.version:
+                self._known[kind] = news.version
+
+    def read(self, ledger: Ledger, *, anew: bool = False) -> View:
+        """What is new, since `show` was last called, of the objects as they are, or were no earlier than anybody has
+        seen them. With `anew` they are listed."""
+        floors = ledger.seen_versions() if self._mirrors and not anew else {}
+        found: dict[Kind, News[Any]] = {}
+        changed: dict[str, int] = {}
+        listed = True
+        for kind, read in READERS.items():
+            mirror = self._mirrors.get(kind)
+            floor = floors.get(kind.label, 0)
+            if mirror is not None and not anew and mirror.await_version(floor, CATCH_UP_SECONDS):
+                found[kind] = mirror.news(self._known.get(kind))
+                changed[kind.label] = found[kind].changed
+                listed = False
+                continue
+            items, version = self._list(kind, read)
+            found[kind] = News(0, items, whole=True, changed=version)
+            if mirror is not None and not anew:
+                _log.warning("the watch lags: listed instead", kind=kind.name, wanted=floor, listed=version)
+            if version < floor:
+                ledger.forget_version(kind.label)
+            if mirror is None or mirror.items() != items:
+                changed[kind.label] = version
+        return View(found, listed, changed)
+
+    def _list(self, kind: Kind, read: Callable[[Manifest], Any]) -> tuple[dict[str, Any], int]:
+        listing = self._cluster.list(kind)
+        items = {}
+        for manifest in listing.items:
+            try:
+                items[str(manifest["metadata"]["name"])] = read(manifest)
+            except ManifestError as error:
+                _log.error("object cannot be read", error=str(error))
+        return items, int(listing.resource_version)
+
+
+class Memory:
+    """What this process has planned, from which table and which reports. Nothing of it is needed: a process without
+    any plans everything."""
+
+    def __init__(self) -> None:
+        self.views: Views | None = None
+        """Of what this process watches; None if it lists."""
+        self.planner = Replanner()
+        self.epoch = ""
+        self.change = 0
+        self.looks: dict[str, str] = {}
+        self.unplaced: Mapping[Address, str] = {}
+        self._left: set[str] = set()
+        self._looked = float("-inf")
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For one thread at a time; BusyError for any other."""
+        if not self._lock.acquire(blocking=False):
+            raise BusyError("this process publishes already")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def forget_in_time(self) -> None:
+        """Forgets everything every FORGET_SECONDS: should what is remembered ever differ from what is, then not for
+        longer."""
+        now = time.monotonic()
+        if now - self._looked > FORGET_SECONDS:
+            self.planner.forget()
+            if self.views is not None:
+                self.views.forget()
+            self.epoch, self.change, self.looks, self._looked = "", 0, {}, now
+
+    def leave(self, names: set[str]) -> None:
+        """The status of these namespaces' addresses is still to be written."""
+        self._left = self._left | names
+
+    def take_left(self) -> set[str]:
+        """What was left so far."""
+        left, self._left = self._left, set()
+        return left
