@@ -214,7 +214,7 @@ def _of(variant: str, size: int) -> Iterator[Row]:
         floor = sorted(bench.floors[name])[len(bench.floors[name]) // 2] if bench.floors[name] else 0.0
         factor, most = GOALS.get(name, (0.0, 0.0)) if size == GOALS_AT else (0.0, 0.0)
         goals = [goal for goal in (factor * floor, most) if goal]
-        yield row_of(f"node, {name}, {variant}", size, "ms", times, floor=floor, goal=min(goals, default=0.0))
+        yield row_of(f"node {name}, {variant}", size, "ms", times, floor=floor, goal=min(goals, default=0.0))
 
 
 def _link(netns: Netns) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -156,7 +156,7 @@ def applied(program: NodeProgram, found: Found) -> Found:
     for jump in program.rules.jumps:
         key = (jump.table, jump.chain)
         parents[key] = (jump.spec, *parents.get(key, ()))
-    rules = RulesFound(_contents(program.rules), parents)
+    rules = RulesFound(_contents(program.rules, sorted(program.rules.leaves)), parents)
     addresses = program.addresses - (usurped(program, found) - found.addresses)
     flows = frozenset(flow for flow in program.flows if flow.key not in found.foreign_flows)
     return Found(addresses, flows, program.groups, rules, found.foreign_flows)
@@ -222,7 +222,7 @@ def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
     mentioned, save for our own jumps.
     """
     scripts: dict[str, str] = {}
-    contents = _contents(desired)
+    contents = _contents(desired, desired.leaves)
     for table in TABLES:
         declared: list[str] = []
         lines: list[str] = []
@@ -231,7 +231,7 @@ def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
                 edits = _edits(owner, chain, wanted, found.own.get((owner, chain)))
                 if edits is None:  # it is written anew
                     declared.append(f":{chain} - [0:0]")
-                    edits = [f"-A {chain} {spec}" for spec in wanted]
+                    edits = [f"-A {chain} {spec}" for spec in _tidy(owner, chain, wanted)]
                 lines += edits
         jumps = {jump.chain: jump.spec for jump in desired.jumps if jump.table == table}
         for (owner, parent), specs in sorted(found.parents.items()):
@@ -245,26 +245,32 @@ def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
     return RuleChange(scripts)
 
 
-def _contents(rules: RuleSet) -> dict[tuple[str, str], tuple[str, ...]]:
-    """What each of our chains is to hold, in an order that will do."""
+def _contents(rules: RuleSet, leaves: Iterable[Rule]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """What each of our chains is to hold; `leaves` are those of `rules`, in an order that will do."""
     chains: dict[tuple[str, str], list[str]] = {}
-    for rule in (*rules.spine, *sorted(rules.leaves, key=_order)):
-        chains.setdefault((rule.table, rule.chain), []).append(rule.spec)
+    for table, chain, spec in (*rules.spine, *leaves):
+        chains.setdefault((table, chain), []).append(spec)
     return {key: (*specs, tail) if (tail := tail_of(*key)) else tuple(specs) for key, specs in chains.items()}
 
 
-def _order(rule: Rule) -> tuple[str, str, str]:
-    return rule.table, rule.chain, rule.spec
+def _tidy(table: str, chain: str, specs: tuple[str, ...]) -> tuple[str, ...]:
+    """`specs` sorted, where their order means nothing."""
+    if (table, chain) in SPINE_CHAINS:
+        return specs
+    return (*sorted(specs[:-1]), specs[-1]) if tail_of(table, chain) else tuple(sorted(specs))
 
 
 def _edits(table: str, chain: str, wanted: tuple[str, ...], there: tuple[str, ...] | None) -> list[str] | None:
     """What makes one chain that holds `there` hold `wanted`; None where it must be, or had better be, written anew."""
     if there == wanted:
         return []
-    if there is None or (table, chain) in SPINE_CHAINS or len(set(there)) != len(there):
+    if there is None or (table, chain) in SPINE_CHAINS:
         return None
-    more, less = set(wanted).difference(there), set(there).difference(wanted)
-    if len(less) > len(there) // 2 or (tail_of(table, chain) and there[-1:] != wanted[-1:]):
+    have, want = set(there), set(wanted)
+    if len(have) != len(there) or (tail_of(table, chain) and there[-1:] != wanted[-1:]):
+        return None
+    more, less = want - have, have - want
+    if len(less) > len(there) // 2:
         return None
     return [f"-D {chain} {spec}" for spec in sorted(less)] + [f"-I {chain} 1 {spec}" for spec in sorted(more)]
 

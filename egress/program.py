@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
+from typing import NamedTuple
 
 from egress.addresses import Address, assign_marks
 from egress.rules import RuleSet, rules_of
@@ -44,9 +45,8 @@ class NodeFacts:
     vxlan_port: int = 1
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Flow:
-    """One flow of ours. `match` and `actions` are texts in OVS's own canonical form."""
+class Flow(NamedTuple):
+    """One flow of ours. `match` and `actions` are texts in OVS's own canonical form. A tuple, as `Rule` is."""
 
     table: int
     priority: int
@@ -105,7 +105,7 @@ def render(
         row.netid: hop.address
         for row in rows
         for hop in row.hops
-        if hop.node == facts.node and hop.address.version == 4 and hop.address not in withheld
+        if hop.node == facts.node and hop.address.version == 4 and not (withheld and hop.address in withheld)
     }
     addresses = frozenset(own.values())
     mark_of = assign_marks(addresses, marks)

@@ -424,6 +424,8 @@ def _standing_but_for_the_interface(
     found: Found, given: Mapping[Address, int], asked: AbstractSet[Address]
 ) -> frozenset[Address]:
     """Those of `asked` whose flow, for the NetID they are given for, and rule are there: only the address is not."""
+    if not asked:
+        return frozenset()
     carrying = standing(replace(found, addresses=found.addresses | asked))
     return frozenset(address for address in asked if carrying.get(given[address]) == address)
 
@@ -445,7 +447,7 @@ def _claims(
         if address not in given
     ]
     for address, netid in sorted(given.items(), key=lambda item: (item[0].version, int(item[0]))):
-        refusal = refused.get(address)
+        refusal = refused.get(address) if refused else None
         if refusal is not None:
             claims.append(Claim(address, netid, held=False, reason=refusal.reason, message=refusal.message))
         else:

@@ -222,7 +222,7 @@ class InterfaceLinks:
     def _refusals(self, addresses: Iterable[Address], held: list[_Held], facts: LinkFacts) -> dict[Address, NodeError]:
         subnet = IPv4Interface((int(self._node_ip), facts.prefix_length)).network
         first, last = int(subnet.network_address), int(subnet.broadcast_address)
-        foreign = {entry.address for entry in held if not entry.ours}
+        foreign = {entry.number for entry in held if not entry.ours}
         refused: dict[Address, NodeError] = {}
         for address in addresses:
             if not isinstance(address, IPv4Address):
@@ -237,7 +237,7 @@ class InterfaceLinks:
                 refused[address] = AddressOutsideSubnet(
                     f"{address} is the network or broadcast address of {subnet}; assign another address"
                 )
-            elif address in foreign:
+            elif int(address) in foreign:
                 refused[address] = _foreign(address)
         return refused
 

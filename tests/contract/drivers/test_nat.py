@@ -84,7 +84,7 @@ def test_a_jump_from_a_chain_that_is_no_longer_set_is_found_and_removed(variant:
     after = Iptables("POSTROUTING", variant)
     found: RulesFound = after.read()
     assert found.parents["nat", PARENT][0] == "-j HAWSE-EGRESS"
-    jumps = tuple(replace(jump, chain="POSTROUTING") if jump.table == "nat" else jump for jump in RULES.jumps)
+    jumps = tuple(jump._replace(chain="POSTROUTING") if jump.table == "nat" else jump for jump in RULES.jumps)
     after.apply(rule_change(replace(RULES, jumps=jumps), found))
     found = after.read()
     assert ("nat", PARENT) not in found.parents

@@ -322,10 +322,10 @@ def corrupt(draw: st.DrawFn, model: Model) -> None:
         elif kind == "actions" and model.flows:
             key = draw(st.sampled_from(sorted(model.flows)))
             actions = ["drop", "goto_table:101", "set_field:0xc0a80166->pkt_mark,goto_table:101"]
-            model.flows[key] = replace(model.flows[key], actions=draw(st.sampled_from(actions)))
+            model.flows[key] = model.flows[key]._replace(actions=draw(st.sampled_from(actions)))
         elif kind == "cookie" and model.flows:
             key = draw(st.sampled_from(sorted(model.flows)))
-            model.flows[key] = replace(model.flows[key], cookie=COOKIE | 77)
+            model.flows[key] = model.flows[key]._replace(cookie=COOKIE | 77)
         elif kind == "strayflow":
             flow = Flow(100, 100, "ip,reg0=0x63", COOKIE | 99, "set_field:0x63->pkt_mark,goto_table:101")
             model.flows.setdefault(flow.key, flow)
