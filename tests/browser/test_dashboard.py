@@ -117,6 +117,7 @@ def test_a_failed_one_is_retried_approved_and_turns_ready(
 
     card.get_by_role("link", name="payments").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("payments")
+    expect(page.locator("#way")).to_be_visible(timeout=PATIENCE)
     shot(page, "namespace")
     site.desk.closed = False
     actions = page.locator("section").filter(has=page.get_by_role("heading", name="Actions"))

@@ -124,3 +124,29 @@ def test_who_may_look_sees_all(cluster: Cluster) -> None:
                  "/namespaces/bank/path", "/verification"):  # fmt: skip
         assert cluster.status("viewer", path) == 200, path
         assert cluster.status("nobody", path) == 403, path
+
+
+def test_a_tenants_pages_are_of_its_own_namespace(cluster: Cluster) -> None:
+    def page(path: str) -> Answer:
+        return cluster.api.get(path, Authorization=f"Bearer {cluster.tokens['tenant']}")
+
+    for path in ("/", "/assignments", "/failures"):
+        refused = page(path)
+        assert refused.status == 403
+        assert b"name one with namespace=NAME" in refused.body
+        assert b'<input name="namespace" required' in refused.body, "and a field for it"
+        assert page(f"{path}?namespace=bank").status == 403
+        own = page(f"{path}?namespace=shop")
+        assert own.status == 200
+        assert b"bank" not in own.body
+        assert B.encode() not in own.body
+    for path in ("/nodes", "/pools", "/audit", "/verification", "/namespaces/bank", "/namespaces/bank/path"):
+        assert page(path).status == 403, path
+    shop = page("/namespaces/shop")
+    assert shop.status == 200
+    assert b'href="/failures?namespace=shop"' in shop.body
+    assert b'href="/nodes"' not in shop.body, "it leads nowhere that is closed"
+    viewer = cluster.api.get("/assignments?namespace=shop", Authorization=f"Bearer {cluster.tokens['viewer']}")
+    assert b'href="/nodes"' in viewer.body
+    assert b'<span class="who">viewer</span>' in viewer.body
+    assert b'<span class="who">tenant</span>' in page("/assignments?namespace=shop").body
