@@ -29,7 +29,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class ResultRow(msgspec.Struct, frozen=True):
-    """A row as others read it: these fields stay, and no others come (DESIGN.md, section 13)."""
+    """A row as others read it: these fields stay, and no others come."""
 
     name: str
     n: int
