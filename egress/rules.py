@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from ipaddress import IPv4Address
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from egress.addresses import Address
@@ -78,11 +79,18 @@ class Key(Enum):
 @dataclass(frozen=True, slots=True, eq=False)
 class Tree:
     """A tree of chains from `root` on. `tail` is the last rule of each of its chains, "" for none: what becomes of a
-    packet that none of the other rules is for."""
+    packet that none of the other rules is for.
+
+    It branches on the last bits of marks and destinations, as many at a time as `steps` says: a node's addresses are of
+    one subnet, so it is there that they differ. A chain's name has those that it knows as digits. Of translations it
+    branches on the first 20, 24 and 28 bits, for iptables knows no masks but prefixes there (it drops others without a
+    word); the names have them in hexadecimal.
+    """
 
     table: str
     root: str
     key: Key
+    steps: tuple[int, ...] = ()
     tail: str = ""
 
     def chain(self, key: int) -> str:
@@ -91,36 +99,40 @@ class Tree:
 
     def way(self, key: int) -> tuple[tuple[Rule, str], ...]:
         """From the root to the leaves of `key`: each branch, and the chain that it leads to."""
-        return _way(self, key & 0xFF if self.key is not Key.TRANSLATION else key >> _RESTS[-1] << _RESTS[-1])
+        if self.key is Key.TRANSLATION:
+            return _way(self, key >> _RESTS[-1] << _RESTS[-1])
+        return _way(self, key & (1 << sum(self.steps)) - 1)
 
     def branches(self, key: int) -> list[tuple[str, str]]:
         """From the root on: the match that leads on, and the chain that it leads to."""
         if self.key is Key.TRANSLATION:
             return [(self._prefix(key, rest), f"{self.root}-{key >> rest:0{8 - rest // 4}x}") for rest in _RESTS]
-        return [(self._bits(key, depth), f"{self.root}-{(key & 0xFF) >> (8 - depth):0{depth}b}") for depth in _DEPTHS]
+        bits = sum(self.steps)
+        found = []
+        for known in accumulate(self.steps):
+            mask = (1 << bits) - (1 << bits - known)
+            found.append((self._match(key & mask, mask), f"{self.root}-{(key & mask) >> bits - known:0{known}b}"))
+        return found
 
-    def _bits(self, key: int, depth: int) -> str:
-        mask = 0xFF & 0xFF << (8 - depth)
+    def _match(self, value: int, mask: int) -> str:
         if self.key is Key.MARK:
-            return f"-m mark --mark {key & mask:#x}/{mask:#x}"
-        return f"-d {IPv4Address(key & mask)}/{IPv4Address(mask)}"
+            return f"-m mark --mark {value:#x}/{mask:#x}"
+        return f"-d {IPv4Address(value)}/{IPv4Address(mask)}"
 
     def _prefix(self, key: int, rest: int) -> str:
         return f"-m conntrack --ctrepldst {IPv4Address(key >> rest << rest)}/{32 - rest}"
 
 
-_DEPTHS = (2, 4, 6, 8)
-"""Of marks and destinations the last eight bits tell a node's addresses apart: they are of one subnet. How many of
-these each chain knows; the names have them as digits."""
+_OFTEN, _SELDOM = (2, 2, 2, 2), (3, 3)
+"""Steps for what each connection or packet walks; and for the rest, a fifth of the chains for twice the comparisons."""
 _RESTS = (12, 8, 4)
-"""iptables knows no masks but prefixes for translations (it drops others without a word). How many bits each chain does
-not know; the names have the others in hexadecimal."""
+"""How many bits of a translation each step leaves open."""
 
-CLUSTER = Tree("nat", CLUSTER_CHAIN, Key.MARK)
-SNAT = Tree("nat", SNAT_CHAIN, Key.MARK)
-REJECT = Tree("filter", REJECT_CHAIN, Key.DESTINATION)
-PASS = Tree("filter", PASS_CHAIN, Key.MARK, tail=f"-g {CHECK_CHAIN}")
-GUARD_MARK = Tree("filter", GUARD_MARK_CHAIN, Key.MARK)
+CLUSTER = Tree("nat", CLUSTER_CHAIN, Key.MARK, _SELDOM)
+SNAT = Tree("nat", SNAT_CHAIN, Key.MARK, _OFTEN)
+REJECT = Tree("filter", REJECT_CHAIN, Key.DESTINATION, _SELDOM)
+PASS = Tree("filter", PASS_CHAIN, Key.MARK, _OFTEN, tail=f"-g {CHECK_CHAIN}")
+GUARD_MARK = Tree("filter", GUARD_MARK_CHAIN, Key.MARK, _SELDOM)
 GUARD_SNAT = Tree("filter", GUARD_SNAT_CHAIN, Key.TRANSLATION)
 TREES = (CLUSTER, SNAT, REJECT, PASS, GUARD_MARK, GUARD_SNAT)
 SPINE_CHAINS = (

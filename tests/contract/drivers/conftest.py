@@ -52,7 +52,8 @@ class Rig:
             return "\n\n".join((self.fake.flows.text(), self.fake.nat.text(), self.fake.links.text()))
         flows = run("ovs-ofctl", "-O", "OpenFlow13", "--no-stats", "dump-flows", "br0")
         groups = run("ovs-ofctl", "-O", "OpenFlow13", "dump-groups", "br0").partition("\n")[2]
-        return "\n\n".join((flows, groups, self.rules_text(), run("ip", "-o", "address", "show", self.interface)))
+        addresses = run("ip", "-o", "address", "show", self.interface).replace(" tentative", "")
+        return "\n\n".join((flows, groups, self.rules_text(), addresses))
 
     def rules_text(self) -> str:
         """All rules, as iptables-save prints them."""

@@ -1,0 +1,171 @@
+"""A pod, a node and a host outside on the host's own kernel, in network namespaces, for packets that the node's rules
+translate.
+
+The kernel of most build machines has no openvswitch module: here a rule in table mangle marks the pod's packets, in
+place of the namespace's flow. Needs root. Nothing outside the namespaces is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from egress.addresses import Address
+from lab.host_node import PARENT, Netns, run
+
+NODE_IP = IPv4Address("192.168.0.1")
+NEIGHBOUR = IPv4Address("192.168.255.1")
+POD = IPv4Address("10.128.0.2")
+ELSEWHERE = "203.0.113.9"
+"""What is sent here comes to the neighbour, which has no use for it."""
+_PORT = 80
+_RULES = f"""\
+*nat
+:POSTROUTING ACCEPT [0:0]
+:{PARENT} - [0:0]
+-A POSTROUTING -j {PARENT}
+-A {PARENT} -s 10.128.0.0/14 -j MASQUERADE
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+-A FORWARD -s 10.128.0.0/14 -j ACCEPT
+COMMIT
+*mangle
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -i pod0 -j MARK --set-xmark 0x1/0xffffffff
+COMMIT
+"""
+_NETLINK_NETFILTER = 12
+_FLUSH_CONNTRACK = struct.pack("=IHHII", 20, 0x102, 5, 1, 0) + struct.pack("=BBH", socket.AF_INET, 0, 0)
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Datapath:
+    """The three namespaces. `variant` says which iptables the node has. Close it."""
+
+    def __init__(self, variant: str) -> None:
+        self.variant = variant
+        self.node, self._pod, self._neighbour = Netns(), Netns(), Netns()
+        self.node.beyond += [self._pod, self._neighbour]
+        self._on_interface: set[Address] = {NODE_IP}
+        with self.node:
+            run(f"iptables-{variant}-restore", stdin=_RULES)
+            for name, other in (("eth0", self._neighbour), ("pod0", self._pod)):
+                run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", other.path)
+                run("ip", "link", "set", name, "up")
+            run("ip", "address", "add", f"{NODE_IP}/16", "dev", "eth0")
+            run("ip", "address", "add", "10.128.0.1/24", "dev", "pod0")
+            run("ip", "route", "add", ELSEWHERE, "via", str(NEIGHBOUR))
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+            self._node_listener = _listener(NODE_IP)
+        with self._neighbour:
+            run("ip", "address", "add", f"{NEIGHBOUR}/16", "dev", "eth0")
+            run("ip", "link", "set", "eth0", "up")
+            self._listener = _listener(NEIGHBOUR)
+        with self._pod:
+            run("ip", "address", "add", f"{POD}/24", "dev", "eth0")
+            run("ip", "link", "set", "eth0", "up")
+            run("ip", "route", "add", "default", "via", "10.128.0.1")
+            self._sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._sender.bind((str(POD), 5000))
+
+    def close(self) -> None:
+        """Lets everything go."""
+        for each in (self._sender, self._listener, self._node_listener):
+            each.close()
+        self.node.close()
+
+    def use(self, address: Address, mark: int) -> None:
+        """From now on the pod's packets have `mark`, and `address` is the node's. Returns when a connection has come
+        from it; TimeoutError if none can be made."""
+        rule = ("-i", "pod0", "-j", "MARK", "--set-xmark", f"{mark:#x}/0xffffffff")
+        with self.node:
+            run(f"iptables-{self.variant}", "-t", "mangle", "-R", "PREROUTING", "1", *rule)
+            if address not in self._on_interface:
+                run("ip", "address", "add", f"{address}/16", "dev", "eth0")
+                self._on_interface.add(address)
+        end = time.monotonic() + 10
+        while True:
+            self.forget()
+            try:
+                self.connections(1, address)
+            except OSError:  # the kernel drops frames until it has noticed the carrier
+                if time.monotonic() > end:
+                    raise
+            else:
+                return
+
+    def forget(self) -> None:
+        """Ends all connections that the node tracks."""
+        with self.node, socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+            netlink.send(_FLUSH_CONNTRACK)
+            netlink.recv(4096)
+
+    def connections(self, count: int, address: Address) -> float:
+        """The pod makes `count` TCP connections to the neighbour, one after the other: a byte each way, then a reset.
+        Seconds a connection; RuntimeError if one does not come from `address`."""
+        with self._pod:
+            clients = [_client() for _ in range(count)]
+        taken, sources = _exchange(clients, NEIGHBOUR, self._listener)
+        if sources != {str(address)}:
+            raise RuntimeError(f"seen from {sources}, not from {address}")
+        return taken / count
+
+    def requests(self, count: int) -> float:
+        """The like from the neighbour to the node itself."""
+        with self._neighbour:
+            clients = [_client() for _ in range(count)]
+        return _exchange(clients, NODE_IP, self._node_listener)[0] / count
+
+    def datagrams(self, count: int, first_port: int) -> float:
+        """The pod begins `count` connections of one datagram each, to ports from `first_port` on. Seconds each, without
+        what it takes to receive them: the neighbour drops them."""
+        targets = [(ELSEWHERE, first_port + number) for number in range(count)]
+        send = self._sender.sendto
+        began = time.perf_counter()
+        for target in targets:
+            send(b"x", target)
+        return (time.perf_counter() - began) / count
+
+
+def _exchange(clients: list[socket.socket], server: IPv4Address, listener: socket.socket) -> tuple[float, set[str]]:
+    """All on one thread: the kernel does the whole way of a packet within the call that sends it."""
+    sources = set()
+    target = (str(server), _PORT)
+    began = time.perf_counter()
+    for client in clients:
+        client.connect(target)
+        accepted, source = listener.accept()
+        client.send(b"x")
+        accepted.recv(1)
+        accepted.send(b"y")
+        client.recv(1)
+        client.close()
+        accepted.close()
+        sources.add(source[0])
+    return time.perf_counter() - began, sources
+
+
+def _client() -> socket.socket:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    client.settimeout(1)
+    return client
+
+
+def _listener(address: IPv4Address) -> socket.socket:
+    listener = socket.socket()
+    listener.bind((str(address), _PORT))
+    listener.listen(16)
+    listener.settimeout(1)
+    return listener
+
+
+def missing() -> str:
+    """What this machine lacks for it; "" for nothing."""
+    return "it needs root" if os.geteuid() else ""
