@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import gc
 import os
-import tempfile
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from ipaddress import IPv4Address
-from pathlib import Path
 
 from bench.rows import Row, row_of
 from egress.addresses import Address
 from egress.delta import Change, FlowChange, Found, applied, change
 from egress.program import Layout, NodeFacts, NodeProgram, render
 from egress.table import Steering, SteeringHop
-from lab.host_node import FOREIGN_RULES, Netns, run, start_open_vswitch
+from lab.host_node import INTERFACE, host_node, run
 from node_runner.drivers import open_node
 from node_runner.drivers.ports import Node, ProbeTiming
 from node_runner.programmer import Programmer
@@ -30,8 +28,8 @@ from node_runner.programmer import Programmer
 SIZES = (1, 100, 1_000, 4_000)
 VARIANTS = ("nft", "legacy")
 GOALS_AT = 1_000
-LEAST_RUNS, SECONDS_PER_SIZE = 3, 6.0
-"""Each size of each variant is run through at least so often, and until its seconds are used up (ten times at most)."""
+LEAST_RUNS, MOST_RUNS, SECONDS_PER_SIZE = 3, 10, 6.0
+"""Each size of each variant is run through so often, until its seconds are used up."""
 GOALS = {
     "claim": (2.0, 0.0),
     "steer": (3.0, 45.0),
@@ -43,44 +41,47 @@ GOALS = {
 }
 """At GOALS_AT: how many times the floor, and how many milliseconds; 0 for no such goal."""
 
-_ME, _NODE_IP, _INTERFACE, _PREFIX = "node1", IPv4Address("10.20.0.1"), "eth0", 16
-_OTHERS: dict[str, Address] = {"node2": IPv4Address("10.20.0.2"), "node3": IPv4Address("10.20.0.3")}
+ME, NODE_IP, PREFIX = "node1", IPv4Address("10.20.0.1"), 16
+OTHERS: dict[str, Address] = {"node2": IPv4Address("10.20.0.2"), "node3": IPv4Address("10.20.0.3")}
+WHY: dict[tuple[str, str], str] = {}
 _EXTRA = 0xFFFFF0
 _FIRST_ADDRESS, _FIRST_NETID = int(IPv4Address("10.20.16.0")), 0x10000
 _NO_WAITING = ProbeTiming(3, 0.0, 0.0)
 Table = dict[int, Steering]
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[Row | str]:
     """See Row."""
     if os.geteuid():
-        print("the node is not measured: that needs root")
+        yield "the node is not measured: that needs root"
         return
     for variant in VARIANTS:
         for size in SIZES:
-            yield from _of(variant, size)
+            with host_node(variant, NODE_IP, PREFIX):
+                yield from _of(variant, size)
 
 
-class _Bench:
+class Passes:
     """One node of one size: its times in milliseconds by what was done, and those of the plain tools."""
 
     def __init__(self, variant: str, node: Node, size: int) -> None:
         self.times: dict[str, list[float]] = defaultdict(list)
         self.floors: dict[str, list[float]] = defaultdict(list)
         self.size = size
-        self.mine = {netid: _row(netid, _ME, _NODE_IP) for netid in _netids(size)}
+        self.mine = {netid: row(netid, ME, NODE_IP) for netid in netids(size)}
         self._variant = variant
         self._node = node
         self._programmer = self._new()
+        self._last: Table = {}
         facts = node.flows.facts()
-        self._facts = NodeFacts(_ME, facts.tun_mac, facts.vxlan_port)
+        self._facts = NodeFacts(ME, facts.tun_mac, facts.vxlan_port)
         self._nothing = Found(
             flows=frozenset(), rules=node.nat.read(), foreign_flows=node.flows.read(everywhere=True).foreign
         )
 
     def once(self) -> None:
         """Everything, once by the plain tools and once by the runner."""
-        more = self.mine | {_EXTRA: _row(_EXTRA, _ME, _NODE_IP, self.size)}
+        more = self.mine | {_EXTRA: row(_EXTRA, ME, NODE_IP, self.size)}
         full = self.mine | {_EXTRA: Steering(_EXTRA, "extra")}
         empty: Table = {}
         self._by_tools("claim", empty, full)
@@ -90,40 +91,48 @@ class _Bench:
         self._by_tools("release all", full, empty)
 
         self._programmer = self._new()
-        self._pass("", empty)
-        self._pass("claim", full)
+        self.plain("", empty)
+        self.plain("claim", full)
         self._programmer = self._new()
-        self._pass("restart, intact", full, fresh=True, writes=False)
-        self._pass("nothing to do", full, writes=False)
-        self._pass("one more", more, nudged=True)
-        self._pass("one less", full, nudged=True)
+        self.plain("restart, intact", full, fresh=True, writes=False)
+        self.plain("nothing to do", full, writes=False)
+        self.nudged("one more", more)
+        self.nudged("one less", full)
         self._drift(full)
-        self._pass("drift repair", full)
-        self._pass("", full, writes=False)
-        self._pass("release all", empty)
+        self.plain("drift repair", full)
+        self.plain("", full, writes=False)
+        self.plain("release all", empty)
 
         dropped = {netid: Steering(netid, f"ns{netid}") for netid in full}
-        first, second = ({netid: _row(netid, *other) for netid in full} for other in _OTHERS.items())
-        self._pass("", dropped)
+        first, second = ({netid: row(netid, *other) for netid in full} for other in OTHERS.items())
+        self.plain("", dropped)
         self._by_tools("steer", dropped, first)
         self._by_tools("re-steer", first, second)
         self._by_tools("", second, dropped)
-        self._pass("", dropped, writes=False)
-        self._pass("steer", first, nudged=True)
-        self._pass("re-steer", second, nudged=True)
-        self._pass("one steered", second | {_FIRST_NETID: first[_FIRST_NETID]}, nudged=True)
-        self._pass("", empty)
+        self.plain("", dropped, writes=False)
+        self.nudged("steer", first)
+        self.nudged("re-steer", second)
+        self.nudged("one steered", second | {_FIRST_NETID: first[_FIRST_NETID]})
+        self.plain("", empty)
 
     def _new(self) -> Programmer:
-        return Programmer(_ME, self._node, Layout(), _NO_WAITING)
+        return Programmer(ME, self._node, Layout(), _NO_WAITING)
 
-    def _pass(self, name: str, table: Table, *, fresh: bool = False, nudged: bool = False, writes: bool = True) -> None:
+    def plain(
+        self, name: str, table: Table, *, fresh: bool = False, untouched: bool = False, writes: bool = True
+    ) -> None:
         gc.collect()
+        changed = {netid for netid in self._last.keys() | table.keys() if self._last.get(netid) != table.get(netid)}
+        self._last = table
         began = time.perf_counter()
-        result = self._programmer.run(table, resting={}, fresh=fresh, untouched=nudged)
+        result = self._programmer.run(table, resting={}, fresh=fresh, untouched=untouched, changed=changed)
         self._note(self.times, name, began)
         if result.refused or (result.wrote and not writes):
             raise RuntimeError(f"{name}: refused {len(result.refused)}, wrote {result.wrote}")
+
+    def nudged(self, name: str, table: Table) -> None:
+        """As `plain`, of a node that nobody has touched since."""
+        self.plain(name, table, untouched=True)
 
     def _note(self, into: dict[str, list[float]], name: str, began: float) -> None:
         if name:
@@ -158,15 +167,15 @@ class _Bench:
             yield [f"iptables-{self._variant}-restore", "--noflush", "--wait=10"], str(step.rules)
 
     def _batch(self, verb: str, addresses: frozenset[Address]) -> Iterator[tuple[list[str], str]]:
-        label = f" label {_INTERFACE}:eip" if verb == "add" else ""
-        lines = [f"address {verb} {address}/{_PREFIX} dev {_INTERFACE}{label}\n" for address in addresses]
+        label = f" label {INTERFACE}:eip" if verb == "add" else ""
+        lines = [f"address {verb} {address}/{PREFIX} dev {INTERFACE}{label}\n" for address in addresses]
         if lines:
             yield ["ip", "-batch", "-"], "".join(lines)
 
     def _intact_by_tools(self, table: Table) -> None:
         """Dumps all that the runner dumps, and compares: as sets of lines, for order and counters mean nothing here."""
         dumps = (
-            ("ip", "-o", "address", "show", "dev", _INTERFACE),
+            ("ip", "-o", "address", "show", "dev", INTERFACE),
             (f"iptables-{self._variant}-save",),
             ("ovs-ofctl", "--no-names", "-O", "OpenFlow13", "--no-stats", "dump-flows", "br0"),
         )
@@ -185,52 +194,30 @@ class _Bench:
     def _drift(self, table: Table) -> None:
         """Somebody takes an address and a flow away, and flushes a chain."""
         address = next(iter(table.values())).hops[0].address
-        run("ip", "address", "del", f"{address}/{_PREFIX}", "dev", _INTERFACE)
+        run("ip", "address", "del", f"{address}/{PREFIX}", "dev", INTERFACE)
         run("ovs-ofctl", "-O", "OpenFlow13", "del-flows", "br0", f"table=100,ip,reg0={next(iter(table)):#x}")
         run(f"iptables-{self._variant}", "-t", "nat", "-F", "HAWSE-SNAT")
 
 
 def _of(variant: str, size: int) -> Iterator[Row]:
-    variables = ("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR")
-    before = {variable: os.environ.get(variable) for variable in variables}
-    with ExitStack() as stack, tempfile.TemporaryDirectory() as directory:
-        os.environ |= dict.fromkeys(variables, directory)
-        netns = Netns()
-        stack.callback(netns.close)
-        stack.enter_context(netns)
-        _link(netns)
-        run(f"iptables-{variant}-restore", stdin=FOREIGN_RULES)
-        with ExitStack() as daemons:
-            start_open_vswitch(daemons, Path(directory))
-            bench = _Bench(variant, open_node(_NODE_IP, Layout()), size)
-            began = time.monotonic()
-            for number in range(10):
-                if number >= LEAST_RUNS and time.monotonic() - began > SECONDS_PER_SIZE:
-                    break
-                bench.once()
-    for variable, value in before.items():
-        os.environ.pop(variable) if value is None else os.environ.update({variable: value})
+    bench = Passes(variant, open_node(NODE_IP, Layout()), size)
+    began = time.monotonic()
+    for number in range(MOST_RUNS):
+        if number >= LEAST_RUNS and time.monotonic() - began > SECONDS_PER_SIZE:
+            break
+        bench.once()
     for name, times in bench.times.items():
-        floor = sorted(bench.floors[name])[len(bench.floors[name]) // 2] if bench.floors[name] else 0.0
+        floor = statistics.median(bench.floors[name]) if bench.floors[name] else 0.0
         factor, most = GOALS.get(name, (0.0, 0.0)) if size == GOALS_AT else (0.0, 0.0)
-        goals = [goal for goal in (factor * floor, most) if goal]
-        yield row_of(f"node {name}, {variant}", size, "ms", times, floor=floor, goal=min(goals, default=0.0))
+        goal = min((goal for goal in (factor * floor, most) if goal), default=0.0)
+        why = WHY.get((name, variant), "")
+        yield row_of(f"node {name}, {variant}", size, "ms", times, floor=floor, goal=goal, why=why)
 
 
-def _link(netns: Netns) -> None:
-    beyond = Netns()
-    netns.beyond.append(beyond)
-    run("ip", "link", "add", _INTERFACE, "type", "veth", "peer", "name", "eth0", "netns", beyond.path)
-    run("ip", "address", "add", f"{_NODE_IP}/{_PREFIX}", "dev", _INTERFACE)
-    run("ip", "link", "set", _INTERFACE, "up")
-    with beyond:
-        run("ip", "link", "set", "eth0", "up")
-
-
-def _netids(size: int) -> range:
+def netids(size: int) -> range:
     return range(_FIRST_NETID, _FIRST_NETID + size)
 
 
-def _row(netid: int, node: str, node_ip: Address, number: int | None = None) -> Steering:
+def row(netid: int, node: str, node_ip: Address, number: int | None = None) -> Steering:
     address = IPv4Address(_FIRST_ADDRESS + (netid - _FIRST_NETID if number is None else number))
     return Steering(netid, f"ns{netid}", (SteeringHop(address, node, node_ip, acknowledged=True),))

@@ -11,9 +11,11 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
@@ -141,3 +143,37 @@ def start_open_vswitch(stack: ExitStack, directory: Path) -> None:
 def _listens(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(str(path)) == 0
+
+
+INTERFACE = "eth0"
+_OVS_VARIABLES = ("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR")
+
+
+@contextmanager
+def host_node(variant: str, node_ip: IPv4Address, prefix_length: int) -> Iterator[Path]:
+    """Inside, the calling thread is on a node of its own, whose interface INTERFACE carries `node_ip`, and whose rules
+    are in iptables of `variant`. Open vSwitch's files, and what else is to go with it, are in the folder it gives."""
+    before = {name: os.environ.get(name) for name in _OVS_VARIABLES}
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory()))
+        os.environ |= dict.fromkeys(_OVS_VARIABLES, str(directory))
+        netns = Netns()
+        stack.callback(netns.close)
+        stack.enter_context(netns)
+        beyond = Netns()
+        netns.beyond.append(beyond)
+        run("ip", "link", "add", INTERFACE, "type", "veth", "peer", "name", "eth0", "netns", beyond.path)
+        run("ip", "address", "add", f"{node_ip}/{prefix_length}", "dev", INTERFACE)
+        run("ip", "link", "set", INTERFACE, "up")
+        with beyond:
+            run("ip", "link", "set", "eth0", "up")
+        run(f"iptables-{variant}-restore", stdin=FOREIGN_RULES)
+        try:
+            start_open_vswitch(stack, directory)
+            yield directory
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value

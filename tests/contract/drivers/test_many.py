@@ -1,63 +1,128 @@
-"""As many addresses as a node may have: packets get each its own, and nothing is written twice."""
+"""Four thousand addresses on a real node: whole, intact, fail-closed, and a pass over one of them among the others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 
-from egress.addresses import assign_marks
-from egress.delta import marks_of, rule_change
+from egress.delta import RuleChange
 from egress.program import Layout
-from egress.rules import RuleSet, rules_of
-from lab.host_datapath import NODE_IP, Datapath
-from lab.model.traffic import translation
-from node_runner.drivers.nat import Iptables, Variant
+from egress.table import Steering, SteeringHop
+from lab.host_node import INTERFACE, host_node, run
+from node_runner.drivers import open_node
+from node_runner.drivers.errors import IptablesFailed
+from node_runner.drivers.ports import Node, ProbeTiming
+from node_runner.programmer import Programmer, Result
 
-from .conftest import need, run
+from .conftest import need
 
 MANY = 4_000
-FIRST = int(IPv4Address("192.168.60.1"))
-"""From here on the third octet comes to have kube-proxy's bits: some marks are not the address."""
+ME, NODE_IP = "node2", IPv4Address("10.20.0.1")
+FIRST = int(IPv4Address("10.20.16.0"))
+Table = dict[int, Steering]
 
 
-@pytest.fixture(params=list(Variant))
-def datapath(request: pytest.FixtureRequest) -> Iterator[Datapath]:
-    """A pod, a node and a neighbour; the test runs on the node."""
-    need("ip", f"iptables-{request.param}-restore")
-    made = Datapath(request.param)
-    try:
-        with made.node:
-            yield made
-    finally:
-        made.close()
+def given(netid: int, number: int) -> Steering:
+    hop = SteeringHop(IPv4Address(FIRST + number), ME, NODE_IP, acknowledged=False)
+    return Steering(netid, f"ns{netid}", (hop,))
 
 
-def test_four_thousand_addresses(datapath: Datapath) -> None:
-    iptables = Iptables(variant=datapath.variant)
-    before = iptables.read()
-    marks = assign_marks(IPv4Address(FIRST + number) for number in range(MANY))
-    rules = rules_of(marks, Layout())
-    iptables.apply(rule_change(rules, before))
-    there = iptables.read()
-    assert not rule_change(rules, there)
-    assert marks_of(there) == marks
-    assert max(len(specs) for specs in there.own.values()) < 150, "no chain is long"
+def holds(variant: str) -> tuple[str, str, str]:
+    """Flows, rules and addresses as the tools print them, without counters."""
+    flows = run("ovs-ofctl", "--no-names", "-O", "OpenFlow13", "--no-stats", "dump-flows", "br0", "table=100")
+    rules = re.sub(r"^(#.*|(:\S+ \S+) \[.*)$", r"\2", run(f"iptables-{variant}-save"), flags=re.MULTILINE)
+    return flows, rules, run("ip", "-o", "address", "show", "dev", INTERFACE)
 
-    (network,) = Layout().cluster_networks
-    assert all(translation(there.own, mark, network) == address for address, mark in marks.items())
-    for number in (0, 1_234, MANY - 1):  # the kernel agrees
-        address = IPv4Address(FIRST + number)
-        datapath.use(address, marks[address])
-    datapath.use(NODE_IP, 0x63)  # no address has this mark
 
-    gone = marks.popitem()[0]
-    fewer = rule_change(rules_of(marks, Layout()), there)
-    assert len(str(fewer).splitlines()) < 30, "one address less touches its own rules"
-    iptables.apply(fewer)
-    assert marks_of(iptables.read()) == marks
-    assert str(gone) not in run(f"iptables-{datapath.variant}-save")
+class Watched:
+    """The drivers of a node, whose writes are counted."""
 
-    iptables.apply(rule_change(RuleSet(), iptables.read()))
-    assert iptables.read() == before
+    def __init__(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.node = node
+        self.writes: list[str] = []
+        for name in ("flows", "nat", "links"):
+            self._count(name, getattr(node, name), monkeypatch)
+
+    def _count(self, name: str, driver: object, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = driver.apply  # type: ignore[attr-defined]
+
+        def counted(*arguments: object) -> object:
+            if any(arguments):
+                self.writes.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(driver, "apply", counted)
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_four_thousand(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("ip", "ovs-vsctl", "ovs-ofctl", "ovs-vswitchd", "setpriv", f"iptables-{variant}-restore")
+    with host_node(variant, NODE_IP, 16):
+        watched = Watched(open_node(NODE_IP, Layout()), monkeypatch)
+        node = watched.node
+
+        def runner() -> Programmer:
+            return Programmer(ME, node, Layout(), ProbeTiming(1, 0.0, 0.0))
+
+        def step(programmer: Programmer, table: Table, **options: bool) -> Result:
+            watched.writes.clear()
+            return programmer.run(table, resting={}, **options)
+
+        table: Table = {netid: given(netid, netid) for netid in range(1, MANY + 1)} | {9_999: Steering(9_999, "one")}
+        first = runner()
+        result = step(first, table, fresh=True)
+        assert sum(claim.held for claim in result.claims) == MANY
+        full = holds(variant)
+        assert len(node.links.read()) == MANY
+
+        restarted = runner()
+        result = step(restarted, table, fresh=True)
+        assert (result.wrote, watched.writes, holds(variant)) == (False, [], full)
+
+        # One more and one less, as parts: what a look at everything finds then is just what should be there.
+        more = table | {9_999: given(9_999, 9_999)}
+        result = step(restarted, more, untouched=True)
+        assert watched.writes == ["nat", "flows", "links"]
+        assert IPv4Address(FIRST + 9_999) in node.links.read()
+        result = step(runner(), more, fresh=True)
+        assert (result.wrote, watched.writes) == (False, [])
+        less = more | {7: Steering(7, "seven")}
+        step(restarted, less, untouched=True)
+        assert watched.writes == ["flows", "links", "nat"]
+        result = step(runner(), less, fresh=True)
+        assert (result.wrote, watched.writes) == (False, [])
+
+        # Rules that cannot be written leave a drop, whichever way the pass went.
+        again = less | {7: given(7, 7)}
+        refuse = IptablesFailed("another app holds the lock")
+
+        def failing(change: RuleChange) -> None:
+            raise refuse
+
+        with monkeypatch.context() as broken:
+            broken.setattr(node.nat, "apply", failing)
+            with pytest.raises(IptablesFailed):
+                step(restarted, again, untouched=True)
+        dropped = f"ip,reg0={7:#x} actions=drop"
+        assert dropped in holds(variant)[0]
+        assert IPv4Address(FIRST + 7) not in node.links.read()
+        result = step(restarted, again, untouched=True)
+        assert result.wrote
+        assert dropped not in holds(variant)[0]
+
+        # Somebody flushes a chain: a part is not programmed among rules that are not there.
+        chain = re.search(r"^:(HAWSE-SNAT-[01]{8}) ", holds(variant)[1], re.MULTILINE)
+        assert chain is not None
+        run(f"iptables-{variant}", "-t", "nat", "-F", chain[1])
+        assert not node.nat.unchanged()
+        step(restarted, again | {7: Steering(7, "seven")}, untouched=True)
+        assert holds(variant)[1].count("-j SNAT") == MANY
+
+        gone = {netid: replace(row, hops=()) for netid, row in again.items()}
+        step(restarted, gone, untouched=True)
+        assert "HAWSE" not in holds(variant)[1]
+        assert holds(variant)[0].count("actions=drop") == MANY + 2  # and the one that was there before us
+        assert not node.links.read()

@@ -103,3 +103,33 @@ def test_netns_is_what_isolates(netns: Netns) -> None:
         outside.close()
     assert PARENT in run("iptables-nft-save")
     del netns
+
+
+@pytest.mark.parametrize("kind", ["fake", "nft", "legacy"])
+def test_that_somebody_has_changed_rules_is_known_without_reading(kind: str, request: pytest.FixtureRequest) -> None:
+    """Not that, but how: so a pass over a part may count on what was read, and on what it wrote itself."""
+    nat: Nat = FakeNat()
+    if kind != "fake":
+        request.getfixturevalue("netns")
+        need(f"iptables-{kind}-restore")
+        run(f"iptables-{kind}-restore", stdin=FOREIGN_RULES)
+        nat = Iptables(variant=kind)
+    assert not nat.unchanged()  # never read
+    found = nat.read()
+    assert nat.unchanged()
+    nat.apply(rule_change(RULES, found))
+    found = nat.read()
+    assert nat.unchanged()
+    chain, spec = next((rule.chain, rule.spec) for rule in RULES.leaves if "MASQUERADE" in rule.spec)
+    nat.apply(RuleChange({"nat": f"*nat\n-D {chain} {spec}\nCOMMIT\n"}))
+    nat.apply(RuleChange({"nat": f"*nat\n-A {chain} {spec}\nCOMMIT\n"}))
+    assert nat.unchanged()
+    if isinstance(nat, FakeNat):
+        nat.flush("nat", chain)
+    else:
+        run(f"iptables-{kind}", "-t", "nat", "-F", chain)
+    assert not nat.unchanged()
+    nat.apply(RuleChange({"nat": f"*nat\n-A {chain} {spec}\nCOMMIT\n"}))
+    assert not nat.unchanged()  # it knows no better for having written
+    assert nat.read() == found
+    assert nat.unchanged()

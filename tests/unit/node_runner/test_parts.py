@@ -73,7 +73,7 @@ def told(result: Result) -> tuple[object, ...]:
     return result.claims, result.taken, dict(result.refused), result.link
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(changes=CHANGES, tells=st.booleans())
 def test_the_node_is_the_same_either_way(changes: list[dict[int, tuple[SteeringHop, ...] | None]], tells: bool) -> None:
     whole, partial = Side(partial=False), Side(partial=True)

@@ -1,0 +1,63 @@
+"""As many addresses as a node may have: packets get each its own, and nothing is written twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from egress.addresses import assign_marks
+from egress.delta import marks_of, rule_change
+from egress.program import Layout
+from egress.rules import RuleSet, rules_of
+from lab.host_datapath import NODE_IP, Datapath
+from lab.model.traffic import translation
+from node_runner.drivers.nat import Iptables, Variant
+
+from .conftest import need, run
+
+MANY = 4_000
+FIRST = int(IPv4Address("192.168.60.1"))
+"""From here on the third octet comes to have kube-proxy's bits: some marks are not the address."""
+
+
+@pytest.fixture(params=list(Variant))
+def datapath(request: pytest.FixtureRequest) -> Iterator[Datapath]:
+    """A pod, a node and a neighbour; the test runs on the node."""
+    need("ip", f"iptables-{request.param}-restore")
+    made = Datapath(request.param)
+    try:
+        with made.node:
+            yield made
+    finally:
+        made.close()
+
+
+def test_four_thousand_addresses(datapath: Datapath) -> None:
+    iptables = Iptables(variant=datapath.variant)
+    before = iptables.read()
+    marks = assign_marks(IPv4Address(FIRST + number) for number in range(MANY))
+    rules = rules_of(marks, Layout())
+    iptables.apply(rule_change(rules, before))
+    there = iptables.read()
+    assert not rule_change(rules, there)
+    assert marks_of(there) == marks
+    assert max(len(specs) for specs in there.own.values()) < 150, "no chain is long"
+
+    (network,) = Layout().cluster_networks
+    assert all(translation(there.own, mark, network) == address for address, mark in marks.items())
+    for number in (0, 1_234, MANY - 1):  # the kernel agrees
+        address = IPv4Address(FIRST + number)
+        datapath.use(address, marks[address])
+    datapath.use(NODE_IP, 0x63)  # no address has this mark
+
+    gone = marks.popitem()[0]
+    fewer = rule_change(rules_of(marks, Layout()), there)
+    assert len(str(fewer).splitlines()) < 30, "one address less touches its own rules"
+    iptables.apply(fewer)
+    assert marks_of(iptables.read()) == marks
+    assert str(gone) not in run(f"iptables-{datapath.variant}-save")
+
+    iptables.apply(rule_change(RuleSet(), iptables.read()))
+    assert iptables.read() == before
