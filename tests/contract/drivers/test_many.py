@@ -37,6 +37,18 @@ def holds(variant: str) -> tuple[str, str, str]:
     return flows, rules, run("ip", "-o", "address", "show", "dev", INTERFACE)
 
 
+def failing(change: RuleChange) -> None:
+    del change
+    raise IptablesFailed("another app holds the lock")
+
+
+def flush_one(variant: str) -> None:
+    """Empties one of the chains that hold SNAT rules."""
+    chain = re.search(r"^:(HAWSE-SNAT-[01]{8}) ", holds(variant)[1], re.MULTILINE)
+    assert chain is not None
+    run(f"iptables-{variant}", "-t", "nat", "-F", chain[1])
+
+
 class Watched:
     """The drivers of a node, whose writes are counted."""
 
@@ -97,11 +109,6 @@ def test_four_thousand(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
         # Rules that cannot be written leave a drop, whichever way the pass went.
         again = less | {7: given(7, 7)}
-        refuse = IptablesFailed("another app holds the lock")
-
-        def failing(change: RuleChange) -> None:
-            raise refuse
-
         with monkeypatch.context() as broken:
             broken.setattr(node.nat, "apply", failing)
             with pytest.raises(IptablesFailed):
@@ -114,9 +121,7 @@ def test_four_thousand(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert dropped not in holds(variant)[0]
 
         # Somebody flushes a chain: a part is not programmed among rules that are not there.
-        chain = re.search(r"^:(HAWSE-SNAT-[01]{8}) ", holds(variant)[1], re.MULTILINE)
-        assert chain is not None
-        run(f"iptables-{variant}", "-t", "nat", "-F", chain[1])
+        flush_one(variant)
         assert not node.nat.unchanged()
         step(restarted, again | {7: Steering(7, "seven")}, untouched=True)
         assert holds(variant)[1].count("-j SNAT") == MANY
