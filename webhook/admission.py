@@ -148,8 +148,7 @@ class Admission:
         written = namespace.annotations.get(ADDRESSES_ANNOTATION)
         if written is None:
             return
-        self.ledger.offer()  # first: while the index is not built, nobody seems to hold anything
-        if not set(written.split(",")) <= set(map(str, self.ledger.held_by(holder))):
+        if not set(written.split(",")) <= set(map(str, self.ledger.given([holder]))):
             if not self.ledger.is_index_new():
                 raise _RefusedError(FORGED)
             _log.warning("replaces what was written: the index has just been built", namespace=known_as)

@@ -12,7 +12,7 @@ from egress.operations import TransientError
 from egress.settings import Settings
 from webhook import review
 from webhook.admission import Admission
-from webhook.hinting import hint_of
+from webhook.hinting import Hinter
 from webhook.metrics import Observation
 from webhook.review import Outcome
 from webhook.validator import RESOURCES, Validator
@@ -38,7 +38,7 @@ def create_app(settings: Settings, *, ending: Callable[[], bool] = never, leavin
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     ledger = Ledger(settings.redis_url, timeout=settings.redis_timeout)
     trusted = frozenset(name.strip() for name in settings.trusted_users.split(",") if name.strip())
-    admission = Admission(ledger, hint_of, trusted)
+    admission = Admission(ledger, Hinter().hint, trusted)
     validator = Validator(ledger, trusted, settings.layout().cluster_networks)
 
     @app.post("/admit/namespaces")

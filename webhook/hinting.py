@@ -7,6 +7,7 @@ what Celery itself sends.
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import uuid
@@ -46,20 +47,26 @@ _encode = msgspec.json.Encoder().encode
 _QUEUE = f"{BROKER_PREFIX}{CONTROL_QUEUE}"
 
 
-def hint_of(namespace: str) -> Hint:
-    """The hint for one namespace."""
-    return Hint(f"{NAMESPACE_TASK}:{namespace}", HINT_GUARD, _QUEUE, _message(namespace))
+class Hinter:
+    """Makes hints. Each process needs one of its own: the messages' ids begin with what only this one has."""
 
+    def __init__(self) -> None:
+        self._prefix = uuid.uuid4()
+        self._numbers = itertools.count(1)
 
-def _message(namespace: str) -> str:
-    task = str(uuid.uuid4())
-    eta = datetime.now(UTC) + timedelta(seconds=HINT_DELAY)
-    own = {"id": task, "root_id": task, "eta": eta.isoformat(), "argsrepr": repr([namespace])}
-    message = {
-        "body": b64encode(_encode(([namespace], {}, _EMBED))).decode(),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": _HEADERS | own,
-        "properties": _PROPERTIES | {"correlation_id": task, "delivery_tag": task},
-    }
-    return _encode(message).decode()
+    def hint(self, namespace: str) -> Hint:
+        """The hint for one namespace."""
+        return Hint(f"{NAMESPACE_TASK}:{namespace}", HINT_GUARD, _QUEUE, self._message(namespace))
+
+    def _message(self, namespace: str) -> str:
+        task = f"{self._prefix}-{next(self._numbers)}"
+        eta = datetime.now(UTC) + timedelta(seconds=HINT_DELAY)
+        own = {"id": task, "root_id": task, "eta": eta.isoformat(), "argsrepr": repr([namespace])}
+        message = {
+            "body": b64encode(_encode(([namespace], {}, _EMBED))).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": _HEADERS | own,
+            "properties": _PROPERTIES | {"correlation_id": task, "delivery_tag": task},
+        }
+        return _encode(message).decode()

@@ -65,9 +65,7 @@ class Validator:
         holders = [name_holder(name)]
         if OPERATION_ANNOTATION in annotations:  # it had no name yet when it was given its addresses
             holders.append(request_holder(annotations[OPERATION_ANNOTATION]))
-        self.ledger.offer()  # while the index is not built, nobody seems to hold anything
-        given = [address for holder in holders for address in self.ledger.held_by(holder)]
-        right = validation.namespace_addresses(annotations, given)
+        right = validation.namespace_addresses(annotations, self.ledger.given(holders))
         if not right and self.ledger.is_index_new():
             raise NotReadyError("the index has just been built")
         return right

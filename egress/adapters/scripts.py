@@ -200,6 +200,15 @@ return text
 """
 )
 
+GIVEN = """
+-- ARGV: the run of the server at the other end of the connection, holder, ...: gives 'ok ' and the addresses that they
+-- have, comma-separated; 'unready' while the index is not complete, or there are no pools.
+if redis.call('GET', 'hawse:index') ~= ARGV[1] or redis.call('EXISTS', 'hawse:offer') == 0 then return 'unready' end
+local given = {}
+for i = 2, #ARGV do given[#given + 1] = redis.call('HGET', 'hawse:holders', ARGV[i]) or nil end
+return 'ok ' .. table.concat(given, ',')
+"""
+
 SETTLE = (
     _LIBRARY
     + """

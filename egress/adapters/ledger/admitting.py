@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from egress import pools
 from egress.adapters import scripts
 from egress.adapters.ledger.connection import NotReadyError, Script, away, from_key, key_of
 from egress.adapters.ledger.reservations import Exhausted, Held, Offer, Reservations, Reserved, flat
-from egress.addresses import AddressError
+from egress.addresses import Address, AddressError
 from egress.objects import EgressPool
 from egress.pools import Choice
 
@@ -30,6 +31,7 @@ class Admitting(Reservations):
     def __init__(self, url: str, timeout: float = 5.0) -> None:
         super().__init__(url, timeout)
         self._admit = Script(self._redis, scripts.ADMIT)
+        self._given = Script(self._redis, scripts.GIVEN)
         self._offered: tuple[str, dict[str, str]] = ("", {})
 
     def admit(self, offer: Offer, choice: Choice, holder: str, hint: Hint | None) -> Reserved | Held | Exhausted | None:
@@ -63,6 +65,15 @@ class Admitting(Reservations):
             case "stale":
                 return None
         raise NotReadyError("the index is being rebuilt")
+
+    def given(self, holders: Iterable[str]) -> list[Address]:
+        """The addresses that `holders` have, in whatever state. NotReadyError while the index is not built."""
+        with away():
+            reply = self._given(*holders)
+        kind, _, keys = reply.partition(" ")
+        if kind != "ok":
+            raise NotReadyError("the index is being rebuilt")
+        return [from_key(key) for key in keys.split(",") if key]
 
     def _flat(self, offer: Offer, pool: EgressPool) -> str:
         """What `pool` may give of `offer`, as the scripts take it. It is worked out once for each offer."""

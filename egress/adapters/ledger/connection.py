@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
+import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -60,12 +63,16 @@ class Connection:
         return time.monotonic() - before
 
 
+_BROKEN = (OSError, RedisConnectionError, RedisTimeoutError)
+
+
 class Script:
     """A Lua script, called with texts and giving one text, on the way where each call counts.
 
-    redis-py's own call does the same and takes twice the time: it looks at each argument's type, at each command for
-    what only some need, and at the connection before each use. Here each thread has a connection of its own. As there,
-    what breaks or is late is tried once more, so the script must bear being run twice; Redis' errors come as they are.
+    redis-py's own call does the same and takes three times the time: it looks at each argument's type, at each command
+    for what only some need, and at the connection before each use. Here each thread has a connection of its own, which
+    redis-py makes (TLS, user, database), and on it are bytes. As there, what breaks or is late is tried once more, so
+    the script must bear being run twice.
 
     The script's first argument is the run of the server at the other end (`run_id`): a connection outlives none.
     """
@@ -81,36 +88,65 @@ class Script:
         try:
             return self._called(arguments)
         except NoScriptError:
-            self._ask("SCRIPT", "LOAD", self._text)
-        except (RedisConnectionError, RedisTimeoutError):
-            self.forget()
+            again = self._load
+        except _BROKEN:
+            again = self.forget
         try:
+            again()
             return self._called(arguments)
-        except (RedisConnectionError, RedisTimeoutError):
+        except _BROKEN as error:
             self.forget()
-            raise
+            if isinstance(error, RedisError):
+                raise
+            raise RedisConnectionError(str(error) or "it does not answer in time") from error
 
     def forget(self) -> None:
         """Closes this thread's connection: what came on it next would be an answer to somebody else."""
+        self._own.__dict__.pop("socket", None)
         if (link := self._own.__dict__.pop("link", None)) is not None:
             link.disconnect()
 
     def _called(self, arguments: tuple[str, ...]) -> str:
-        link = getattr(self._own, "link", None) or self._connect()
-        command = b"*%d\r\n%b%b%b" % (4 + len(arguments), self._head, self._own.run, b"".join(map(_bulk, arguments)))
-        link.send_packed_command([command], check_health=False)
-        text: str = link.read_response()
-        return text
+        own = self._own.__dict__.get("socket") or self._connect()
+        own.sendall(b"*%d\r\n%b%b%b" % (4 + len(arguments), self._head, self._own.run, b"".join(map(_bulk, arguments))))
+        return _read(own)
 
-    def _connect(self) -> Any:  # noqa: ANN401 - as in Connection
+    def _load(self) -> None:
+        self._own.socket.sendall(b"*3\r\n" + b"".join(map(_bulk, ("SCRIPT", "LOAD", self._text))))
+        _read(self._own.socket)
+
+    def _connect(self) -> socket.socket:
         link = self._own.link = self._pool.connection_class(**self._pool.connection_kwargs)
-        self._own.run = _bulk(re.findall(r"^run_id:(\w+)", self._ask("INFO", "server"), re.MULTILINE)[0])
-        return link
+        link.send_command("INFO", "server", check_health=False)
+        self._own.run = _bulk(re.findall(r"^run_id:(\w+)", link.read_response(), re.MULTILINE)[0])
+        own: socket.socket = link._sock
+        # Python's own timeouts make two system calls of each, and let go of the interpreter in each: with many threads
+        # that costs more than all the rest. So they are left to the kernel.
+        if not isinstance(own, ssl.SSLSocket):  # which would wait for ever then
+            whole, part = divmod(link.socket_timeout or 0, 1)
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                own.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(whole), int(part * 1e6)))
+            own.settimeout(None)
+        self._own.socket = own
+        self._load()  # a server that was started anew has forgotten it
+        return own
 
-    def _ask(self, *words: str) -> str:
-        self._own.link.send_command(*words, check_health=False)
-        text: str = self._own.link.read_response()
-        return text
+
+def _read(own: socket.socket) -> str:
+    """One text that Redis answers, which is all that comes. OSError if it does not come in time or the other end is
+    gone; Redis' errors as redis-py has them."""
+    data = own.recv(65536)
+    while (end := data.find(b"\r\n")) < 0 or (data[:1] == b"$" and len(data) < end + 4 + int(data[1:end])):
+        more = own.recv(65536)
+        if not more:
+            break
+        data += more
+    if data[:1] == b"$" and data.endswith(b"\r\n"):
+        return data[end + 2 : -2].decode()
+    if data[:1] == b"-":
+        error = data[1:end].decode()
+        raise NoScriptError(error) if error.startswith("NOSCRIPT") else ResponseError(error)
+    raise ConnectionResetError("the connection ended")
 
 
 def _bulk(text: str) -> bytes:
