@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class Served:
 
     def __init__(self, directory: Path, command: Sequence[str | Path], redis_url: str) -> None:
         self.port = free_port()
+        directory = Path(tempfile.mkdtemp(dir=directory))  # a server whose files change begins anew
         leaf = trustme.CA().issue_cert("127.0.0.1")
         (directory / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
         (directory / "tls.key").write_bytes(leaf.private_key_pem.bytes())
@@ -134,6 +136,15 @@ class Served:
                 time.sleep(0.05)
             else:
                 return self
+
+    def cpu(self) -> float:
+        """Seconds of CPU that it has taken, with the processes that it has now."""
+        ticks, pids = 0, [self._process.pid]
+        for pid in pids:
+            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # utime, stime
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
