@@ -113,7 +113,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
 
 def _scales(axes: Axes, panel: Panel) -> None:
     ns = sorted({row.n for curve in panel.curves for row in curve.rows})
-    axes.set_xticks(_apart(ns), labels=[f"{n:,}" for n in _apart(ns)])
+    axes.set_xticks(_apart(ns), labels=[_short(n) for n in _apart(ns)])
     axes.xaxis.set_minor_locator(NullLocator())
     values = [
         value for curve in panel.curves for row in curve.rows for value in (row.median, row.floor, row.goal) if value
@@ -130,6 +130,10 @@ def _scales(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.unit)
     axes.set_xlabel("N")
     axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25, borderpad=0.1)
+
+
+def _short(n: int) -> str:
+    return f"{n // 1000}k" if n >= 1000 and n % 1000 == 0 else f"{n:,}"
 
 
 def _apart(ns: Sequence[int]) -> list[int]:
