@@ -26,6 +26,7 @@ class Filter:
     """Which assignments are meant. `namespaces`, unless None, are the only ones that may be shown."""
 
     text: str = ""
+    """In lower case, as names and addresses are."""
     phase: Phase | None = None
     pool: str = ""
     node: str = ""
@@ -47,7 +48,7 @@ class Filter:
 def wanted(namespaces: Collection[str] | None) -> Filter:
     """Which assignments the query means, of `namespaces`."""
     text, pool, node = (request.args.get(name, "") for name in ("text", "pool", "node"))
-    return Filter(text, _enum(Phase, "phase"), pool, node, _enum(Trouble, "trouble"), namespaces)
+    return Filter(text.strip().lower(), _enum(Phase, "phase"), pool, node, _enum(Trouble, "trouble"), namespaces)
 
 
 def _enum(kind: type[E], name: str) -> E | None:

@@ -166,7 +166,7 @@ def _add_actions(api: Blueprint, reading: Reading, acting: Acting, gate: Gate) -
     def retry_all() -> Response:
         body = _body(_RetryAll)
         act(gate, Verb.RETRY)
-        meant = Filter(body.text, body.phase, body.pool, body.node, body.trouble)
+        meant = Filter(body.text.strip().lower(), body.phase, body.pool, body.node, body.trouble)
         names = sorted({item.namespace for item in reading.matching(meant) if item.trouble is not None})
         made = acting.retry_all(who().user, names[:MAX_AT_ONCE], body.why)
         if made.problem and not made.done:

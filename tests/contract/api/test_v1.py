@@ -154,6 +154,7 @@ def test_assignments_are_filtered_sorted_and_paged(api: Api, objects: Objects) -
         objects.claim(f"192.168.1.{number}", namespace=f"n{number}")
     api.until(lambda: read(api, "/assignments")["total"] == 12)
     assert [item["namespace"] for item in read(api, "/assignments?text=sho")["items"]] == ["shop"]
+    assert [item["namespace"] for item in read(api, "/assignments?text=%20Sho")["items"]] == ["shop"]
     assert [item["address"] for item in read(api, "/assignments?phase=Failed")["items"]] == [B]
     assert read(api, "/assignments?node=node2")["total"] == 2
     assert read(api, "/assignments?pool=other")["total"] == 0
