@@ -62,27 +62,32 @@ def node_queue(node: str) -> str:
 
 
 def nudge_message(identity: str, now: float) -> tuple[str, str]:
-    """A nudge as it stands in a node's queue, sent at `now` (seconds since the epoch): what comes before the queue's
-    name, and what comes after it. `identity` is this message's alone.
+    """A nudge: see `node_message`."""
+    return node_message(NUDGE_TASK, [], NUDGE_EXPIRES, identity, now)
+
+
+def node_message(task: str, arguments: list[str], expires: int, identity: str, now: float) -> tuple[str, str]:
+    """A task as it stands in a node's queue, sent at `now` (seconds since the epoch) and good for `expires` seconds:
+    what comes before the queue's name, and what comes after it. `identity` is this message's alone.
 
     It is made once for all nodes, where sending a task would make it a thousand times. Its form is Celery's protocol 2
-    in kombu's envelope for brokers without one of their own; tests/contract/workers compares it with what Celery sends.
+    in kombu's envelope for brokers without one of their own; tests/contract/ledger compares it with what Celery sends.
     """
-    body = json.dumps([[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    body = json.dumps([arguments, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
     headers: dict[str, Any] = {
         "lang": "py",
-        "task": NUDGE_TASK,
+        "task": task,
         "id": identity,
         "shadow": None,
         "eta": None,
-        "expires": datetime.fromtimestamp(now + NUDGE_EXPIRES, UTC).isoformat(),
+        "expires": datetime.fromtimestamp(now + expires, UTC).isoformat(),
         "group": None,
         "group_index": None,
         "retries": 0,
         "timelimit": [None, None],
         "root_id": identity,
         "parent_id": None,
-        "argsrepr": "()",
+        "argsrepr": repr(tuple(arguments)),
         "kwargsrepr": "{}",
         "origin": "hawse",
         "ignore_result": None,
@@ -94,7 +99,7 @@ def nudge_message(identity: str, now: float) -> tuple[str, str]:
         "correlation_id": identity,
         "reply_to": identity,
         "delivery_mode": 2,
-        "expiration": str(NUDGE_EXPIRES * 1000),
+        "expiration": str(expires * 1000),
         "priority": 0,
         "body_encoding": "base64",
         "delivery_tag": identity,

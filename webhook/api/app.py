@@ -61,9 +61,8 @@ def create_app(
             return ""  # that the API server is away is said elsewhere
 
     reading = Reading(mirrors, ledger, paused)
-    asker = Asker(settings, ledger)
-    acting = Acting(cluster, ledger, reading, asker, own)
-    diagnosing = Diagnosing(cluster, ledger, reading, asker.inspection)
+    acting = Acting(cluster, ledger, reading, Asker(settings, ledger), own)
+    diagnosing = Diagnosing(cluster, ledger, reading, ledger.ask_inspection)
     pulse = Pulse(reading.state, settings.api_listeners, leaving)
     gate = Gate(cluster, settings)
     app.register_blueprint(v1.blueprint(reading, acting, diagnosing, gate, pulse))

@@ -1,14 +1,12 @@
-"""Asks the workers for a task, and nodes for what is on them."""
+"""Asks the workers for a task."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from egress.adapters.ledger import Ledger
-from egress.messages import INSPECT_EXPIRES, INSPECT_TASK, node_queue, queue_of, sending_config
+from egress.messages import queue_of, sending_config
 from egress.operations import TransientError
 from egress.settings import Settings
 
@@ -33,15 +31,4 @@ class Asker:
             self._celery.send_task(task, args=list(arguments), queue=queue_of(task), retry=False)
         except (OperationalError, OSError) as error:
             self._ledger.done_with(what)  # nothing waits: the next ask must not believe so
-            raise TransientError(f"the broker is away: {error}") from error
-
-    def inspection(self, nodes: Iterable[str], namespace: str) -> None:
-        """Asks the runners of `nodes` for what is on them. TransientError if that cannot be done now."""
-        try:
-            for node in nodes:
-                queue = node_queue(node)
-                self._celery.send_task(
-                    INSPECT_TASK, args=[namespace], queue=queue, expires=INSPECT_EXPIRES, retry=False
-                )
-        except (OperationalError, OSError) as error:
             raise TransientError(f"the broker is away: {error}") from error

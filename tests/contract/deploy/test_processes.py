@@ -28,7 +28,6 @@ from lab.kube import Kube
 from lab.net.broker import Broker
 from lab.real_cluster import kubectl
 from tests.contract.deploy.conftest import DEPLOY, Installed, until, until_established
-from webhook.api.asking import Asker
 from webhook.api.callbacks import publisher
 
 pytestmark = pytest.mark.timeout(300)
@@ -199,7 +198,7 @@ def test_all_processes_do_their_work_with_the_rights_of_their_users(
     until(lambda: not admin.exists(f"hawse-broker:node.{NODE}", f"hawse-broker:node.{NODE}.unacked"))
 
     api = Ledger(guarded_broker.url("api"))
-    Asker(Settings(redis_url=guarded_broker.url("api")), api).inspection([NODE], "shop")
+    api.ask_inspection([NODE], "shop")
     inspection = until(lambda: api.inspections([NODE], "shop").get(NODE))
     assert inspection.problem.startswith(("InterfaceMissing", "BridgeMissing")), inspection
     api.close()
