@@ -185,6 +185,8 @@ class EgressPool:
     ticket_profile: str = ""
     on_unselected: OnUnselected = OnUnselected.KEEP
     deleting: bool = False
+    dual_stack: bool = False
+    """Whether a namespace gets `addresses_per_namespace` of IPv4 and as many of IPv6, or else none."""
 
 
 @dataclass(frozen=True, slots=True)

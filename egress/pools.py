@@ -33,7 +33,8 @@ class Choice:
     @property
     def count(self) -> int:
         """How many addresses."""
-        return len(self.requested) or self.pool.addresses_per_namespace
+        families = 2 if self.pool.dual_stack else 1
+        return len(self.requested) or self.pool.addresses_per_namespace * families
 
 
 def choose(
@@ -81,6 +82,8 @@ def choose(
         pool = found
     for address in requested:
         check_covered(pool, address, node_ips, gateways)
+    if requested and pool.dual_stack and 2 * sum(address.version == 4 for address in requested) != len(requested):
+        raise PoolError(f"pool {pool.name} gives pairs: ask for as many IPv6 addresses as IPv4 ones")
     return Choice(pool, requested)
 
 

@@ -61,6 +61,8 @@ API_VERSION = f"{GROUP}/v1alpha1"
 OPENSHIFT_GROUP = "network.openshift.io"
 
 W = TypeVar("W", bound="_Manifest")
+MAX_PAIRS = 4
+"""How many addresses of each family a namespace may have of a dual-stack pool: eight altogether, as of any pool."""
 Texts = tuple[str, ...]
 Labels = dict[str, str]
 
@@ -181,6 +183,7 @@ class _PoolSpec(_Wire):
     cidrs: Texts
     excluded: Texts | None = None
     addresses_per_namespace: Annotated[int, msgspec.Meta(ge=1, le=8)] | None = None
+    ip_family_policy: Literal["SingleStack", "RequireDualStack"] | None = None
     namespace_selector: _Selector | None = None
     node_selector: _Selector | None = None
     topology_key: str | None = None
@@ -357,6 +360,11 @@ def egress_pool(manifest: object, *, strict: bool = False) -> EgressPool:
         check.texts("$.spec.cidrs", spec.cidrs, parse_range)
         check.no_overlap("$.spec.cidrs", spec.cidrs)
         check.texts("$.spec.excluded", excluded, parse_range)
+        if spec.ip_family_policy == "RequireDualStack":
+            check.both_families("$.spec.cidrs", spec.cidrs)
+            if (spec.addresses_per_namespace or 1) > MAX_PAIRS:
+                path, most = "$.spec.addressesPerNamespace", f"at most {MAX_PAIRS} of each family"
+                raise check.error(path, f"is {spec.addresses_per_namespace}; with RequireDualStack give it {most}")
         check.selector("$.spec.namespaceSelector", spec.namespace_selector)
         check.selector("$.spec.nodeSelector", spec.node_selector)
     return EgressPool(
@@ -374,6 +382,7 @@ def egress_pool(manifest: object, *, strict: bool = False) -> EgressPool:
         spec.ticket_profile or "",
         spec.on_unselected or OnUnselected.KEEP,
         wire.metadata.deletion_timestamp is not None,
+        spec.ip_family_policy == "RequireDualStack",
     )
 
 
@@ -631,6 +640,14 @@ class _Checks:
             if one.overlaps(other):
                 problem = f"{later!r} overlaps {earlier!r}; each address may be in one of them alone"
                 raise self.error(f"{path}[{index}]", problem)
+
+    def both_families(self, path: str, texts: Iterable[str]) -> None:
+        missing = {4, 6} - {parse_range(text).version for text in texts}
+        if missing:
+            text = (
+                f"has no IPv{missing.pop()} address, which RequireDualStack needs; add a CIDR, or take the policy away"
+            )
+            raise self.error(path, text)
 
     def duration(self, path: str, text: str) -> float:
         if text == "0":

@@ -116,42 +116,56 @@ end
 _RESERVE = (
     _LIBRARY
     + """
--- Reserves `requested`, else the lowest free `count` addresses of `ranges` (first, last, ...), for `holder`.
+-- Reserves `requested`, else the lowest free `count` addresses of `ranges` (first, last, ...), for `holder`; where
+-- `paired` is '1', half of them of IPv4 and half of IPv6, and what is full is the family that lacks some.
 -- Gives {'held', address}, {'full', used, total} or {'ok', address, ...}; only 'ok' changes anything.
-local function reserve(holder, count, requested, ranges)
+local function reserve(holder, count, requested, ranges, paired)
   local chosen = {}
   for _, hex in ipairs(requested) do
     local old = entry(hex)
     if old and old.holder ~= holder then return {'held', hex} end
     chosen[#chosen + 1] = hex
   end
-  if #requested == 0 then
+  local function is_of(hex, digits) return digits == 0 or #hex == digits end
+  -- Appends addresses of one family (by the digits of its keys; 0: any) until there are `most`; whether there are.
+  local function take(most, digits)
     for _, hex in ipairs(split(redis.call('HGET', 'hawse:holders', holder))) do
-      if #chosen < count and in_ranges(hex, ranges) then chosen[#chosen + 1] = hex end
+      if #chosen < most and is_of(hex, digits) and in_ranges(hex, ranges) then chosen[#chosen + 1] = hex end
     end
     for i = 1, #ranges, 2 do
-      if #chosen >= count then break end
-      walk(ranges[i], ranges[i + 1], function(prefix, from, to)
-        local key = 'hawse:used:' .. prefix
-        -- BITPOS sees no bit after the string's end: it is brought to its full length first.
-        if redis.call('STRLEN', key) < 8192 then redis.call('SETBIT', key, 65535, 0) end
-        while #chosen < count and from <= to do
-          local bit = redis.call('BITPOS', key, 0, from, to, 'BIT')
-          if bit < 0 then break end
-          chosen[#chosen + 1] = prefix .. string.format('%04x', bit)
-          from = bit + 1
-        end
-        return #chosen >= count
-      end)
+      if #chosen >= most then break end
+      if is_of(ranges[i], digits) then
+        walk(ranges[i], ranges[i + 1], function(prefix, from, to)
+          local key = 'hawse:used:' .. prefix
+          -- BITPOS sees no bit after the string's end: it is brought to its full length first.
+          if redis.call('STRLEN', key) < 8192 then redis.call('SETBIT', key, 65535, 0) end
+          while #chosen < most and from <= to do
+            local bit = redis.call('BITPOS', key, 0, from, to, 'BIT')
+            if bit < 0 then break end
+            chosen[#chosen + 1] = prefix .. string.format('%04x', bit)
+            from = bit + 1
+          end
+          return #chosen >= most
+        end)
+      end
     end
+    return #chosen >= most
   end
-  if #chosen < count then
+  local lacking = nil
+  if #requested == 0 and paired == '1' then
+    if not take(count / 2, 8) then lacking = 8 elseif not take(count, 32) then lacking = 32 end
+  elseif #requested == 0 and not take(count, 0) then
+    lacking = 0
+  end
+  if lacking then
     local used, total = 0, 0
     for i = 1, #ranges, 2 do
-      walk(ranges[i], ranges[i + 1], function(prefix, from, to)
-        used = used + redis.call('BITCOUNT', 'hawse:used:' .. prefix, from, to, 'BIT')
-        total = total + to - from + 1
-      end)
+      if is_of(ranges[i], lacking) then
+        walk(ranges[i], ranges[i + 1], function(prefix, from, to)
+          used = used + redis.call('BITCOUNT', 'hawse:used:' .. prefix, from, to, 'BIT')
+          total = total + to - from + 1
+        end)
+      end
     end
     return {'full', used, total}
   end
@@ -169,10 +183,10 @@ end
 RESERVE = (
     _RESERVE
     + """
--- ARGV: holder, count, requested (comma-separated), ranges (comma-separated: first, last, ...): see reserve(), but
--- {'unready'} while the index is not complete.
+-- ARGV: holder, count, requested (comma-separated), ranges (comma-separated: first, last, ...), paired: see reserve(),
+-- but {'unready'} while the index is not complete.
 if not is_ready() then return {'unready'} end
-return reserve(ARGV[1], tonumber(ARGV[2]), split(ARGV[3]), split(ARGV[4]))
+return reserve(ARGV[1], tonumber(ARGV[2]), split(ARGV[3]), split(ARGV[4]), ARGV[5])
 """
 )
 
@@ -181,19 +195,19 @@ ADMIT = (
     + _STAMP
     + """
 -- ARGV: the run of the server at the other end of the connection (is_ready() costs a fifth of all this), stamp of the
--- pools that were chosen from, holder, count, requested, ranges as for RESERVE; then, where the
+-- pools that were chosen from, holder, count, requested, ranges, paired as for RESERVE; then, where the
 -- workers are to be told: a key, for how many milliseconds it keeps others from telling them, a queue, and the message.
 -- Gives a list in one text, which a client reads faster: 'stale' (other pools by now, nothing was done), 'unready',
 -- 'held address', 'full used total', or 'ok address,...' and, if they could not be told, why not.
 if redis.call('GET', 'hawse:index') ~= ARGV[1] then return 'unready' end
 if stamp() ~= ARGV[2] then return 'stale' end
-local reply = reserve(ARGV[3], tonumber(ARGV[4]), split(ARGV[5]), split(ARGV[6]))
+local reply = reserve(ARGV[3], tonumber(ARGV[4]), split(ARGV[5]), split(ARGV[6]), ARGV[7])
 if reply[1] == 'full' then return string.format('full %.0f %.0f', reply[2], reply[3]) end
 if reply[1] ~= 'ok' then return table.concat(reply, ' ') end
 local text = 'ok ' .. table.concat(reply, ',', 2)
-if ARGV[7] then
-  local failed = redis.pcall('SET', ARGV[7], '1', 'NX', 'PX', ARGV[8])
-  if failed and not failed.err then failed = redis.pcall('LPUSH', ARGV[9], ARGV[10]) end
+if ARGV[8] then
+  local failed = redis.pcall('SET', ARGV[8], '1', 'NX', 'PX', ARGV[9])
+  if failed and not failed.err then failed = redis.pcall('LPUSH', ARGV[10], ARGV[11]) end
   if type(failed) == 'table' and failed.err then text = text .. ' ' .. failed.err end
 end
 return text

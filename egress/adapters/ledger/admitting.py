@@ -47,7 +47,7 @@ class Admitting(Reservations):
                 raise
             return None
         requested = ",".join(map(key_of, choice.requested))
-        args = [offer.stamp, holder, str(choice.count), requested, ranges]
+        args = [offer.stamp, holder, str(choice.count), requested, ranges, str(int(choice.pool.dual_stack))]
         if hint is not None:
             args += [f"hawse:pending:{hint.what}", str(max(1, int(hint.guard * 1000))), hint.queue, hint.message]
         with away():

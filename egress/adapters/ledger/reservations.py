@@ -183,15 +183,22 @@ class Reservations(Connection):
         return {address: _listed(value) for address, value in zip(addresses, values, strict=True) if value}
 
     def reserve(
-        self, holder: str, count: int, ranges: Iterable[Range], requested: Sequence[Address] = ()
+        self,
+        holder: str,
+        count: int,
+        ranges: Iterable[Range],
+        requested: Sequence[Address] = (),
+        *,
+        pairs: bool = False,
     ) -> Reserved | Held | Exhausted:
-        """Reserves `requested`, or the lowest free `count` addresses of `ranges`, in one atomic step.
+        """Reserves `requested`, or the lowest free `count` addresses of `ranges`, in one atomic step. With `pairs` half
+        of them are of IPv4, and half of IPv6.
 
         A holder that has addresses of these ranges already, even in quarantine, gets the same again. NotReadyError
         while the index is not built.
         """
         with away():
-            reply = self._reserve(args=[holder, count, ",".join(map(key_of, requested)), flat(ranges)])
+            reply = self._reserve(args=[holder, count, ",".join(map(key_of, requested)), flat(ranges), int(pairs)])
         match reply:
             case ["ok", *addresses]:
                 return Reserved(tuple(from_key(key) for key in addresses))

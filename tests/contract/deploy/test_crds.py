@@ -168,6 +168,13 @@ def test_what_is_left_to_the_webhook_and_the_workers(with_crds: Installed, cidrs
         ({"addressesPerNamespace": 0}, "spec.addressesPerNamespace", "greater than or equal to 1"),
         ({"addressesPerNamespace": 9}, "spec.addressesPerNamespace", "less than or equal to 8"),
         ({"addressesPerNamespace": "2"}, "spec.addressesPerNamespace", "must be of type integer"),
+        ({"ipFamilyPolicy": "Both"}, "spec.ipFamilyPolicy", "Unsupported value"),
+        ({"ipFamilyPolicy": "RequireDualStack"}, CIDRS, "needs IPv4 and IPv6 addresses"),
+        (
+            {"ipFamilyPolicy": "RequireDualStack", "cidrs": ["10.0.0.1", "fd00::1"], "addressesPerNamespace": 5},
+            "spec.addressesPerNamespace",
+            "give it 4 at most",
+        ),
         ({"maxAddressesPerNode": -1}, "spec.maxAddressesPerNode", "greater than or equal to 0"),
         ({"quarantine": "-5m"}, "spec.quarantine", "is no duration of 0 or more; write one such as 10m"),
         ({"quarantine": "10"}, "spec.quarantine", "is no duration of 0 or more"),

@@ -50,6 +50,18 @@ def test_a_full_pool_says_its_figures_and_changes_nothing(ledger: Ledger) -> Non
     assert ledger.reserve("ns/c", 1, RANGE) == Reserved((D,))
 
 
+def test_pairs_are_of_both_families_or_nothing(ledger: Ledger) -> None:
+    six = [ip_address(f"2001:db8::{last}") for last in ("a", "b", "c")]
+    both = [*RANGE, parse_range("2001:db8::a-2001:db8::c")]
+    assert ledger.reserve("ns/a", 2, both, pairs=True) == Reserved((A, six[0]))
+    assert ledger.reserve("ns/b", 4, both, pairs=True) == Reserved((B, C, *six[1:]))
+    assert ledger.reserve("ns/a", 2, both, pairs=True) == Reserved((A, six[0]))
+    assert ledger.reserve("ns/c", 2, both, pairs=True) == Exhausted(used=3, total=3)  # of IPv6
+    assert ledger.held_by("ns/c") == ()
+    assert ledger.reserve("ns/c", 1, both) == Reserved((D,))
+    assert ledger.reserve("ns/d", 2, [*RANGE, parse_range("2001:db8::/32")], pairs=True) == Exhausted(used=4, total=4)
+
+
 def test_a_requested_address_is_given_or_its_being_held_is_said(ledger: Ledger) -> None:
     assert ledger.reserve("ns/a", 1, RANGE, [C]) == Reserved((C,))
     assert ledger.reserve("ns/b", 1, RANGE, [C]) == Held(C)

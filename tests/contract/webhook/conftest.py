@@ -34,6 +34,7 @@ POOLS = (
     EgressPool("one", ("10.8.0.1",)),
     EgressPool("waiting", ("10.7.0.1",), on_exhausted=OnExhausted.ADMIT),
     EgressPool("pair", ("10.6.0.1-10.6.0.3",), addresses_per_namespace=2),
+    EgressPool("both", ("10.5.0.1-10.5.0.2", "fd00::1"), dual_stack=True),
 )
 NODES = frozenset(map(parse_address, ("192.168.1.17", "192.168.1.18")))
 

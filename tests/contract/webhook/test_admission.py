@@ -51,6 +51,13 @@ def test_a_created_namespace_gets_exactly_its_annotation(
     assert holdings(ledger) == {FIRST: "reserved ns/egress-test"}
 
 
+def test_a_dual_stack_pool_gives_one_of_each_family_or_none(create: Callable[..., Any], ledger: Ledger) -> None:
+    assert create(annotations={POOL: "both"}).annotations[ADDRESSES] == "10.5.0.1,fd00::1"
+    refused = create("other", annotations={POOL: "both"})
+    assert (refused.allowed, refused.message) == (False, "pool both has too few free addresses for 2: 1 of 1 in use")
+    assert holdings(ledger) == {"10.5.0.1": "reserved ns/egress-test", "fd00::1": "reserved ns/egress-test"}
+
+
 def test_a_repeated_call_gets_the_same_answer(create: Callable[..., Any], ledger: Ledger) -> None:
     first = create()
     assert create().review == first.review

@@ -215,6 +215,7 @@ def test_what_is_no_duration_is_an_error_even_when_not_strict(text: str) -> None
 
 GOOD_HOST = {"hostIP": "192.168.1.18"}
 GOOD_POOL = {"cidrs": ["10.0.0.0/24"]}
+BOTH = {"cidrs": ["10.0.0.0/24", "2001:db8::/64"]}
 GOOD_CLAIM = {"pool": "p", "namespace": {"name": "n"}}
 READERS = {
     "HostSubnet": manifests.host_subnet,
@@ -254,6 +255,16 @@ STRICT_ONLY = [
         },
         "$.spec.namespaceSelector.matchExpressions[0].values: operator Exists takes no values",
     ),
+    (
+        "EgressPool",
+        {"spec": GOOD_POOL | {"ipFamilyPolicy": "RequireDualStack"}},
+        "$.spec.cidrs: has no IPv6 address, which RequireDualStack needs",
+    ),
+    (
+        "EgressPool",
+        {"spec": BOTH | {"ipFamilyPolicy": "RequireDualStack", "addressesPerNamespace": 5}},
+        "$.spec.addressesPerNamespace: is 5; with RequireDualStack give it at most 4 of each family",
+    ),
     ("EgressAddress", {"spec": GOOD_CLAIM}, "$.metadata.name: 'x' is not an IP address"),
 ]
 
@@ -276,6 +287,11 @@ ALWAYS = [
     ("EgressPool", {}, "$.spec: is missing"),
     ("EgressPool", {"spec": {}}, "$.spec.cidrs: is missing"),
     ("EgressPool", {"spec": GOOD_POOL | {"onExhausted": "wait"}}, "$.spec.onExhausted: invalid enum value 'wait'"),
+    (
+        "EgressPool",
+        {"spec": GOOD_POOL | {"ipFamilyPolicy": "Both"}},
+        "$.spec.ipFamilyPolicy: invalid enum value 'Both'",
+    ),
     ("EgressPool", {"spec": GOOD_POOL | {"approval": "maybe"}}, "$.spec.approval: invalid enum value 'maybe'"),
     (
         "EgressPool",

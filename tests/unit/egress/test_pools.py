@@ -60,6 +60,20 @@ def test_a_pool_without_a_selector_serves_only_those_that_name_it() -> None:
     assert choice.count == 2
 
 
+def test_a_dual_stack_pool_gives_pairs_and_what_is_asked_of_it_are_pairs() -> None:
+    pool = EgressPool(
+        "x", ("10.2.0.0/29", "fd00::/64"), addresses_per_namespace=2, namespace_selector=Selector(), dual_stack=True
+    )
+    choice = choose("app", {}, {}, [pool])
+    assert choice is not None
+    assert choice.count == 4
+    asked = choose("app", {}, {REQUEST_ANNOTATION: "10.2.0.1,fd00::1"}, [pool])
+    assert asked is not None
+    assert asked.count == 2
+    with pytest.raises(PoolError, match="as many IPv6 addresses as IPv4 ones"):
+        choose("app", {}, {REQUEST_ANNOTATION: "10.2.0.1"}, [pool])
+
+
 def test_the_named_pool_serves_whatever_its_selector_says() -> None:
     assert chosen({"env": "test"}, pool=" a-prod ") == Choice(PROD)
 
