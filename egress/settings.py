@@ -66,6 +66,11 @@ class Settings:
     api_actions_per_minute: int = 120
     """How many actions one user may ask the API for in a minute."""
 
+    network: str = "auto"
+    """Who programs the nodes, see `egress.networks`: runner, openshift-sdn, ovn-kubernetes; auto: what the cluster
+    shows."""
+    label_nodes: bool = False
+    """Whether Hawse labels the nodes that pools select, so that OVN-Kubernetes may give them addresses."""
     namespace: str = ""
     """The namespace of Hawse's own objects; empty means that of the pod's service account, else hawse-system."""
     lease_duration: float = 15.0
@@ -218,6 +223,7 @@ _FORMS = {
     "log_level": ("(?i:debug|info|warning|error|critical)", "debug, info, warning, error or critical"),
     "certificates": ("own|external", "own or external"),
     "iptables": ("auto|nft|legacy", "auto, nft or legacy"),
+    "network": ("auto|runner|openshift-sdn|ovn-kubernetes", "auto, runner, openshift-sdn or ovn-kubernetes"),
     "bridge": _INTERFACE,
     "vxlan_interface": _INTERFACE,
     "tun_interface": _INTERFACE,

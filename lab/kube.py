@@ -29,6 +29,8 @@ PATHS = {
     "NetNamespace": "/apis/network.openshift.io/v1/netnamespaces",
     "EgressPool": "/apis/egress.hawse.dev/v1alpha1/egresspools",
     "EgressAddress": "/apis/egress.hawse.dev/v1alpha1/egressaddresses",
+    "EgressIP": "/apis/k8s.ovn.org/v1/egressips",
+    "Network": "/apis/config.openshift.io/v1/networks",
     "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
     "MutatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
     "ValidatingWebhookConfiguration": "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",

@@ -6,6 +6,7 @@ runs pods, collects garbage, or makes service accounts and their tokens.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -46,11 +47,15 @@ def kubectl() -> str | None:
 
 
 class RealCluster:
-    """A `lab.cluster.Cluster`. The processes end with this one; `pid` is that of the API server's guard."""
+    """A `lab.cluster.Cluster`. The processes end with this one; `pid` is that of the API server's guard.
 
-    def __init__(self, directory: Path, *, namespace_controller: bool = True) -> None:
+    `audit` is a file into which the server writes each request that changes something, a line of JSON each.
+    """
+
+    def __init__(self, directory: Path, *, namespace_controller: bool = True, audit: Path | None = None) -> None:
         self._files = Directory(directory.resolve())
         self._namespace_controller = namespace_controller
+        self._audit = audit
         self._processes: dict[str, guarded.Guarded] = {}
 
     @property
@@ -160,7 +165,20 @@ class RealCluster:
             # Nobody is to find this server through the API; loopback is no address that it would write there.
             f"--advertise-address={_HOST}",
             "--endpoint-reconciler-type=none",
+            *self._audit_options(),
         ]
+
+    def _audit_options(self) -> list[str]:
+        if self._audit is None:
+            return []
+        rules = [
+            {"level": "RequestResponse", "verbs": ["create", "update", "patch", "delete", "deletecollection"]},
+            {"level": "None"},
+        ]
+        policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
+        file = self._files.root / "audit-policy.yaml"
+        file.write_text(json.dumps(policy))
+        return [f"--audit-policy-file={file}", f"--audit-log-path={self._audit}", "--audit-log-mode=blocking-strict"]
 
     def _controller(self) -> list[str]:
         token = self._files.root / "controller.token"

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
 import click
+import structlog
 from celery import Celery
 from celery.worker import state
 from prometheus_client import REGISTRY
 
 from egress import logs, settings
-from egress.adapters.cluster import Cluster, ConfigError
+from egress.adapters.cluster import Cluster, ConfigError, Kind
 from egress.health import Health, HealthError, Verdict
 from egress.messages import CONTROL_QUEUE, TABLE_QUEUE, TICKETS_QUEUE
+from egress.networks import Network, NetworkError
 from egress.operations import PermanentError, TransientError
 from egress.processes import begin_again, begin_again_unless, end_at_sigterm, own_namespace, stop_event
-from workers import consuming, metrics
+from workers import consuming, makers, metrics
 from workers.census import CensusCollector
 from workers.certificates import Policy
 from workers.context import Context
@@ -29,8 +33,9 @@ from workers.schedule import run_schedule
 from workers.tasks import create_celery, make_context, make_systems
 from workers.ticketing.census import TicketCollector
 from workers.view import Views
-from workers.watch import WATCHED, Watcher, start_all
+from workers.watch import Watcher, start_all
 
+_log = structlog.get_logger()
 END_SECONDS = 2.0
 """How long what a leader does may take to end before it gives its Lease back."""
 
@@ -51,6 +56,17 @@ def _context(app: Celery) -> Context:
         raise click.UsageError(str(error)) from None
 
 
+def _networked(app: Celery) -> Context:
+    """The same, where it can be said who programs the nodes. While the API server is away, that is asked later."""
+    context = _context(app)
+    try:
+        with suppress(TransientError):
+            context.network()
+    except NetworkError as error:
+        raise click.UsageError(str(error)) from None
+    return context
+
+
 def _serve(health: Health) -> None:
     try:
         health.start()
@@ -64,10 +80,29 @@ def worker(concurrency: int) -> None:
     """Run the tasks of the control plane."""
     current = _start("worker")
     app = create_celery()
-    context = _context(app)
+    context = _networked(app)
     REGISTRY.register(CensusCollector(context.ledger))
-    context.memory.views = Views.watching(context.cluster, threading.Event())
+    _begin_views(context)
     _consume(app, context, current, Consumer("worker", f"{TABLE_QUEUE},{CONTROL_QUEUE}", concurrency))
+
+
+def _begin_views(context: Context) -> None:
+    """Watches what the runners' table is published from, once it is known that there are runners."""
+
+    def begin(*, patient: bool) -> None:
+        while True:
+            try:
+                network = context.network()
+                break
+            except TransientError:
+                if not patient:
+                    threading.Thread(target=partial(begin, patient=True), name="views", daemon=True).start()
+                    return
+                time.sleep(1.0)
+        if network is Network.RUNNER:
+            context.memory.views = Views.watching(context.cluster, threading.Event())
+
+    begin(patient=False)
 
 
 @click.command()
@@ -134,18 +169,36 @@ def beat() -> None:
 def watch() -> None:
     """Watch the cluster and start tasks for what changes. Several may run; one of them acts."""
     current = _start("watch")
-    context = _context(create_celery())
-    watchers = [Watcher(kind, context) for kind in WATCHED]
+    context = _networked(create_celery())
+    watchers: list[Watcher] = []
 
     def listed() -> str | None:
+        if not watchers:
+            return "it is not known yet who programs the nodes"
         return next((verdict for watcher in watchers if (verdict := watcher.verdict())), None)
 
-    def act(crew: Crew, stop: threading.Event) -> None:
+    def begin(crew: Crew, stop: threading.Event) -> None:
+        watchers.extend(Watcher(kind, context) for kind in _watched(context, stop))
         start_all(watchers, crew, stop)
+        stop.wait()
+
+    def act(crew: Crew, stop: threading.Event) -> None:
+        crew.start("watches", partial(begin, crew, stop))
         if current.certificates == "own":
             crew.start("certificates", partial(_keeper(current, context).run, stop))
 
     _lead("watch", current, act, listed)
+
+
+def _watched(context: Context, stop: threading.Event) -> tuple[Kind, ...]:
+    """The kinds to watch; none if the process is to end before the API server has said so."""
+    while not stop.is_set():
+        try:
+            return makers.of(context).watched
+        except TransientError as error:
+            _log.warning("it cannot be asked who programs the nodes", error=str(error))
+            stop.wait(1.0)
+    return ()
 
 
 def _keeper(current: settings.Settings, context: Context) -> Keeper:

@@ -14,6 +14,7 @@ from egress.adapters.cluster import Cluster, Kind, Manifest
 from egress.adapters.ledger import Ledger, name_holder
 from egress.addresses import Address, object_name
 from egress.messages import PUBLISH_TASK, queue_of
+from egress.networks import Network
 from egress.objects import EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace
 from egress.operations import Outcome, PermanentError, Step, StepRecord, TransientError
 from egress.settings import Settings
@@ -30,13 +31,15 @@ COMPLAINT_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Context:
-    """Shared by the tasks of one process. `send` queues a task: (task, arguments, queue, seconds to wait)."""
+    """Shared by the tasks of one process. `send` queues a task: (task, arguments, queue, seconds to wait). `network`
+    says who programs the nodes; it may have to ask the cluster first."""
 
     settings: Settings
     ledger: Ledger
     cluster: Cluster
     send: Callable[[str, list[Any], str, float], None]
     memory: Memory = field(default_factory=Memory, compare=False)
+    network: Callable[[], Network] = lambda: Network.RUNNER
 
     @property
     def views(self) -> Views:

@@ -6,15 +6,15 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Protocol
 
 import structlog
 
-from egress.addresses import addresses_of
+from egress.addresses import Address, addresses_of
 from egress.liveness import Silence, Verdict, judge
 from egress.messages import PLACE_TASK, PUBLISH_TASK
 from egress.objects import HostSubnet
 from egress.operations import Step
-from egress.replanning import Replanner
 from egress.table import NodeReport
 from workers import metrics
 from workers.context import Context
@@ -104,7 +104,17 @@ def _on_link(reports: Iterable[NodeReport], subnet: HostSubnet) -> int:
     return count
 
 
-def finish(context: Context, planner: Replanner) -> None:
+class Carriers(Protocol):
+    """Says who carries what."""
+
+    def carrier(self, address: Address) -> tuple[str, str] | None:
+        """The living node by which an address carries traffic, and its namespace; None if none does."""
+
+    def is_wanted(self, address: Address) -> bool:
+        """Whether anybody has claimed the address still."""
+
+
+def finish(context: Context, planner: Carriers) -> None:
     """Ends the failovers of the addresses that carry traffic again, and says how long each took; and, without a word,
     those of addresses that nobody has claimed any more."""
     waiting = context.ledger.failovers()

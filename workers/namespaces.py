@@ -35,7 +35,7 @@ from egress.objects import (
 )
 from egress.operations import Outcome, PermanentError, Step, TransientError
 from egress.stock import Stock
-from workers import adopting, binding, releasing
+from workers import adopting, makers, releasing
 from workers.context import NAMESPACE_LABEL, Context, holder_of_broken, readable
 from workers.status import foreign
 
@@ -61,7 +61,7 @@ def converge(context: Context, name: str) -> None:
         return
     if operation := operation_of(namespace.annotations):
         structlog.contextvars.bind_contextvars(operation=operation)
-    there = binding.net_namespace(context, name)
+    there = makers.of(context).binding(context, name)
     own = [claim for claim in claims if claim not in orphans or not claim.adopted]
     _settle(context, namespace, there, adopting.follow(context, namespace, there, own, _annotated(namespace)))
 
@@ -86,7 +86,7 @@ def _settle(context: Context, namespace: Namespace, there: NetNamespace | None, 
         and (claim in surplus or not _is_own(claim, namespace))
     ]
     if not addresses:
-        binding.unbind(context, name, former)
+        makers.of(context).unbind(context, name, former)
         if former:
             context.ask(PUBLISH_TASK)
         return
@@ -98,7 +98,7 @@ def _settle(context: Context, namespace: Namespace, there: NetNamespace | None, 
     context.ledger.claimed(name_holder(name), [address for address in addresses if address not in _adopted(claims)])
     context.ask(PUBLISH_TASK)  # the claim alone closes the namespace, where it has a NetID
     context.ask(PLACE_TASK)
-    if binding.bind(context, namespace, there, addresses, former, returning=bool(mine)):
+    if makers.of(context).bind(context, namespace, there, addresses, former, returning=bool(mine)):
         context.ask(PUBLISH_TASK)
 
 
@@ -256,7 +256,9 @@ def _assign(context: Context, namespace: Namespace) -> tuple[Address, ...]:
     if choice is None:
         return ()
     free = pools.ranges(choice.pool, offer.withheld)
-    outcome = context.ledger.reserve(name_holder(namespace.name), choice.count, free, choice.requested)
+    outcome = context.ledger.reserve(
+        name_holder(namespace.name), choice.count, free, choice.requested, pairs=choice.pool.dual_stack
+    )
     if isinstance(outcome, Held):
         message = f"address {outcome.address}, which namespace {namespace.name} asks for, is in use"
         context.complain(namespace, "AddressInUse", message)

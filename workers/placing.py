@@ -4,7 +4,7 @@ HostSubnet, however many came together."""
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import structlog
@@ -51,14 +51,14 @@ class _Decision:
     moves: Mapping[Address, Move]
 
 
-def run(context: Context) -> Placement:
+def run(context: Context, look: Callable[[Context], _View] | None = None) -> Placement:
     """Places what has no node, moves what must leave its own, clears what is in quarantine or in no NetNamespace any
-    more, and leaves what several nodes have to one of them.
+    more, and leaves what several nodes have to one of them. `look` is what to place, if not all that runners see.
 
     Raises TransientError when a HostSubnet changed meanwhile: what was not patched is placed by the next run.
     """
     with context.ledger.exclusively("place", LOCK_SECONDS):
-        view = _view(context)
+        view = (look or _view)(context)
         decision = _decide(context, view)
         patched = _patch_all(context, view, decision)
     placement = decision.placement
@@ -139,6 +139,12 @@ def _candidate(
 
 def _without(subnet: HostSubnet, addresses: set[Address]) -> HostSubnet:
     return replace(subnet, egress_ips=tuple(text for text in subnet.egress_ips if _parsed(text) not in addresses))
+
+
+# For a maker that looks at the cluster in another way, see `run`.
+View = _View
+candidate_of = _candidate
+without = _without
 
 
 # What to do

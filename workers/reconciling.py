@@ -19,7 +19,7 @@ from egress.objects import CREATED_ANNOTATION, EgressAddress, HostSubnet, Namesp
 from egress.operations import PermanentError, Step
 from egress.stock import Stock
 from egress.table import NodeReport
-from workers import pooling
+from workers import makers, pooling
 from workers.adopting import addresses_in
 from workers.context import Context, holder_of_broken, readable
 from workers.status import UPDATE_SECONDS
@@ -42,11 +42,11 @@ def _reconcile(context: Context) -> int:
     listed_at = context.ledger.now()
     pool_items = context.cluster.list(Kind.EGRESS_POOL).items
     pooling.protect(context, pool_items)
-    subnets = context.host_subnets()
+    subnets = makers.of(context).nodes(context)
     reports = context.ledger.reports(subnet.name for subnet in subnets)
     offer = Offer(tuple(pooling.read(pool_items)), _node_ips(subnets), gateways(reports.values()))
     context.ledger.set_offer(offer)
-    bindings = {item.name: item for item in context.net_namespaces()}
+    bindings = {item.name: item for item in makers.of(context).bindings(context)}
     context.ledger.see_netids({item.netid for item in bindings.values()})
     namespaces = readable(manifests.namespace, context.cluster.list(Kind.NAMESPACE).items)
     # Last: what is bound or hosted without a claim was put there by hand.
@@ -123,8 +123,9 @@ def _end_quarantines(context: Context) -> int:
     if not over:
         return 0
     ended = 0
-    hosted = {address for subnet in context.host_subnets() for address in addresses_of(subnet.egress_ips)}
-    bound = {(item.name, address) for item in context.net_namespaces() for address in addresses_of(item.egress_ips)}
+    maker = makers.of(context)
+    hosted = {address for subnet in maker.nodes(context) for address in addresses_of(subnet.egress_ips)}
+    bound = {(item.name, address) for item in maker.bindings(context) for address in addresses_of(item.egress_ips)}
     owing = _owing(context, over)
     for claim in over:
         address = parse_address(claim.address)

@@ -14,7 +14,7 @@ from egress.messages import PLACE_TASK, PUBLISH_TASK, TICKETS_TASK
 from egress.objects import EgressAddress, Phase
 from egress.operations import Step
 from egress.stock import MISMATCH
-from workers import binding
+from workers import makers
 from workers.context import Context
 from workers.status import foreign
 
@@ -29,7 +29,7 @@ def end(context: Context, name: str, claims: list[EgressAddress]) -> None:
     """
     release(context, name, claims)
     context.ledger.return_netid(name)  # first: what a later namespace of the name finds must not be this one's
-    binding.end(context, name, [claim.address for claim in claims if not claim.adopted])
+    makers.of(context).end(context, name, [claim.address for claim in claims if not claim.adopted])
     if claims:
         context.ask(PUBLISH_TASK)
 

@@ -31,7 +31,8 @@ CONFLICT_SECONDS = 3600.0
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What the status is made from: the plan, what the nodes said of each address, why addresses have no node, which
-    NetNamespaces list an address and which HostSubnets, and which a node cannot let go."""
+    NetNamespaces list an address and which HostSubnets, which a node cannot let go, and on whose word an address is
+    programmed, where that is not its node's."""
 
     plan: Plan
     said: Mapping[tuple[Address, str], Claim]
@@ -39,6 +40,7 @@ class Seen:
     bound: Collection[tuple[str, Address]]
     hosted: Collection[tuple[str, Address]]
     kept: Mapping[Address, str]
+    word: str = ""
 
     @classmethod
     def of(
@@ -48,10 +50,11 @@ class Seen:
         net_namespaces: Iterable[NetNamespace],
         reports: Mapping[str, NodeReport],
         unplaced: Mapping[Address, str],
+        word: str = "",
     ) -> Self:
         """The same, from the objects and reports."""
         said = {(claim.address, node): claim for node, report in reports.items() for claim in report.claims}
-        return cls.said_so(plan, subnets, net_namespaces, said, unplaced)
+        return cls.said_so(plan, subnets, net_namespaces, said, unplaced, word)
 
     @classmethod
     def said_so(
@@ -61,6 +64,7 @@ class Seen:
         net_namespaces: Iterable[NetNamespace],
         said: Mapping[tuple[Address, str], Claim],
         unplaced: Mapping[Address, str],
+        word: str = "",
     ) -> Self:
         """The same, from what the nodes said of each address."""
         kept = {
@@ -68,7 +72,7 @@ class Seen:
             for (address, node), claim in said.items()
             if not claim.held and not claim.netid
         }
-        return cls(plan, said, unplaced, _listing(net_namespaces), _listing(subnets), kept)
+        return cls(plan, said, unplaced, _listing(net_namespaces), _listing(subnets), kept, word)
 
 
 def _listing(items: Iterable[HostSubnet | NetNamespace]) -> frozenset[tuple[str, Address]]:
@@ -206,7 +210,7 @@ def assess(claim: EgressAddress, seen: Seen, now: str) -> EgressAddress:
         reason = "Conflict" if in_conflict else "NotPlaced"
         conditions.append(Condition("Placed", False, reason, "; ".join([*reasons, *unplaced])))
     if address in via:
-        conditions.append(Condition("Programmed", True, "Programmed"))
+        conditions.append(Condition("Programmed", True, "Programmed", seen.word))
     elif claim.withheld and not in_conflict:
         verdict = claim.decision.verdict.value.capitalize() if claim.decision is not None else "AwaitingApproval"
         conditions.append(Condition("Programmed", False, verdict, f"nobody has approved {claim.address}"))

@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from egress import settings as settings_module
 from egress.adapters.cluster import Cluster
 from egress.adapters.ledger import BusyError, Ledger
+from egress.adapters.networks import Detector
 from egress.adapters.pausing import Pause
 from egress.messages import (
     CONTROL_QUEUE,
@@ -35,7 +36,7 @@ from egress.messages import (
 )
 from egress.operations import BACKOFF_BASE, Outcome, PermanentError, Step, TransientError, backoff, outcome_of
 from egress.processes import own_namespace
-from workers import failover, metrics, namespaces, placing, publishing, reconciling
+from workers import makers, metrics, namespaces, reconciling
 from workers.context import Context
 from workers.ticketing import run as ticketing
 from workers.ticketing.profiles import make
@@ -104,7 +105,9 @@ def sender(redis_url: str) -> Callable[[str, list[Any], str, float], None]:
 def make_context(app: Celery) -> Context:
     """The process's one context: connections are opened when they are first needed."""
     current = settings_module.load()
-    return Context(current, Ledger(current.redis_url), Cluster(current.kubeconfig), sender(current.redis_url))
+    cluster = Cluster(current.kubeconfig)
+    network = Detector(cluster, current.network)
+    return Context(current, Ledger(current.redis_url), cluster, sender(current.redis_url), network=network)
 
 
 @cache
@@ -150,13 +153,21 @@ def _sweep(context: Context) -> None:
 
 
 def _failover(context: Context) -> None:
-    failover.run(context)
+    makers.of(context).failover(context)
+
+
+def _place(context: Context) -> int:
+    return makers.of(context).place(context)
+
+
+def _publish(context: Context) -> int:
+    return makers.of(context).publish(context)
 
 
 _TASKS: dict[str, Callable[..., None]] = {
     NAMESPACE_TASK: _namespace,
-    PLACE_TASK: _rested(PLACE_TASK, placing.run),
-    PUBLISH_TASK: _rested(PUBLISH_TASK, publishing.run),
+    PLACE_TASK: _rested(PLACE_TASK, _place),
+    PUBLISH_TASK: _rested(PUBLISH_TASK, _publish),
     FAILOVER_TASK: _failover,
     RECONCILE_TASK: _reconcile,
     SWEEP_TASK: _sweep,

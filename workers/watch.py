@@ -15,6 +15,7 @@ from egress.adapters.cluster import Change, GoneError, Kind
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, TICKETS_TASK
 from egress.objects import CREATED_ANNOTATION, MOVE_ANNOTATION, RETRY_TICKET_ANNOTATION
 from egress.operations import PermanentError, TransientError, backoff
+from egress.ovn import OWN_LABEL, is_own
 from workers import metrics
 from workers.context import Context
 from workers.leader import Crew
@@ -53,7 +54,16 @@ def tasks_for(kind: Kind, change: Change) -> list[tuple[str, ...]]:
             tasks = [(RECONCILE_TASK,)]
         case Kind.NODE:
             tasks = [(PLACE_TASK,)]
+        case Kind.EGRESS_IP:
+            tasks = [(PUBLISH_TASK,), *_of_egress_ip(name, change)]
     return [task for task in tasks if task[0] != NAMESPACE_TASK or not pools.is_system(task[1])]
+
+
+def _of_egress_ip(name: str, change: Change) -> list[tuple[str, ...]]:
+    labels = change.manifest["metadata"].get("labels") or {}
+    if not is_own(name, labels):
+        return [(RECONCILE_TASK,)]  # it may take any namespace, or give it back
+    return [(NAMESPACE_TASK, labels[OWN_LABEL])] if change.deleted else []
 
 
 def _is_hawses_own(change: Change) -> bool:
@@ -62,9 +72,6 @@ def _is_hawses_own(change: Change) -> bool:
     return (
         not change.deleted and annotations.get(CREATED_ANNOTATION) == "true" and bool(change.manifest.get("egressIPs"))
     )
-
-
-WATCHED = (Kind.EGRESS_POOL, Kind.HOST_SUBNET, Kind.NET_NAMESPACE, Kind.NAMESPACE, Kind.EGRESS_ADDRESS, Kind.NODE)
 
 
 class Watcher:

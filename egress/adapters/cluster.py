@@ -39,6 +39,8 @@ class Kind(Enum):
         "egress.hawse.dev/v1alpha1",
         "EgressAddress",
     )
+    EGRESS_IP = ("/apis/k8s.ovn.org/v1/egressips", "k8s.ovn.org/v1", "EgressIP")
+    NETWORK = ("/apis/config.openshift.io/v1/networks", "config.openshift.io/v1", "Network")
     LEASE = ("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases", "coordination.k8s.io/v1", "Lease")
     SECRET = ("/api/v1/namespaces/{namespace}/secrets", "v1", "Secret")
     MUTATING_WEBHOOKS = (
@@ -179,6 +181,14 @@ class Cluster:
             cursor = page["metadata"].get("continue", "")
             if not cursor:
                 return Listing(tuple(items), version)
+
+    def resources(self, group_version: str) -> frozenset[str]:
+        """The names of the resources of an API group's version; none where the group is not served."""
+        try:
+            found = self._call("GET", f"/apis/{group_version}").get("resources") or []
+        except NotFoundError:
+            return frozenset()
+        return frozenset(str(item["name"]) for item in found)
 
     def watch(self, kind: Kind, resource_version: str) -> Iterator[Change]:
         """The changes since `resource_version`, until the server ends the watch. GoneError when it is too old."""

@@ -15,6 +15,8 @@ from egress.settings import PREFIX, Settings
 from tests.contract.deploy.conftest import DEPLOY, Installed
 
 Json = dict[str, Any]
+NATIVE = {"openshift-sdn": {"HAWSE_CREATE_NET_NAMESPACES": "false"}, "ovn-kubernetes": {}}
+"""The overlays without runners, with what they set beside HAWSE_NETWORK, which is their name."""
 OVERLAYS = sorted(path.name for path in (DEPLOY / "overlays").iterdir())
 ROOT = DEPLOY.parent
 HARDENED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True}
@@ -195,7 +197,7 @@ def test_processes_are_started_with_settings_and_commands_that_exist(installed: 
             for variable in container["env"]
             if "secretKeyRef" in variable.get("valueFrom", {})
         }
-    assert len(secrets) == (3 if overlay == "openshift-sdn" else 4)
+    assert len(secrets) == (3 if overlay in NATIVE else 4)
 
 
 def test_there_are_two_of_each_and_they_never_go_at_once(installed: Installed) -> None:
@@ -210,10 +212,11 @@ def test_there_are_two_of_each_and_they_never_go_at_once(installed: Installed) -
     assert budgets == roles
 
 
-def test_beside_openshift_nothing_of_openshifts_is_touched(installed: Installed) -> None:
-    items = rendered(installed, DEPLOY / "overlays" / "openshift-sdn")
+@pytest.mark.parametrize("overlay", NATIVE)
+def test_beside_openshift_nothing_of_openshifts_is_touched(installed: Installed, overlay: str) -> None:
+    items = rendered(installed, DEPLOY / "overlays" / overlay)
     crds = {item["spec"]["group"] for item in of_kind(items, "CustomResourceDefinition")}
     assert crds == {"egress.hawse.dev"}
     assert of_kind(items, "DaemonSet") == []
     ((settings,), _) = settings_and_profiles(items)
-    assert settings["data"]["HAWSE_CREATE_NET_NAMESPACES"] == "false"
+    assert settings["data"].items() >= {"HAWSE_NETWORK": overlay, **NATIVE[overlay]}.items()

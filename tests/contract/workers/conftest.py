@@ -19,7 +19,7 @@ from egress.table import Claim, NodeReport
 from lab.apiserver.process import EmbeddedCluster
 from lab.control_plane import install
 from lab.kube import Kube
-from workers import failover, namespaces, placing, publishing, reconciling
+from workers import makers, namespaces, reconciling
 from workers.context import Context
 
 T = TypeVar("T")
@@ -110,11 +110,11 @@ class World:
                 case _ if task == NAMESPACE_TASK:
                     namespaces.converge(self.context, *arguments)
                 case _ if task == PLACE_TASK:
-                    placing.run(self.context)
+                    makers.of(self.context).place(self.context)
                 case _ if task == PUBLISH_TASK:
-                    publishing.run(self.context)
+                    makers.of(self.context).publish(self.context)
                 case _ if task == FAILOVER_TASK:
-                    failover.run(self.context)
+                    makers.of(self.context).failover(self.context)
                 case _ if task == RECONCILE_TASK:
                     reconciling.reconcile(self.context)
                 case _ if task == SWEEP_TASK:

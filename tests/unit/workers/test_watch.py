@@ -8,7 +8,9 @@ import pytest
 from egress.adapters.cluster import Change, Kind
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, TICKETS_TASK
 from egress.objects import MOVE_ANNOTATION, RETRY_TICKET_ANNOTATION
-from workers.watch import WATCHED, Watcher, tasks_for
+from workers.makers.ovn_kubernetes import OvnKubernetes
+from workers.makers.runner import Runner
+from workers.watch import Watcher, tasks_for
 
 
 def change(name: str, *, deleted: bool = False, **fields: Any) -> Change:
@@ -74,7 +76,21 @@ def test_a_binding_of_hawses_own_is_only_published() -> None:
 
 
 def test_every_kind_that_work_hangs_on_is_watched() -> None:
-    assert set(WATCHED) == set(Kind) - {Kind.LEASE, Kind.SECRET, Kind.MUTATING_WEBHOOKS, Kind.VALIDATING_WEBHOOKS}
+    others = {Kind.LEASE, Kind.SECRET, Kind.MUTATING_WEBHOOKS, Kind.VALIDATING_WEBHOOKS, Kind.NETWORK}
+    own = {Kind.EGRESS_POOL, Kind.EGRESS_ADDRESS, Kind.NAMESPACE, Kind.NODE}
+    assert set(Runner.watched) == set(Kind) - others - {Kind.EGRESS_IP}
+    assert set(OvnKubernetes.watched) == {*own, Kind.EGRESS_IP}
+
+
+def test_an_egress_ip_of_somebody_elses_may_concern_any_namespace() -> None:
+    foreign = change("hawse-shop", deleted=True)
+    assert tasks_for(Kind.EGRESS_IP, foreign) == [(PUBLISH_TASK,), (RECONCILE_TASK,)]
+    own = {"name": "hawse-shop", "labels": {"egress.hawse.dev/namespace": "shop"}, "resourceVersion": "1"}
+    assert tasks_for(Kind.EGRESS_IP, Change({"metadata": own})) == [(PUBLISH_TASK,)]
+    assert tasks_for(Kind.EGRESS_IP, Change({"metadata": own}, deleted=True)) == [
+        (PUBLISH_TASK,),
+        (NAMESPACE_TASK, "shop"),
+    ]
 
 
 class _Asked:
