@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import click
 
 COMMANDS = {
+    "adopt": ("egress.cli.adopt", "Adopt the addresses that egressip-ipam-operator has given to namespaces."),
     "approve": ("egress.cli.act:approve", "Say on behalf of the ticket system what became of an address."),
     "completion": ("egress.cli.completion", "Print the script by which a shell completes this command."),
     "describe": ("egress.cli.describe", "Show all that is known of one namespace."),
     "explain": ("egress.cli.verify:explain", "Show the path of a namespace's packets, and what is wrong first."),
     "get": ("egress.cli.get", "Show assignments, nodes or pools."),
+    "migrate": ("egress.cli.migrate", "Print, or write, the EgressIP objects that keep every address."),
     "move": ("egress.cli.move", "Move an egress address to another node."),
     "plan": ("egress.cli.plan", "Show what every namespace's traffic and every node would do, from manifests alone."),
     "pause": ("egress.cli.act:pause", "Have Hawse give, move and take away nothing until it is resumed."),

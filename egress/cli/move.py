@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,9 +13,10 @@ import click
 import msgspec
 
 from egress.adapters import manifests
-from egress.adapters.cluster import Cluster, ConfigError, ConflictError, Kind
+from egress.adapters.cluster import Cluster, ConflictError, Kind
 from egress.addresses import Address, AddressError, object_name, parse_address
 from egress.cli.client import Client, may_reach, put
+from egress.cli.clusters import on_cluster, reached
 from egress.cli.moving import Move, MoveError, Outcome, by_api
 from egress.listing import who_lists
 from egress.objects import MOVE_ANNOTATION, EgressAddress, Origin, Phase
@@ -28,12 +27,6 @@ EVENT_LOOKS = 4
 """How often the reason of a refusal is looked for: Hawse tells it after it has taken the wish away."""
 ATTEMPTS = 10
 """How often the wish is written at most: each time somebody else may have changed the object since it was read."""
-
-
-class ClusterError(click.ClickException):
-    """It is not said which cluster is meant, or not in a way that can be used."""
-
-    exit_code = 2
 
 
 class Progress(StrEnum):
@@ -57,13 +50,7 @@ class Sight:
 @click.command("move")
 @click.argument("text", metavar="ADDRESS")
 @click.argument("node", metavar="NODE")
-@click.option(
-    "--kubeconfig",
-    metavar="FILE",
-    envvar="HAWSE_KUBECONFIG",
-    default="",
-    help="The cluster. Without it the one that kubectl would use.",
-)
+@on_cluster
 @click.option(
     "--timeout",
     metavar="SECONDS",
@@ -109,9 +96,7 @@ def command(  # noqa: PLR0913 - one argument for each option
 
 def _by_cluster(kubeconfig: str, address: Address, node: str, timeout: float | None) -> Move:
     try:
-        return _move(Cluster(kubeconfig or _kubeconfig(os.environ)), address, node, timeout)
-    except ConfigError as error:
-        raise ClusterError(f"{error}; name another with --kubeconfig") from None
+        return _move(reached(kubeconfig), address, node, timeout)
     except (PermanentError, TransientError, manifests.ManifestError) as error:
         raise MoveError(str(error)) from None
 
@@ -186,6 +171,8 @@ def _look(cluster: Cluster, address: Address, node: str) -> Sight:
     if claim.origin is Origin.MANUAL:
         raise MoveError(f"address {address} was assigned by hand: patch the egressIPs of the HostSubnets")
     there = cluster.get(Kind.HOST_SUBNET, node)
+    if there is None and "hostsubnets" not in cluster.resources("network.openshift.io/v1"):
+        raise MoveError("the cluster has no HostSubnets: its own network chooses the nodes (docs/native.md)")
     if there is None:
         raise MoveError(f"there is no HostSubnet {node}: `kubectl get hostsubnets` has all nodes")
     listed = address in who_lists([manifests.host_subnet(there)], [])
@@ -226,11 +213,3 @@ def _unfinished(seen: Sight, node: str, timeout: float) -> str:
 def _names(text: str, word: str) -> bool:
     """Whether `word` is in `text` by itself, and not as a part of a longer name or address."""
     return re.search(rf"(?<![\w:.-]){re.escape(word)}(?!\w|[.:-]\w)", text) is not None
-
-
-def _kubeconfig(environ: Mapping[str, str]) -> str:
-    """The file that kubectl would read; "" for the service account of the pod in which this runs."""
-    if environ.get("KUBECONFIG"):
-        return environ["KUBECONFIG"]
-    own = os.path.expanduser("~/.kube/config")
-    return "" if "KUBERNETES_SERVICE_HOST" in environ and not os.path.exists(own) else own

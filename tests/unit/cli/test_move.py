@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from egress.cli import main, move
+from egress.cli import clusters, main, move
 from egress.cli.move import Move, Outcome, Progress, Sight, progress
 from egress.objects import EgressAddress, Phase
 
@@ -78,12 +78,12 @@ def test_a_message_names_an_address_or_a_node_by_itself(text: str, word: str, th
 def test_the_kubeconfig_is_the_one_of_kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     own = tmp_path / ".kube" / "config"
-    assert move._kubeconfig({"KUBECONFIG": "/a:/b"}) == "/a:/b"
-    assert move._kubeconfig({}) == str(own)
-    assert move._kubeconfig({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == ""
+    assert clusters.kubeconfig_of({"KUBECONFIG": "/a:/b"}) == "/a:/b"
+    assert clusters.kubeconfig_of({}) == str(own)
+    assert clusters.kubeconfig_of({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == ""
     own.parent.mkdir()
     own.touch()
-    assert move._kubeconfig({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == str(own)
+    assert clusters.kubeconfig_of({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == str(own)
 
 
 @pytest.mark.parametrize(
