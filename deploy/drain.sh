@@ -3,7 +3,7 @@
 # before Hawse. The control plane and the node runners must be running: they bring it to the nodes. What an admin set by
 # hand stays. docs/uninstall.md has the rest. Safe to run again.
 set -eu
-list='{range .items[*]}{.metadata.name}{range .egressIPs[*]} {@}{end}{"\n"}{end}'
+served=$(kubectl api-resources -o name)
 
 # Nobody is given an address any more: neither in admission nor by the workers, who need a pool for it.
 kubectl delete mutatingwebhookconfiguration,validatingwebhookconfiguration hawse --ignore-not-found
@@ -22,18 +22,26 @@ while left=$(claims) && [ -n "$left" ]; do
   sleep 2
 done
 
-# Takes what was given out of the `egressIPs` of all objects of a kind.
+# Takes what was given out of the `egressIPs` of all objects of a kind that the cluster has. $2 is what comes before it in
+# an object, and $3 and $4 around it in a patch.
 clear() {
+  printf '%s\n' "$served" | grep -qxF "$1" || return 0
+  list="{range .items[*]}{.metadata.name}{range $2.egressIPs[*]} {@}{end}{\"\\n\"}{end}"
   kubectl get "$1" -o "jsonpath=$list" | while read -r name addresses; do
     kept=
     for address in $addresses; do
       printf '%s\n' "$given" | grep -qxF "$address" || kept="$kept,\"$address\""
     done
-    kubectl patch "$1" "$name" --type=merge -p "{\"egressIPs\": [${kept#,}]}" </dev/null
+    kubectl patch "$1" "$name" --type=merge -p "{$3\"egressIPs\": [${kept#,}]$4}" </dev/null
   done
 }
-clear netnamespaces # from here on the namespaces' traffic leaves with the nodes' IPs
-clear hostsubnets   # and the nodes let the addresses go
+# From here on the namespaces' traffic leaves with the nodes' IPs.
+if printf '%s\n' "$served" | grep -qxF egressips.k8s.ovn.org; then
+  kubectl delete egressips --selector=egress.hawse.dev/namespace
+fi
+clear egressips.k8s.ovn.org .spec '"spec": {' '}'
+clear netnamespaces.network.openshift.io '' '' ''
+clear hostsubnets.network.openshift.io '' '' '' # and the nodes let the addresses go
 
 # The workers let the pools go: once these are gone, nobody would.
 tries=60

@@ -27,6 +27,7 @@ class FaultKind(StrEnum):
     CONFLICT = "Conflict"
     NET_NAMESPACE = "NetNamespaceDiffers"
     HOST_SUBNET = "HostSubnetDiffers"
+    EGRESS_IP = "EgressIPDiffers"
     NODE_LOST = "NodeLost"
     NODE_SILENT = "NodeSilent"
     NODE_PROBLEM = "NodeProblem"

@@ -148,6 +148,10 @@ class Overview:
     """Who has paused the automation, and why; "" while it runs."""
     stale: str = ""
     """Why what is shown may be old: what cannot be reached; "" if nothing."""
+    network: str = "runner"
+    """Who programs the nodes: runner, openshift-sdn or ovn-kubernetes."""
+    unseen: str = ""
+    """What cannot be shown because the cluster's own network programs the nodes; "" if nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,8 @@ class Explanation:
     nodes: tuple[NodePath, ...]
     """The nodes that send its packets out first, then those that steer them there."""
     faults: tuple[Fault, ...]
+    unseen: str = ""
+    """What was not looked at because the cluster's own network programs the nodes; "" if nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +191,8 @@ class Verification:
     faults: tuple[Fault, ...]
     total: int
     """How many faults there are; `faults` are the first of them."""
+    unseen: str = ""
+    """As for `Explanation`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from typing import Any
 import click
 import msgspec
 
-from egress.cli.client import Client, ago, decoded, prints, put, reaches, table
+from egress.cli.client import Client, ago, clean, decoded, prints, put, reaches, table
 from egress.objects import Phase
-from egress.views import Assignment, NodeView, Page, PoolView, Trouble
+from egress.views import Assignment, NodeView, Overview, Page, PoolView, Trouble
 
 PAGE = 500
 HEADER = ("NAMESPACE", "ADDRESS", "POOL", "PHASE", "NODE", "SINCE", "TROUBLE")
@@ -77,7 +77,13 @@ def row(item: Assignment) -> tuple[str, ...]:
 def nodes(client: Client, *, output: str) -> None:
     """Show the nodes: when each was heard, how far it is, and what it holds."""
     data = client.get("/nodes")
-    put(data, output, lambda: _nodes(decoded(data, tuple[NodeView, ...])))
+
+    def lines() -> list[str]:
+        views = decoded(data, tuple[NodeView, ...])
+        unseen = "" if views else decoded(client.get("/overview"), Overview).unseen
+        return [f"{clean(unseen)}."] if unseen else _nodes(views)
+
+    put(data, output, lines)
 
 
 def _nodes(views: tuple[NodeView, ...]) -> list[str]:

@@ -40,6 +40,8 @@ def lines(overview: Overview) -> Iterator[str]:
         yield "Nothing needs anybody."
     phases = ", ".join(f"{count} {clean(phase)}" for phase, count in sorted(overview.phases.items()))
     yield f"{overview.assignments} assignments{f' ({phases})' if phases else ''}, {overview.nodes} nodes"
+    if overview.unseen:
+        yield f"{clean(overview.unseen)}."
     for pool in overview.pools:
         yield f"pool {clean(pool.name)}: {pool.allocated + pool.quarantined} of {pool.capacity}, {pool.free} free"
 

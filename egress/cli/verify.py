@@ -50,6 +50,8 @@ def path_lines(way: Explanation) -> Iterator[str]:
         yield ""
         yield from _node(node)
     yield ""
+    if way.unseen:
+        yield f"{clean(way.unseen)}."
     if not way.faults:
         yield "All is as it should be."
         return
@@ -65,6 +67,8 @@ def verification_lines(found: Verification) -> Iterator[str]:
     yield from _faults(found.faults)
     if found.total > len(found.faults):
         yield f"... and {found.total - len(found.faults)} more"
+    if found.unseen:
+        yield f"{clean(found.unseen)}."
     looked = f"{found.addresses} addresses of {found.namespaces} namespaces, on {found.nodes} nodes"
     yield f"{found.total} wrong: looked at {looked}." if found.total else f"All is as it should be: {looked}."
 

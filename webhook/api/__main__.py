@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -12,7 +13,10 @@ from flask import Flask
 
 from egress import logs, settings
 from egress.adapters.cluster import Cluster, ConfigError
+from egress.adapters.networks import Detector
 from egress.health import Health
+from egress.networks import NetworkError
+from egress.operations import TransientError
 from egress.settings import Settings
 from egress.ticket_profiles import ProfilesError
 from webhook.api import metrics
@@ -34,8 +38,9 @@ def main() -> None:
     try:
         current = settings.load()
         ProfilesFile(current.ticket_profiles)
-        Cluster(current.kubeconfig)
-    except (settings.SettingsError, ProfilesError, ConfigError) as error:
+        with suppress(TransientError):  # the API server is away: it is asked again when somebody looks
+            Detector(Cluster(current.kubeconfig), current.network)()
+    except (settings.SettingsError, ProfilesError, ConfigError, NetworkError) as error:
         raise click.UsageError(str(error)) from None
     if bool(current.tls_cert) != bool(current.tls_key):
         raise click.UsageError("HAWSE_TLS_CERT and HAWSE_TLS_KEY go together: set both, or none for plain HTTP")

@@ -9,6 +9,7 @@ from flask import Flask, Response, request
 
 from egress.adapters.cluster import Cluster
 from egress.adapters.ledger import Ledger
+from egress.adapters.networks import Detector
 from egress.adapters.pausing import Pause
 from egress.operations import TransientError
 from egress.processes import own_namespace
@@ -60,7 +61,7 @@ def create_app(
         except TransientError:
             return ""  # that the API server is away is said elsewhere
 
-    reading = Reading(mirrors, ledger, paused)
+    reading = Reading(mirrors, ledger, paused, Detector(cluster, settings.network))
     acting = Acting(cluster, ledger, reading, Asker(settings, ledger), own)
     diagnosing = Diagnosing(cluster, ledger, reading, ledger.ask_inspection)
     pulse = Pulse(reading.state, settings.api_listeners, leaving)

@@ -15,8 +15,9 @@ from egress.adapters.cluster import Cluster, Kind, Manifest, NotFoundError
 from egress.adapters.ledger import Ledger
 from egress.diagnosis import RANK, Fault, FaultKind, Inspection, Piece
 from egress.objects import EgressAddress, HostSubnet, NetNamespace, Origin, Phase
-from egress.views import Explanation, NodePath, Trouble, Verification
+from egress.views import Explanation, NamespaceDetail, NodePath, Trouble, Verification
 from webhook.api.facts import Facts
+from webhook.api.native import Objects, fault_of
 from webhook.api.reading import GRACE_SECONDS, Reading, assignment_of
 
 T = TypeVar("T")
@@ -42,8 +43,10 @@ class Diagnosing:
         detail = self._reading.namespace(namespace)
         if detail is None:
             raise NotFoundError(f"there is no namespace {namespace} that Hawse knows of")
-        facts = self._reading.facts()
         claims = [claim for claim in self._reading.claims(namespace) if claim.phase is not Phase.QUARANTINED]
+        if self._reading.network().native:
+            return self._explain_natively(detail, claims)
+        facts = self._reading.facts()
         rows = [row for row in facts.table.values() if row.namespace == namespace and not row.former]
         senders = {hop.node for row in rows for hop in row.hops}
         manifest = self._cluster.get(Kind.NET_NAMESPACE, namespace)
@@ -65,8 +68,10 @@ class Diagnosing:
 
     def verify(self) -> Verification:
         """Everything that is wrong, on every node. TransientError."""
-        facts = self._reading.facts()
         claims = [claim for claim in self._reading.all_claims() if claim.phase is not Phase.QUARANTINED]
+        if self._reading.network().native:
+            return self._verify_natively(claims)
+        facts = self._reading.facts()
         by_namespace: defaultdict[str, list[EgressAddress]] = defaultdict(list)
         for claim in claims:
             by_namespace[claim.namespace].append(claim)
@@ -93,6 +98,28 @@ class Diagnosing:
         faults += [fault for answer in answers.values() for fault in answer.faults]
         first = tuple(_sorted(faults))
         return Verification(len(by_namespace), len(claims), len(answers), first[:MOST_FAULTS], len(first) + hidden)
+
+    def _explain_natively(self, detail: NamespaceDetail, claims: list[EgressAddress]) -> Explanation:
+        network, name = self._reading.network(), detail.namespace
+        objects = Objects.of(self._cluster, network)
+        pieces = tuple(objects.pieces(name, claims))
+        wrong = [fault_of(piece, name) for piece in pieces if piece.found != piece.wanted]
+        faults = _sorted([*objects.faults, *_of_claims(claims), *wrong])
+        addresses = tuple(item.assignment.address for item in detail.addresses)
+        return Explanation(name, detail.state, addresses, pieces, (), tuple(faults), network.unseen)
+
+    def _verify_natively(self, claims: list[EgressAddress]) -> Verification:
+        network = self._reading.network()
+        objects = Objects.of(self._cluster, network)
+        by_namespace: defaultdict[str, list[EgressAddress]] = defaultdict(list)
+        for claim in claims:
+            by_namespace[claim.namespace].append(claim)
+        faults = [*objects.faults, *_of_claims(claims)]
+        for name, own in by_namespace.items():
+            pieces = objects.pieces(name, own)
+            faults += [fault_of(piece, name) for piece in pieces if piece.found != piece.wanted]
+        found = tuple(_sorted(faults))
+        return Verification(len(by_namespace), len(claims), 0, found[:MOST_FAULTS], len(found), network.unseen)
 
     def _inspect(self, facts: Facts, namespace: str) -> dict[str, Inspection]:
         """What the nodes say within ANSWER_SECONDS."""

@@ -16,6 +16,7 @@ from datetime import datetime
 
 from egress.adapters.ledger import Ledger
 from egress.addresses import parse_address
+from egress.networks import Network
 from egress.objects import Condition, EgressAddress, Event, Phase, Verdict
 from egress.operations import TransientError
 from egress.table import Steering
@@ -49,9 +50,17 @@ _RANK = {trouble: rank for rank, trouble in enumerate(Trouble)}
 
 
 class Reading:
-    """All that is shown. `paused` says who has paused the automation, or ""."""
+    """All that is shown. `paused` says who has paused the automation, or ""; `network` who programs the nodes, if it
+    can be asked: TransientError."""
 
-    def __init__(self, mirrors: Mirrors, ledger: Ledger, paused: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        mirrors: Mirrors,
+        ledger: Ledger,
+        paused: Callable[[], str],
+        network: Callable[[], Network] = lambda: Network.RUNNER,
+    ) -> None:
+        self.network = network
         self._mirrors = mirrors
         self._ledger = ledger
         self._paused = paused
@@ -91,7 +100,16 @@ class Reading:
             self.pools() if namespaces is None else (),
             self._paused(),
             self.stale(),
+            *self._programmed(),
         )
+
+    def _programmed(self) -> tuple[str, str]:
+        """Who programs the nodes, and what therefore is not shown."""
+        try:
+            network = self.network()
+        except TransientError:
+            return "", ""  # that the API server is away is said elsewhere
+        return network.value, network.unseen
 
     def paused(self) -> str:
         """Who has paused the automation, and why; "" while it runs."""
@@ -180,6 +198,8 @@ class Reading:
             active = [hop for hop in rows[0].hops if hop.acknowledged]
             state = "via" if active else "drop"
             reasons = () if active else tuple(_reasons(rows[0], claims))
+        elif there and self.network().native:
+            state, reasons = _natively(self.network(), claims)
         return NamespaceDetail(name, tuple(_detail(claim, netid) for claim in claims), state, reasons, history)
 
     def nodes(self) -> tuple[NodeView, ...]:
@@ -283,6 +303,20 @@ def _detail(claim: EgressAddress, netid: int | None) -> AddressDetail:
         claim.quarantined_until,
         claim.move_to,
     )
+
+
+def _natively(network: Network, claims: Iterable[EgressAddress]) -> tuple[str, tuple[str, ...]]:
+    """What a namespace's traffic does as far as the objects say, and why not more.
+
+    OpenShift SDN drops it while no address of its NetNamespace is hosted. OVN-Kubernetes lets it out, with the node's.
+    """
+    live = [claim for claim in claims if claim.phase is not Phase.QUARANTINED]
+    if any(claim.phase is Phase.READY for claim in live):
+        return "via", ()
+    bound = any(item.type == "Bound" and item.status for claim in live for item in claim.conditions)
+    state = "drop" if bound and network is Network.OPENSHIFT_SDN else "normal"
+    ready = ((claim, item) for claim in live for item in claim.conditions if item.type == "Ready")
+    return state, tuple(f"{claim.address}: {item.message}" for claim, item in ready if item.message)
 
 
 def _reasons(row: Steering, claims: Iterable[EgressAddress]) -> Iterable[str]:

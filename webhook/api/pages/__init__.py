@@ -141,7 +141,8 @@ def _add_reads(pages: Blueprint, reading: Reading, gate: Gate) -> None:
     @pages.get("/nodes")
     def nodes() -> str:
         demand(gate, LOOK)
-        return shared(None, lambda: render_template("nodes.html", title="Nodes", nodes=reading.nodes()))
+        unseen = reading.network().unseen
+        return shared(None, lambda: render_template("nodes.html", title="Nodes", nodes=reading.nodes(), unseen=unseen))
 
     @pages.get("/failures")
     def failures() -> str:
