@@ -1,0 +1,169 @@
+"""What a node's rules cost its packets: new connections out of the cluster, and to the node, by the node's addresses.
+
+A pod, a node and a host outside are network namespaces on this machine's kernel; the node has real iptables. A rule in
+table mangle marks the packets in place of Open vSwitch, whose kernel module most build machines lack: what the flow
+costs does not depend on the number of addresses. The floor is one rule that translates, and nothing else. Beside it the
+same addresses in linear chains, as OpenShift SDN lays them out.
+
+All take turns, each with one of its addresses after another, so that a busy machine is as busy for all of them. A
+measured value is the least of some batches: whatever else runs only ever adds.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address
+from statistics import median
+from typing import NamedTuple
+
+from bench.rows import Row, row_of
+from egress.addresses import Address, assign_marks
+from egress.delta import rule_change
+from egress.program import Layout
+from egress.rules import rules_of
+from lab.host_datapath import Datapath, missing
+from lab.host_node import PARENT, run
+from node_runner.drivers.nat import Iptables, Variant
+
+SIZES = (1, 100, 1_000, 4_000)
+ADDRESSES, BATCHES = 20, 16
+"""How many of its addresses each node is measured with, and of how many batches the least counts."""
+CONNECTIONS, DATAGRAMS = 16, 40
+GOAL = 1.02
+_WHY = (
+    "the first packet is not it: the three or four that follow walk HAWSE-PASS each, past some ten rules more than "
+    "with one address"
+)
+_FIRST = int(IPv4Address("192.168.16.1"))
+
+
+class Chains(StrEnum):
+    """How a node's rules are laid out."""
+
+    FLOOR = "one rule"
+    TREES = "trees"
+    LINEAR = "linear"
+
+
+Key = tuple[Chains, int]
+"""A layout and how many addresses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node with the rules of `marks`."""
+
+    datapath: Datapath
+    marks: Mapping[Address, int]
+
+
+class Times(NamedTuple):
+    """Microseconds: a connection out of the cluster, the datagram that begins one, a connection to the node."""
+
+    connection: float
+    datagram: float
+    request: float
+
+
+def rows() -> Iterator[Row | str]:
+    """For each variant of iptables and each size: connections a second, and what the rules add to each."""
+    for variant in Variant:
+        lack = missing() or ("" if shutil.which(f"iptables-{variant}-restore") else f"there is no iptables-{variant}")
+        if lack:
+            yield f"{variant} is not measured: {lack}"
+            continue
+        with ExitStack() as stack:
+            times = _measured({key: _node(variant, key, stack) for key in _keys()})
+        yield from _rows(variant, times)
+
+
+def _keys() -> Iterator[Key]:
+    yield Chains.FLOOR, 1
+    for size in SIZES:
+        yield Chains.TREES, size
+        yield Chains.LINEAR, size
+
+
+def _node(variant: Variant, key: Key, stack: ExitStack) -> Node:
+    layout, size = key
+    marks = assign_marks(IPv4Address(_FIRST + number) for number in range(size))
+    datapath = Datapath(variant)
+    stack.callback(datapath.close)
+    with datapath.node:
+        if layout == Chains.TREES:
+            iptables = Iptables(PARENT, variant)
+            iptables.apply(rule_change(rules_of(marks, Layout()), iptables.read()))
+        else:
+            run(f"iptables-{variant}-restore", "--noflush", stdin=_plain(marks, reject=layout == Chains.LINEAR))
+    return Node(datapath, marks)
+
+
+def _plain(marks: Mapping[Address, int], *, reject: bool) -> str:
+    """For each address a rule that translates and, with `reject`, one that rejects new connections to it."""
+    nat = [
+        f"-I {PARENT} 1 -s 10.128.0.0/14 -m mark --mark {mark:#x} -j SNAT --to-source {address}"
+        for address, mark in marks.items()
+    ]
+    rejecting = [f"-A INPUT -d {address} -m conntrack --ctstate NEW -j REJECT" for address in marks if reject]
+    return "\n".join(["*nat", *nat, "COMMIT", "*filter", *rejecting, "COMMIT", ""])
+
+
+def _measured(nodes: Mapping[Key, Node]) -> dict[Key, list[Times]]:
+    dice = random.Random(1)  # noqa: S311 - which addresses are measured is no secret
+    times: dict[Key, list[Times]] = {key: [] for key in nodes}
+    order = list(nodes)
+    gc.disable()
+    try:
+        for _ in range(ADDRESSES):
+            where = dice.random()
+            used = {key: list(node.marks)[int(where * len(node.marks))] for key, node in nodes.items()}
+            for key, node in nodes.items():
+                node.datapath.use(used[key], node.marks[used[key]])
+            batches: dict[Key, list[Times]] = {key: [] for key in nodes}
+            for number in range(BATCHES):
+                dice.shuffle(order)
+                for key in order:
+                    batches[key].append(_batch(nodes[key].datapath, used[key], number))
+            for key, found in batches.items():
+                times[key].append(Times(*(min(values) for values in zip(*found, strict=True))))
+    finally:
+        gc.enable()
+    return times
+
+
+def _batch(datapath: Datapath, address: Address, number: int) -> Times:
+    return Times(
+        datapath.connections(CONNECTIONS, address) * 1e6,
+        datapath.datagrams(DATAGRAMS, 1024 + number * DATAGRAMS) * 1e6,
+        datapath.requests(CONNECTIONS) * 1e6,
+    )
+
+
+def _rows(variant: Variant, times: Mapping[Key, list[Times]]) -> Iterator[Row]:
+    floor = Times(*(median(values) for values in zip(*times[Chains.FLOOR, 1], strict=True)))
+    for layout, label in ((Chains.TREES, variant.value), (Chains.LINEAR, f"{variant}, linear chains")):
+        for size in SIZES:
+            rates = [1e6 / each.connection for each in times[layout, size]]
+            name = f"new connections, {label}"
+            yield row_of(name, size, "1/s", rates, floor=1e6 / floor.connection, more_is_better=True)
+    for layout, label in ((Chains.TREES, variant.value), (Chains.LINEAR, f"{variant}, linear chains")):
+        for size in SIZES:
+            added = [each.connection - floor.connection for each in times[layout, size]]
+            yield row_of(f"added to a connection, {label}", size, "us", added)
+        for size in SIZES:
+            added = [each.datagram - floor.datagram for each in times[layout, size]]
+            yield row_of(f"added to a connection's first packet, {label}", size, "us", added)
+        for size in SIZES:
+            added = [each.request - floor.request for each in times[layout, size]]
+            yield row_of(f"added to a connection to the node, {label}", size, "us", added)
+    one, most = times[Chains.TREES, 1], times[Chains.TREES, SIZES[-1]]
+    ratios = [many.connection / few.connection for many, few in zip(most, one, strict=True)]
+    yield row_of(f"connection at {SIZES[-1]:,} by one at 1, {variant}", SIZES[-1], "ratio", ratios, goal=GOAL, why=_WHY)
+    ratios = [many.request / few.request for many, few in zip(most, one, strict=True)]
+    yield row_of(f"connection to the node, the same, {variant}", SIZES[-1], "ratio", ratios, goal=GOAL)
