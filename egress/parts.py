@@ -56,10 +56,10 @@ class Part:
 class Applied:
     """A node that holds the program of `rows` on `facts`, nothing of it withheld, and nothing else of ours.
 
-    Of `found` the rules are those that it holds. `claims` is what it says of its addresses.
+    `found` is what it held before that, `ruled` whether rules were written, and `claims` what it says of its addresses.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a pass over everything knows at its end
         self,
         rows: Collection[Steering],
         facts: NodeFacts,
@@ -67,6 +67,8 @@ class Applied:
         program: NodeProgram,
         found: Found,
         claims: tuple[Claim, ...],
+        *,
+        ruled: bool,
     ) -> None:
         self.facts = facts
         self.addresses = program.addresses
@@ -75,14 +77,23 @@ class Applied:
         self._rows = {row.netid: row for row in rows}
         self._given = {address: netid for netid, address in program.own.items()}
         self._marks = dict(program.marks)
-        self._chains = dict(found.rules.own)
-        self._rest = Found(rules=RulesFound(parents=found.rules.parents), foreign_flows=found.foreign_flows)
+        self._found, self._program = found, program if ruled else None
+        self._foreign = found.foreign_flows
+        self._known: tuple[dict[tuple[str, str], tuple[str, ...]], Found] | None = None
 
     @property
     def separable(self) -> bool:
         """Whether parts can be told apart: not where two rows give the node one address, or one row two."""
         hops = sum(hop.node == self.facts.node for row in self._rows.values() for hop in row.hops)
         return hops == len(self.addresses) == len(self._given)
+
+    def _holds(self) -> tuple[dict[tuple[str, str], tuple[str, ...]], Found]:
+        """The chains that are ours; and what no part changes, but for our jumps among the rules of others."""
+        if self._known is None:
+            found = self._found if self._program is None else applied(self._program, self._found)
+            rest = Found(rules=RulesFound(parents=found.rules.parents), foreign_flows=found.foreign_flows)
+            self._known = dict(found.rules.own), rest
+        return self._known
 
     def changed(self, table: Mapping[int, Steering]) -> set[int]:
         """The NetIDs whose rows are not the same in `table`. Looks at all of it."""
@@ -101,16 +112,17 @@ class Applied:
             return None
         leaving = {hop.address for row in before for hop in row.hops if hop.node == self.facts.node}
         if not given and not leaving:
-            found = applied(render(before, self.facts, self._layout), replace(self._rest, rules=RulesFound()))
+            found = applied(render(before, self.facts, self._layout), Found(foreign_flows=self._foreign))
             return Part(after, given, found, frozenset(netids))
         others = {address: mark for address, mark in self._marks.items() if address not in leaving}
-        found = applied(render(before, self.facts, self._layout, marks=self._marks), self._rest)
-        chains = dict(self._chains)
+        held, rest = self._holds()
+        found = applied(render(before, self.facts, self._layout, marks=self._marks), rest)
+        chains = dict(held)
         if others:
             concerned = chains_of(assign_marks(given, self._marks), self._layout)
             concerned |= chains_of({address: self._marks[address] for address in leaving}, self._layout)
             chains = {key: chains[key] for key in concerned.union(SPINE_CHAINS) if key in chains}
-        rules = RulesFound(chains, self._rest.rules.parents)
+        rules = RulesFound(chains, rest.rules.parents)
         return Part(after, given, replace(found, rules=rules), frozenset(netids), others)
 
     def advance(self, part: Part, program: NodeProgram, claims: tuple[Claim, ...]) -> None:
@@ -125,10 +137,11 @@ class Applied:
             del self._given[address], self._marks[address]
         self._given |= {address: netid for netid, address in program.own.items()}
         self._marks |= program.marks
+        held, rest = self._holds()
         for key in part.found.rules.own:
-            self._chains.pop(key, None)
+            held.pop(key, None)
         after = applied(program, part.found).rules
-        self._chains |= after.own
-        self._rest = replace(self._rest, rules=RulesFound(parents=after.parents))
+        held |= after.own
+        self._known = held, replace(rest, rules=RulesFound(parents=after.parents))
         kept = [claim for claim in self.claims if claim.netid not in part.netids]
         self.claims = tuple(sorted([*kept, *claims], key=lambda claim: (claim.address.version, int(claim.address))))

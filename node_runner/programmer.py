@@ -241,9 +241,7 @@ class Programmer:
         claims = _claims(given, at_work.program, at_work.refused, at_work.kept)
         facts = self._facts
         if facts is not None and not at_work.refused and not at_work.kept:
-            if at_work.ruled:
-                found = applied(at_work.program, found)
-            known = Applied(rows, facts, self._layout, at_work.program, found, claims)
+            known = Applied(rows, facts, self._layout, at_work.program, found, claims, ruled=at_work.ruled)
             self._applied = known if known.separable else None
         return Result(link, claims, taken, at_work.refused, at_work.wrote)
 
