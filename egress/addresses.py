@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -192,8 +193,11 @@ def assign_marks(addresses: Iterable[Address], previous: Mapping[Address, int] |
     wanted = sorted(set(addresses), key=lambda address: (address.version, int(address)))
     previous = previous or {}
     marks: dict[Address, int] = {}
-    # The mark of an address that goes is free once its rule is gone, which is only after this pass.
-    taken: set[int] = {0, *(previous[address] for address in previous.keys() - set(wanted))}
+    # The mark of an address that goes is free once its rule is gone, which is only after this pass. Marks are counted,
+    # for there may be thousands of addresses beside a wanted one, and to hash each would take long.
+    held = Counter(previous.values())
+    held.subtract(previous[address] for address in wanted if address in previous)
+    taken: set[int] = {0, *(mark for mark, holders in held.items() if holders)}
     for address in wanted:
         mark = previous.get(address, 0)
         if mark not in taken and not mark & KUBE_PROXY_BITS and mark <= _MARK_MASK:

@@ -139,7 +139,7 @@ def change(program: NodeProgram, found: Found, others: AbstractSet[Address] = fr
         remove_addresses=addresses.remove,
         # A rule tells of an address that is gone already: removed by somebody, or by a pass that did not end.
         forget=addresses.remove
-        | (marks_of(found.rules).keys() - program.addresses - others)
+        | {address for address in marks_of(found.rules).keys() - program.addresses if address not in others}
         | _changed_hands(program, found),
         rules=rules,
         admit=FlowChange(tuple(sorted(late))),

@@ -114,7 +114,9 @@ class Applied:
         if not given and not leaving:
             found = applied(render(before, self.facts, self._layout), Found(foreign_flows=self._foreign))
             return Part(after, given, found, frozenset(netids))
-        others = {address: mark for address, mark in self._marks.items() if address not in leaving}
+        others = self._marks.copy()  # to hash an address takes long, and a copy does not
+        for address in leaving:
+            others.pop(address, None)
         held, rest = self._holds()
         found = applied(render(before, self.facts, self._layout, marks=self._marks), rest)
         chains = dict(held)
