@@ -77,7 +77,8 @@ def _process(directory: Path) -> Iterator[Row]:
         }
         for _ in range(PROCESS_RUNS):
             began = time.perf_counter()
-            process = subprocess.Popen([RUNNER], env={**os.environ, **environment})
+            quiet = subprocess.DEVNULL
+            process = subprocess.Popen([RUNNER], env={**os.environ, **environment}, stdout=quiet, stderr=quiet)
             try:
                 eventually(lambda: _ready(port), seconds=60)
                 seconds.append(time.perf_counter() - began)
@@ -97,4 +98,5 @@ def _ready(port: int) -> bool:
         if client.connect_ex(("127.0.0.1", port)):
             return False
         client.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
-        return b" 200 " in client.recv(64)
+        with client.makefile("rb") as answer:
+            return b" 200 " in answer.read().partition(b"\n")[0]
