@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import aiohttp
+import msgspec
 import pytest
 
 from egress.adapters.ledger import Ledger
@@ -89,8 +90,11 @@ def answer_for_nodes(url: str, done: threading.Event) -> None:
     with closing(Ledger(url)) as ledger:
         while not done.wait(0.1):
             now = ledger.now()
-            for number in range(NODES):
-                ledger.tell_inspection("ns-7", Inspection(f"node{number}", now, "e1", 1, traces=(trace,)))
+            answers = ledger._redis.pipeline(transaction=False)  # three hundred machines, of which this is one
+            for node in (f"node{number}" for number in range(NODES)):
+                said = Inspection(node, now, "e1", 1, traces=(trace,))
+                answers.set(f"hawse:inspection:{node}:ns-7", msgspec.json.encode(said), ex=60)
+            answers.execute()
 
 
 async def look_on(api: Api, objects: Objects) -> tuple[float, int, int]:
