@@ -134,4 +134,4 @@ def _empty(kube: Kube) -> None:
     found = [{"kind": kind, **item} for kind in OURS for item in kube.list(kind)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(remove, [item for item in found if item["metadata"]["name"] not in SYSTEM]))
-    World.until(lambda: {item["metadata"]["name"] for item in kube.list("Namespace")} <= set(SYSTEM), 60)
+    World.until(lambda: {item["metadata"]["name"] for item in kube.list("Namespace")} <= set(SYSTEM), 300)

@@ -264,6 +264,7 @@ def test_nodes_are_labelled_only_where_that_was_asked_for(world: World, server: 
     assert [name for _, kind, name in server.writes() if kind == "nodes"] == (["node2"] if asked else [])
 
 
+@pytest.mark.timeout(900)  # for a thousand
 def test_one_broken_egress_ip_stops_none_of_many(world: World) -> None:
     """`MAKERS_NAMESPACES=1000 make test TESTS=tests/contract/makers` for a thousand."""
     ovn = OvnController(world.kube)
