@@ -6,6 +6,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
@@ -22,8 +23,12 @@ class AddressError(ValueError):
     """A text that is not an address, a CIDR or a range; the message quotes it and says what was expected."""
 
 
+@lru_cache(maxsize=1 << 16)
 def parse_address(text: str) -> Address:
-    """The address that `text` denotes; AddressError unless it is a usable unicast IPv4 or IPv6 address."""
+    """The address that `text` denotes; AddressError unless it is a usable unicast IPv4 or IPv6 address.
+
+    The same few texts come again and again, in objects, rows and reports: those of a big cluster are remembered.
+    """
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Generic, TypeVar
 
 from egress.addresses import Address, AddressError, parse_address
@@ -274,7 +273,7 @@ class Replanner:
             found_netids, found_addresses = set[int](), set[Address]()
             for name in todo_names:
                 found_netids.update(self._rows_of.get(name))
-                found_addresses.update(_parsed(self.claims[key].address) for key in self._claims_of.get(name))
+                found_addresses.update(parse_address(self.claims[key].address) for key in self._claims_of.get(name))
                 if (net_namespace := self.net_namespaces.get(name)) is not None:
                     found_netids.add(net_namespace.netid)
                     found_addresses.update(_addresses(net_namespace.egress_ips))
@@ -432,9 +431,9 @@ class Replanner:
         for claim, act in ((old, _Index.drop), (new, _Index.add)):
             if claim is not None:
                 act(self._claims_of, claim.namespace, key)
-                act(self._claims_at, _parsed(claim.address), key)
+                act(self._claims_at, parse_address(claim.address), key)
                 self._names.add(claim.namespace)
-                self._addresses.add(_parsed(claim.address))
+                self._addresses.add(parse_address(claim.address))
 
     def _see_net_namespace(self, name: str, old: NetNamespace | None, new: NetNamespace | None) -> None:
         self._names.add(name)
@@ -508,18 +507,11 @@ def _put(items: dict[K, V], key: K, value: V | None) -> None:
         items[key] = value
 
 
-@lru_cache(maxsize=65536)
 def _parsed_or_none(text: str) -> Address | None:
     try:
         return parse_address(text)
     except AddressError:
         return None
-
-
-def _parsed(text: str) -> Address:
-    """Of a claim, whose name is an address."""
-    address = _parsed_or_none(text)
-    return address if address is not None else parse_address(text)
 
 
 def _addresses(texts: Iterable[str]) -> Iterable[Address]:

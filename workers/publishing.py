@@ -52,6 +52,8 @@ class _Told:
     claims: list[EgressAddress]
     all_claims: list[EgressAddress]
     seen: Seen
+    looks: str
+    """What placement sees of the nodes' reports."""
 
 
 def run(context: Context) -> int:
@@ -71,7 +73,7 @@ def run(context: Context) -> int:
         context.memory.leave(left.names)
     if left.soon:
         context.ask(PUBLISH_TASK, delay=context.settings.status_interval / 2)
-    if told.seen.unplaced and context.ledger.is_news("reports", _looks_of(context.memory.planner.reports)):
+    if told.seen.unplaced and context.ledger.is_news("reports", told.looks):
         context.ask(PLACE_TASK)
     return told.rows
 
@@ -108,7 +110,8 @@ def _publish(context: Context) -> _Told:
     )
     claims = [claim for _, claim in sorted(planned.objects.claims.items())]
     planner.settle()
-    return _Told(len(planned.changes), claims, list(planner.claims.values()), seen)
+    looks = _looks_of(planner.reports) if unplaced else ""
+    return _Told(len(planned.changes), claims, list(planner.claims.values()), seen, looks)
 
 
 def _look(context: Context) -> Mapping[Address, str]:

@@ -110,7 +110,9 @@ class Views:
                 _log.warning("the watch lags: listed instead", kind=kind.name, wanted=floor, listed=version)
             if version < floor:
                 ledger.forget_version(kind.label)
-            if mirror is None or mirror.items() != items:
+            if mirror is not None and mirror.items() == items:
+                mirror.reach(version)
+            else:
                 changed[kind.label] = version
         return View(found, listed, changed)
 

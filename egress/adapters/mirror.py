@@ -124,6 +124,12 @@ class Mirror(Generic[T]):
         with self._lock:
             return self._moved.wait_for(lambda: self._synced and self._upto >= resource_version, seconds)
 
+    def reach(self, resource_version: int) -> None:
+        """Every change up to `resource_version` is known: somebody has listed the kind, and found what is here."""
+        with self._lock:
+            self._upto = max(self._upto, resource_version)
+            self._moved.notify_all()
+
     def items(self) -> Mapping[str, T]:
         """All objects by their names, of one moment. It never changes."""
         return self.snapshot().items
@@ -141,7 +147,7 @@ class Mirror(Generic[T]):
                     if not change.bookmark:
                         self._take(change.manifest, deleted=change.deleted)
                     version = change.resource_version
-                    self._reach(version)
+                    self.reach(int(version))
                     if stop.is_set():
                         return
                 self._problem = ""  # it ended as it should, perhaps because there was nothing to say
@@ -197,11 +203,6 @@ class Mirror(Generic[T]):
                 if len(self._log) > KEPT_CHANGES:
                     self._log_begins = self._log.popleft()[0]
         self._tell(before != values)
-
-    def _reach(self, version: str) -> None:
-        with self._lock:
-            self._upto = max(self._upto, int(version))
-            self._moved.notify_all()
 
     def _changed(self, different: bool) -> None:
         if different:

@@ -301,14 +301,14 @@ CHANGES = (
     _RUN
     + """
 -- ARGV: the reader's epoch, the change it has read up to.
--- Gives {epoch, change, 'all' or 'some', netid, row ('' for none), ...}, or {''} while no table is published.
+-- Gives {epoch, change, 'some', netid, row ('' for none), ...}, or {epoch, change, 'all'} if the reader is to read the
+-- whole table, in one transaction with this, or {''} while no table is published.
 if not has_table() then return {''} end
 local epoch = redis.call('GET', 'hawse:epoch')
 local reply = {epoch, redis.call('GET', 'hawse:change') or '0', 'some'}
 -- A reader that is ahead has seen what this table never had: it reads all.
 if ARGV[1] ~= epoch or tonumber(ARGV[2]) > tonumber(reply[2]) then
   reply[3] = 'all'
-  for _, value in ipairs(redis.call('HGETALL', 'hawse:table')) do reply[#reply + 1] = value end
   return reply
 end
 local netids = redis.call('ZRANGEBYSCORE', 'hawse:changes', '(' .. ARGV[2], '+inf')

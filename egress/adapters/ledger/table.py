@@ -112,13 +112,18 @@ class Table(Connection):
     def read_table(self, epoch: str = "", change: int = 0) -> TableRead:
         """What changed since `change` of table `epoch`; the whole table for a reader that has none or another."""
         with away():
-            head, *rest = self._changes(args=[epoch, change])
+            reply: list[Any] = self._changes(args=[epoch, change]) if epoch else ["", 0, "all"]
+        head, *rest = reply
+        whole = rest[1:2] == ["all"]
+        texts = dict(zip(rest[2::2], rest[3::2], strict=True))
+        number = rest[0] if rest else 0
+        if whole:
+            head, number, texts = self._whole()
         if not head:
             return TableRead("", 0, whole=False, rows={})
-        number, kind, *flat = rest
         rows: dict[int, Steering | None] = {}
         broken = False
-        for netid, text in zip(map(int, flat[::2]), flat[1::2], strict=True):
+        for netid, text in ((int(key), text) for key, text in texts.items()):
             try:
                 rows[netid] = _row(netid, text)
             except (msgspec.DecodeError, AddressError) as error:
@@ -126,7 +131,15 @@ class Table(Connection):
                 broken = True
         if broken:
             return TableRead("", 0, whole=False, rows=rows)
-        return TableRead(head, int(number), kind == "all", rows)
+        return TableRead(head, int(number), whole, rows)
+
+    def _whole(self) -> tuple[str, int, dict[str, str]]:
+        """Epoch ("" for no table), change and all rows, of one moment. A script would copy the rows twice more, and all
+        runners may begin at once."""
+        with away():
+            pipeline = self._redis.pipeline(transaction=True).info("server").get("hawse:epoch").get("hawse:run")
+            server, epoch, run, change, texts = pipeline.get("hawse:change").hgetall("hawse:table").execute()
+        return (epoch or "" if run == server["run_id"] else ""), int(change or 0), texts
 
     def publish(self, changes: Mapping[int, Steering | None], *, expected: int, epoch: str = "") -> int | None:
         """Writes changed rows; the new change number, or None when somebody published since change `expected`.
