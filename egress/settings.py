@@ -84,6 +84,8 @@ class Settings:
     """After how long every API server has surely seen a new authority, so that it may sign."""
 
     reconcile_interval: float = 15.0
+    full_interval: float = 900.0
+    """How long a reconcile that found nothing may be followed by others that look only whether anything has changed."""
     sweep_interval: float = 5.0
     reservation_lifetime: float = 60.0
     create_net_namespaces: bool = True
@@ -233,7 +235,7 @@ _FORMS = {
 """The form of each setting that is not any text: what it must match as a whole, and how to say so."""
 _POSITIVE = (
     "redis_timeout", "lease_duration", "lease_renew_deadline", "lease_retry", "certificate_wait",
-    "reconcile_interval", "sweep_interval", "check_interval", "refused_retry",
+    "reconcile_interval", "full_interval", "sweep_interval", "check_interval", "refused_retry",
     "ticket_retry_cap",
     "heartbeat_interval", "heartbeat_patience", "runner_timeout",
 )  # fmt: skip

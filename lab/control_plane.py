@@ -105,6 +105,11 @@ class ControlPlane:
     def _components(self) -> tuple[str, ...]:
         return (*COMPONENTS, "tickets", "api") if self.environment.get("HAWSE_TICKET_PROFILES") else COMPONENTS
 
+    @property
+    def processes(self) -> Mapping[str, guarded.Guarded]:
+        """What runs, by component."""
+        return self._processes
+
     def kill(self, component: str) -> None:
         """SIGKILL, as a crash."""
         self._processes[component].kill()

@@ -78,6 +78,13 @@ class Kube:
             raise KubeError(response.status, _message(response.data))
         return msgspec.json.decode(response.data, type=Json)
 
+    def text(self, path: str) -> str:
+        """What a GET gives that is no JSON; KubeError unless it succeeds."""
+        response = self._pool.request("GET", self._url + path, headers=self._headers)
+        if response.status >= 300:
+            raise KubeError(response.status, _message(response.data))
+        return response.data.decode()
+
     def create(self, manifest: Json, *, query: str = "") -> Json:
         """Creates an object of a kind in PATHS."""
         return self.call("POST", _path(manifest["kind"], manifest["metadata"].get("namespace")) + query, manifest)

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -120,6 +121,11 @@ class RealCluster:
     ) -> None:
         self.stop()
 
+    @property
+    def processes(self) -> Mapping[str, guarded.Guarded]:
+        """What runs, by its name."""
+        return self._processes
+
     def log(self, process: str) -> Path:
         """The log of ``kube-apiserver``, ``etcd`` or ``namespace-controller``."""
         return self._files.root / f"{process}.log"
@@ -128,9 +134,13 @@ class RealCluster:
         self._processes[name] = guarded.start(command, self.log(name))
 
     @property
+    def etcd_socket(self) -> Path:
+        """Where etcd listens: in a directory of the owner's, for etcd asks nobody who he is."""
+        return self._files.root / "etcd.sock"
+
+    @property
     def _store(self) -> str:
-        """etcd's address: a socket in a directory of the owner's, for etcd asks nobody who he is."""
-        return f"unix://{self._files.root}/etcd.sock"
+        return f"unix://{self.etcd_socket}"
 
     def _etcd_options(self) -> list[str]:
         nowhere = f"http://{_HOST}:0"  # a single member has no peers, and etcd wants an address all the same

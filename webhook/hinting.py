@@ -18,12 +18,12 @@ from typing import Any
 import msgspec
 
 from egress.adapters.ledger import Hint
-from egress.messages import BROKER_PREFIX, CONTROL_QUEUE, NAMESPACE_TASK
+from egress.messages import BROKER_PREFIX, CONTROL_QUEUE, NAMESPACE_TASK, hint_key
 
 HINT_DELAY = 0.2
 """Seconds after which a hint is worked on: the API server stores the namespace only after our answer."""
 HINT_GUARD = 5.0
-"""Seconds for which nobody else asks for the same, unless it has been worked on by then."""
+"""Seconds for which a hint counts, unless the namespace has been worked on by then: mostly the watch is faster."""
 _HEADERS: dict[str, Any] = {
     "lang": "py",
     "task": NAMESPACE_TASK,
@@ -56,7 +56,7 @@ class Hinter:
 
     def hint(self, namespace: str) -> Hint:
         """The hint for one namespace."""
-        return Hint(f"{NAMESPACE_TASK}:{namespace}", HINT_GUARD, _QUEUE, self._message(namespace))
+        return Hint(hint_key(namespace), HINT_GUARD, _QUEUE, self._message(namespace))
 
     def _message(self, namespace: str) -> str:
         task = f"{self._prefix}-{next(self._numbers)}"

@@ -179,7 +179,7 @@ def watch() -> None:
 
     def begin(crew: Crew, stop: threading.Event) -> None:
         watchers.extend(Watcher(kind, context) for kind in _watched(context, stop))
-        start_all(watchers, crew, stop)
+        start_all(watchers, context, crew, stop)
         stop.wait()
 
     def act(crew: Crew, stop: threading.Event) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 
 import structlog
 
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, ExistsError, Kind
 from egress.addresses import Address
-from egress.messages import RECONCILE_TASK
+from egress.messages import PUBLISH_TASK, RECONCILE_TASK
 from egress.objects import CREATED_ANNOTATION, Namespace, NetNamespace
 from egress.operations import PermanentError, Step, TransientError
 from egress.table import lagging, row_key
@@ -17,6 +18,7 @@ from workers.context import Context
 
 _log = structlog.get_logger()
 NETID_CANDIDATES = 64
+LOOK_SECONDS = 0.01
 LOWEST_NETID, HIGHEST_NETID = 10, 0xFFFFFF
 """NetIDs below 10 are OpenShift's own."""
 
@@ -30,8 +32,8 @@ def bind(
     *,
     returning: bool,
 ) -> bool:
-    """Writes the addresses into `there`, the namespace's NetNamespace, making it where nobody else does. Whether it
-    wrote.
+    """Writes the addresses into `there`, the namespace's NetNamespace, making it where nobody else does, and asks for
+    publishing what it wrote. Whether it wrote.
 
     Addresses that an admin put there by hand stay. `former` ones, of an earlier namespace of the same name, go in the
     same patch: a NetNamespace without any address would for a moment let traffic out with the node's IP. `returning`
@@ -53,6 +55,7 @@ def bind(
             return False
         patch = {"metadata": {"resourceVersion": there.resource_version}, "egressIPs": bound}
         context.cluster.patch(Kind.NET_NAMESPACE, namespace.name, patch)
+    context.ask(PUBLISH_TASK)
     context.record(Step.BIND, namespace.name, address=",".join(wanted))
     context.tell(namespace.name, namespace.uid, "EgressAddressAssigned", f"traffic will leave with {', '.join(wanted)}")
     return True
@@ -123,6 +126,9 @@ def _is_dropped(context: Context, name: str, netid: int) -> bool:
     if change is not None and context.ledger.is_fenced(name, row_key(netid, last.epoch, change)):
         context.ledger.done_with(what)
         return True
+    if context.patience and not context.ledger.namespaces_wait() and _is_soon_dropped(context, name, netid):
+        context.ledger.done_with(what)
+        return True
     wait = context.settings.fence_wait
     if wait and context.ledger.waiting_for(what, wait):
         context.ask(RECONCILE_TASK, delay=wait)  # should that word never come: one look, however many wait
@@ -137,6 +143,22 @@ def _is_dropped(context: Context, name: str, netid: int) -> bool:
             raise TransientError(f"NetID {netid} of {name} is somebody else's by now: it gets another")
         _log.error("goes on though nodes may not drop it yet", namespace=name, netid=netid, nodes=waiting)
     return True
+
+
+def _is_soon_dropped(context: Context, name: str, netid: int) -> bool:
+    """Waits a moment for all nodes to drop `netid`: mostly that takes less than another task would. Not for one of
+    many, which would keep the others waiting."""
+    nodes = [subnet.name for subnet in context.host_subnets()]
+    until = time.monotonic() + context.patience
+    while time.monotonic() < until:
+        last = context.ledger.last_changes({name: netid})
+        change = last.changes.get(name)
+        if change is not None:
+            reports, now = context.ledger.reports(nodes), context.ledger.now()
+            if not lagging(nodes, reports, last.epoch, change, now=now, began=last.began):
+                return True
+        time.sleep(LOOK_SECONDS)
+    return False
 
 
 def end(context: Context, name: str, addresses: list[str]) -> None:

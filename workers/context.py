@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import Cluster, Kind, Manifest
 from egress.adapters.ledger import Ledger, name_holder
 from egress.addresses import Address, object_name
-from egress.messages import PUBLISH_TASK, queue_of
+from egress.messages import NAMESPACE_TASK, PUBLISH_TASK, hint_key, queue_of
 from egress.networks import Network
 from egress.objects import EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace
 from egress.operations import Outcome, PermanentError, Step, StepRecord, TransientError
@@ -38,6 +38,8 @@ class Context:
     ledger: Ledger
     cluster: Cluster
     send: Callable[[str, list[Any], str, float], None]
+    patience: float = 0.0
+    """For how many seconds a namespace's task waits for the nodes, where no other namespace waits."""
     memory: Memory = field(default_factory=Memory, compare=False)
     network: Callable[[], Network] = lambda: Network.RUNNER
 
@@ -59,6 +61,30 @@ class Context:
             if written:
                 self.ledger.saw_versions(written)
         self._ask(":".join((task, *arguments)), task, list(arguments), queue_of(task), delay)
+
+    def ask_again(self, task: str, *arguments: str, delay: float, delayed: bool = False) -> None:
+        """Asks for a task whose turn it is not yet, `delay` seconds from now; unless one waits so already, which
+        `delayed` says of the one that asks. Whoever asks meanwhile asks for that one."""
+        what, guard = _again(task, arguments), delay + ASK_GUARD_SECONDS
+        if delayed:
+            self.ledger.done_with(what)
+        self.ledger.first_to(":".join((task, *arguments)), guard)
+        if self.ledger.first_to(what, guard):
+            try:
+                self.send(task, list(arguments), queue_of(task), delay)
+            except TransientError:
+                self.ledger.done_with(what)
+                raise
+
+    def began(self, task: str, *arguments: str, delayed: bool) -> None:
+        """Lets the next ask for this task through: from now on whoever asks may have seen what this run will not.
+        `delayed`: it was not to run at once."""
+        done = [":".join((task, *arguments))]
+        if delayed:
+            done.append(_again(task, arguments))
+        if task == NAMESPACE_TASK:
+            done.append(hint_key(arguments[0]))
+        self.ledger.done_with(*done)
 
     def _ask(self, what: str, task: str, arguments: list[Any], queue: str, delay: float) -> None:
         # One for later must not keep quiet whoever asks for it now, or for sooner.
@@ -114,6 +140,10 @@ class Context:
             lambda item: manifests.egress_address(item, strict=True),
             self.cluster.list(Kind.EGRESS_ADDRESS, label=label).items,
         )
+
+
+def _again(task: str, arguments: Sequence[str]) -> str:
+    return ":".join((task, *arguments, "again"))
 
 
 def readable(read: Callable[[Manifest], T], items: Iterable[Manifest]) -> list[T]:

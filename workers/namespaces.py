@@ -40,6 +40,8 @@ from workers.context import NAMESPACE_LABEL, Context, holder_of_broken, readable
 from workers.status import foreign
 
 _log = structlog.get_logger()
+RESERVED = "reserved"
+"""The ledger's word for an address that no object holds yet."""
 
 
 def converge(context: Context, name: str) -> None:
@@ -98,8 +100,7 @@ def _settle(context: Context, namespace: Namespace, there: NetNamespace | None, 
     context.ledger.claimed(name_holder(name), [address for address in addresses if address not in _adopted(claims)])
     context.ask(PUBLISH_TASK)  # the claim alone closes the namespace, where it has a NetID
     context.ask(PLACE_TASK)
-    if makers.of(context).bind(context, namespace, there, addresses, former, returning=bool(mine)):
-        context.ask(PUBLISH_TASK)
+    makers.of(context).bind(context, namespace, there, addresses, former, returning=bool(mine))
 
 
 def _claims(context: Context, name: str, namespace: Namespace | None) -> list[EgressAddress]:
@@ -114,11 +115,20 @@ def _claims(context: Context, name: str, namespace: Namespace | None) -> list[Eg
     listed = {parse_address(claim.address) for claim in labelled}
     held = (*context.ledger.held_by(name_holder(name)), *context.ledger.held_by(manual_holder(name)))
     known = {*held, *_annotated(namespace)} - listed
+    if namespace is not None and known and not labelled:
+        known -= _unclaimed(context, name, known)
     found = [context.cluster.get(Kind.EGRESS_ADDRESS, object_name(address)) for address in sorted(known, key=int)]
     claims = readable(
         lambda manifest: manifests.egress_address(manifest, strict=True), [item for item in found if item is not None]
     )
     return labelled + [claim for claim in claims if claim.namespace == name]
+
+
+def _unclaimed(context: Context, name: str, addresses: Collection[Address]) -> set[Address]:
+    """Those of `addresses` that are still only reserved for the namespace: admission gave them a moment ago, and nobody
+    has claimed them yet. Where the ledger is behind, and one has, making the claim finds it."""
+    entries = context.ledger.entries(sorted(addresses, key=int))
+    return {address for address, entry in entries.items() if entry == (RESERVED, name_holder(name))}
 
 
 def _leave(

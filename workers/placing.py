@@ -20,13 +20,19 @@ from egress.objects import MOVE_ANNOTATION, NO_LIMIT, EgressAddress, HostSubnet,
 from egress.operations import Outcome, PermanentError, Step, TransientError
 from egress.placement import Placement, place
 from egress.table import NodeReport
+from workers import stillness
 from workers.context import Context, readable
 
 _log = structlog.get_logger()
 LOCK_SECONDS = 10.0
 """How long a killed run keeps the next one waiting. Two at once do no harm: each patch carries the version it read."""
+PATCHING = "patching"
+"""The lock that is held while HostSubnets are patched: whoever publishes half of that makes each node's runner run
+twice."""
 ARRIVAL_SECONDS = 30.0
 """How long a planned move is waited for at most before the next: one that its node refuses must not stop the others."""
+OWN_SECONDS = 60.0
+"""How long it is known which version of a HostSubnet was written here: longer than a watch takes to tell of it."""
 _IN_FLIGHT = "move"
 Failure = TransientError | PermanentError
 
@@ -49,6 +55,8 @@ class _Decision:
 
     placement: Placement
     moves: Mapping[Address, Move]
+    nothing: bool = False
+    """Whether everything is where it should be, so that nothing is to be done or tried again."""
 
 
 def run(context: Context, look: Callable[[Context], _View] | None = None) -> Placement:
@@ -60,6 +68,7 @@ def run(context: Context, look: Callable[[Context], _View] | None = None) -> Pla
     with context.ledger.exclusively("place", LOCK_SECONDS):
         view = (look or _view)(context)
         decision = _decide(context, view)
+        stillness.note(context, stillness.PLACE, nothing=decision.nothing)
         patched = _patch_all(context, view, decision)
     placement = decision.placement
     lost = sorted(candidate.name for candidate in view.candidates if candidate.gone)
@@ -180,7 +189,8 @@ def _decide(context: Context, view: _View) -> _Decision:
         _log.warning("cannot leave its node", address=str(address), reason=reason, **facts)
     move = outlook.move
     if move is None or not _may_move(context, view):
-        return _Decision(placement, {})
+        nothing = move is None and not outlook.stuck and not wanted and not refused and not found.surplus
+        return _Decision(placement, {}, nothing=nothing and view.settled and not _wishes(view))
     context.ledger.remember(_IN_FLIGHT, f"{move.item.address} {move.target}", ARRIVAL_SECONDS)
     return _Decision(Placement({move.item.address: move.target}, refused), {move.item.address: move})
 
@@ -227,22 +237,32 @@ def _patch_all(context: Context, view: _View, decision: _Decision) -> dict[str, 
     dropped and the next run places it. On two it would be dropped as well, but stay a conflict until the next run,
     which would have to guess. A HostSubnet that cannot be patched stops only the addresses that leave it.
     """
+    if not decision.placement.nodes and not view.hosting.surplus:
+        return {}
     sources = {move.source for move in decision.moves.values()}
     patched: dict[str, Failure | None] = {}
-    for subnet in sorted(view.subnets, key=lambda subnet: (subnet.name not in sources, subnet.name)):
-        kept = _without(subnet, _leaving(view, decision, subnet.name)).egress_ips
-        coming = _coming(decision, subnet.name, patched)
-        if not coming and kept == subnet.egress_ips:
-            continue
-        egress_ips = [*kept, *map(str, coming)]
-        patch = {"metadata": {"resourceVersion": subnet.resource_version}, "egressIPs": egress_ips}
-        try:
-            context.cluster.patch(Kind.HOST_SUBNET, subnet.name, patch)
-            patched[subnet.name] = None
-        except (ConflictError, NotFoundError, RefusedError) as error:
-            _log.warning("HostSubnet not patched", node=subnet.name, error=str(error))
-            patched[subnet.name] = error
+    with context.ledger.exclusively(PATCHING, LOCK_SECONDS):
+        for subnet in sorted(view.subnets, key=lambda subnet: (subnet.name not in sources, subnet.name)):
+            kept = _without(subnet, _leaving(view, decision, subnet.name)).egress_ips
+            coming = _coming(decision, subnet.name, patched)
+            if not coming and kept == subnet.egress_ips:
+                continue
+            egress_ips = [*kept, *map(str, coming)]
+            patch = {"metadata": {"resourceVersion": subnet.resource_version}, "egressIPs": egress_ips}
+            try:
+                written = context.cluster.patch(Kind.HOST_SUBNET, subnet.name, patch)
+                patched[subnet.name] = None
+            except (ConflictError, NotFoundError, RefusedError) as error:
+                _log.warning("HostSubnet not patched", node=subnet.name, error=str(error))
+                patched[subnet.name] = error
+            else:
+                context.ledger.remember(own_patch(subnet.name), written["metadata"]["resourceVersion"], OWN_SECONDS)
     return patched
+
+
+def own_patch(node: str) -> str:
+    """Under what the version is kept to which this last patched a node's HostSubnet."""
+    return f"patched:{node}"
 
 
 def _leaving(view: _View, decision: _Decision, node: str) -> set[Address]:

@@ -15,7 +15,7 @@ from egress.operations import TransientError
 from egress.planning import Plan
 from egress.replanning import Desired, Objects, Scope, Table, changes_of, conflicts_of
 from egress.table import NodeReport, Steering, lagging, only_claimants, row_key
-from workers import census, failover, status
+from workers import census, failover, placing, status, stillness
 from workers.confirming import Confirmed, confirm
 from workers.context import Context
 from workers.status import Seen
@@ -26,6 +26,8 @@ LOCK_SECONDS = 10.0
 """How long a killed publisher keeps the others waiting. One that takes longer is refused by its change number."""
 MOST_TRIES = 3
 """How often a view may turn out to be too old before all objects are listed."""
+MOST_OPERATIONS = 20
+"""How many admissions a line of the log names at most whose rows it is about."""
 LATE_AT_A_TIME = 16
 """One node that lags is enough to know: so many are asked for their whole reports at a time."""
 
@@ -54,6 +56,8 @@ class _Told:
     seen: Seen
     looks: str
     """What placement sees of the nodes' reports."""
+    nothing: bool
+    """Whether nothing was written, and no namespace waits for the nodes."""
 
 
 def run(context: Context) -> int:
@@ -62,7 +66,7 @@ def run(context: Context) -> int:
     One run at a time, and a run whose table was changed under it starts over: an older view never overwrites a newer.
     What this process has planned before it does not plan again; a process without memory plans everything.
     """
-    context.ledger.check_free("place")  # half of a placement would make one pass more for every node
+    context.ledger.check_free(placing.PATCHING)  # half of a placement would make one pass more for every node
     with context.memory.alone():
         told = _publish(context)
     census.take(context, told.all_claims, len(told.seen.plan.conflicts))
@@ -71,6 +75,7 @@ def run(context: Context) -> int:
         left = status.update(context, told.claims, told.seen)
     finally:
         context.memory.leave(left.names)
+    stillness.note(context, stillness.PUBLISH, nothing=told.nothing and left == status.Left(set(), soon=False))
     if left.soon:
         context.ask(PUBLISH_TASK, delay=context.settings.status_interval / 2)
     if told.seen.unplaced and context.ledger.is_news("reports", told.looks):
@@ -111,7 +116,8 @@ def _publish(context: Context) -> _Told:
     claims = [claim for _, claim in sorted(planned.objects.claims.items())]
     planner.settle()
     looks = _looks_of(planner.reports) if unplaced else ""
-    return _Told(len(planned.changes), claims, list(planner.claims.values()), seen, looks)
+    nothing = not planned.changes and bool(planned.epoch) and not planned.promised
+    return _Told(len(planned.changes), claims, list(planner.claims.values()), seen, looks, nothing)
 
 
 def _look(context: Context) -> Mapping[Address, str]:
@@ -181,7 +187,9 @@ def _write(context: Context, planned: _Planned) -> None:
     number = context.ledger.publish(planned.changes, expected=memory.change, epoch=epoch)
     if number is None:
         raise TransientError("the table changed while it was read")
-    _log.info("published", change=number, rows=len(planned.changes), new_table=bool(epoch))
+    known_as = sorted({row.operation for row in planned.changes.values() if row is not None and row.operation})
+    facts = {"operations": known_as[:MOST_OPERATIONS]} if known_as else {}
+    _log.info("published", change=number, rows=len(planned.changes), new_table=bool(epoch), **facts)
     context.ledger.done_with("rebuild")
     # A node that is not nudged reads the table by its clock.
     first = only_claimants(planned.changes, planner.rows, planner.lost) if not epoch else None

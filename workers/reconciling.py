@@ -19,25 +19,33 @@ from egress.objects import CREATED_ANNOTATION, EgressAddress, HostSubnet, Namesp
 from egress.operations import PermanentError, Step
 from egress.stock import Stock
 from egress.table import NodeReport
-from workers import makers, pooling
+from workers import makers, pooling, stillness
 from workers.adopting import addresses_in
 from workers.context import Context, holder_of_broken, readable
 from workers.status import UPDATE_SECONDS
 
 _log = structlog.get_logger()
+_QUARANTINES = "quarantines"
 
 
 def reconcile(context: Context) -> int:
     """Rebuilds the ledger's index from the objects and starts work wherever something is not as it should be.
 
     Gives the number of namespaces that work was started for. One run at a time: an older list of pools never
-    overwrites a newer.
+    overwrites a newer. Where nothing can have changed since the last time, only the nodes and the ticket systems are
+    looked after.
     """
     with context.ledger.exclusively("reconcile"):
-        return _reconcile(context)
+        before = stillness.view(context)
+        if stillness.is_still(context, before):
+            context.ask(FAILOVER_TASK)
+            for profile in stillness.profiles(context):
+                context.ask(TICKETS_TASK, profile)
+            return 0
+        return _reconcile(context, before)
 
 
-def _reconcile(context: Context) -> int:
+def _reconcile(context: Context, before: str) -> int:
     rebuilding = not context.ledger.is_ready()
     listed_at = context.ledger.now()
     pool_items = context.cluster.list(Kind.EGRESS_POOL).items
@@ -61,13 +69,17 @@ def _reconcile(context: Context) -> int:
     unsettled = _unsettled(namespaces, claims, bindings, stock)
     for name in sorted(unsettled):
         context.ask(NAMESPACE_TASK, name)
+    stillness.begin_reconcile(context)
     context.ask(FAILOVER_TASK)  # who never said that it lives, and who is silent though nobody said so
     context.ask(PLACE_TASK)
     context.ask(PUBLISH_TASK)
-    profiles = {pool.name: pool.ticket_profile for pool in offer.pools}
-    for profile in sorted({tickets.profile_of(claim, profiles.get(claim.pool, "")) for claim in claims} - {""}):
+    by_pool = {pool.name: pool.ticket_profile for pool in offer.pools}
+    profiles = frozenset(tickets.profile_of(claim, by_pool.get(claim.pool, "")) for claim in claims) - {""}
+    for profile in sorted(profiles):
         context.ask(TICKETS_TASK, profile)
-    pooling.mark(context, claims, namespaces, stock, time.monotonic() + UPDATE_SECONDS)
+    marked = pooling.mark(context, claims, namespaces, stock, time.monotonic() + UPDATE_SECONDS)
+    nothing = marked and not unsettled and not rebuilding
+    stillness.note_reconcile(context, before, nothing=nothing, profiles=profiles)
     return len(unsettled)
 
 
@@ -118,9 +130,17 @@ def _end_quarantines(context: Context) -> int:
     How many were given back.
     """
     now = time.time()
+    changes = context.ledger.changes_seen()
+    seen = changes.get(Kind.EGRESS_ADDRESS.label, 0) if changes is not None else None
+    if seen is not None and _none_is_over(context, seen, now):
+        return 0
     claims = context.egress_addresses()
-    over = [claim for claim in claims if claim.phase is Phase.QUARANTINED and claim.quarantined_until <= now]
+    waiting = [claim for claim in claims if claim.phase is Phase.QUARANTINED]
+    over = [claim for claim in waiting if claim.quarantined_until <= now]
     if not over:
+        first = min((claim.quarantined_until for claim in waiting), default=now + context.settings.full_interval)
+        if seen is not None:
+            context.ledger.remember(_QUARANTINES, f"{seen} {first}", context.settings.full_interval)
         return 0
     ended = 0
     maker = makers.of(context)
@@ -154,6 +174,12 @@ def _end_quarantines(context: Context) -> int:
         )
         ended += 1
     return ended
+
+
+def _none_is_over(context: Context, seen: int, now: float) -> bool:
+    """Whether no EgressAddress has changed since all were last looked at, and the first to be free is not yet."""
+    counted, _, first = context.ledger.recall(_QUARANTINES).partition(" ")
+    return counted == str(seen) and now < float(first)
 
 
 def _owing(context: Context, claims: Iterable[EgressAddress]) -> set[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -23,6 +25,7 @@ from egress.messages import (
     CONTROL_QUEUE,
     FAILOVER_TASK,
     NAMESPACE_TASK,
+    NAMESPACES_TASK,
     NUDGE_EXPIRES,
     NUDGE_TASK,
     PLACE_TASK,
@@ -32,6 +35,7 @@ from egress.messages import (
     TICKETS_EXPIRES,
     TICKETS_TASK,
     celery_config,
+    hint_key,
     sending_config,
 )
 from egress.operations import BACKOFF_BASE, Outcome, PermanentError, Step, TransientError, backoff, outcome_of
@@ -44,10 +48,19 @@ from workers.ticketing.systems import Systems
 
 _log = structlog.get_logger()
 _jitter = random.SystemRandom()
-REST_RATIO, REST_AT_MOST = 6.0, 2.0
-BUSY_SECONDS = 0.1
+FEW, LIGHT_SECONDS = 2, 0.1
+"""A run that changed no more than that, and took no longer, is not followed by a rest."""
+REST_RATIO, REST_RATIO_FEW = 4.0, 1.0
+REST_AT_LEAST, REST_AT_MOST = 0.5, 2.0
+"""How long a rest is, by how long the run took; in seconds where it changed more than a few."""
+BATCH, BATCH_SECONDS, BATCHES, BATCH_GUARD_SECONDS = 4, 0.25, 3, 5.0
+"""How many namespaces a run takes at a time, for how long it goes on, how many runs one process makes at once, which
+leaves room for `place` and `publish`; and how long an ask for a run that was lost keeps others from asking."""
 MOST_TRACEBACK = 8000
 """How many characters of a traceback a history keeps, the last."""
+PATIENCE_SECONDS = 0.25
+RESTING = frozenset((PLACE_TASK, PUBLISH_TASK))
+"""What rests after a long run."""
 PAUSABLE = frozenset((NAMESPACE_TASK, PLACE_TASK, FAILOVER_TASK, SWEEP_TASK))
 """What is not done while somebody has paused the automation: all that decides. The nodes go on following the objects,
 and the firewall team is told. What is left undone the reconcile finds once the pause is over."""
@@ -74,6 +87,7 @@ def create_celery() -> Celery:
     setup_logging.connect(_keep_logging, weak=False)
     for name, run in _TASKS.items():
         _register(app, name, run)
+    _register_namespaces(app)
     return app
 
 
@@ -86,16 +100,26 @@ def _keep_logging(**_: object) -> None:
     """Celery sets logging up by itself unless somebody listens here; `egress.logs` has done it."""
 
 
-def sender(redis_url: str) -> Callable[[str, list[Any], str, float], None]:
-    """A function that puts a task into a queue. TransientError if the broker is away."""
+def sender(redis_url: str, ledger: Ledger | None = None) -> Callable[[str, list[Any], str, float], None]:
+    """A function that puts a task into a queue. TransientError if the broker is away.
+
+    With a `ledger` a namespace's task that is to run now goes into its list, and one message asks for the whole list.
+    """
     app = Celery("hawse-sender", set_as_current=False)
     app.conf.update(sending_config(redis_url))
 
     def send(task: str, arguments: list[Any], queue: str, delay: float = 0.0) -> None:
+        if task == NAMESPACE_TASK and ledger is not None and not delay:
+            ledger.queue_namespace(*arguments)
+            if not ledger.first_to(NAMESPACES_TASK, BATCH_GUARD_SECONDS):
+                return
+            task, arguments = NAMESPACES_TASK, []
         expires = {NUDGE_TASK: NUDGE_EXPIRES, TICKETS_TASK: TICKETS_EXPIRES}.get(task)
         try:
             app.send_task(task, args=arguments, queue=queue, countdown=delay or None, expires=expires, retry=False)
         except (OperationalError, OSError) as error:
+            if task == NAMESPACES_TASK and ledger is not None:
+                ledger.done_with(NAMESPACES_TASK)
             raise TransientError(f"the broker is away: {error}") from error
 
     return send
@@ -105,9 +129,9 @@ def sender(redis_url: str) -> Callable[[str, list[Any], str, float], None]:
 def make_context(app: Celery) -> Context:
     """The process's one context: connections are opened when they are first needed."""
     current = settings_module.load()
-    cluster = Cluster(current.kubeconfig)
-    network = Detector(cluster, current.network)
-    return Context(current, Ledger(current.redis_url), cluster, sender(current.redis_url), network=network)
+    ledger, cluster = Ledger(current.redis_url), Cluster(current.kubeconfig)
+    send, network = sender(current.redis_url, ledger), Detector(cluster, current.network)
+    return Context(current, ledger, cluster, send, patience=PATIENCE_SECONDS, network=network)
 
 
 @cache
@@ -131,17 +155,24 @@ def _namespace(context: Context, name: str) -> None:
     namespaces.converge(context, name)
 
 
-def _rested(what: str, run: Callable[[Context], object]) -> Callable[[Context], None]:
-    """`run`, then a rest in proportion to what it took: in a burst one run then does the work of many, and most of the
-    time is for the single namespaces. A change that comes alone is worked on at once."""
+def _rested(what: str, run: Callable[[Context], int]) -> Callable[[Context], None]:
+    """`run`, which gives how much it changed, and then a rest: in a burst one run does the work of many, and most of
+    the time is for the single namespaces. A change that comes alone is worked on at once, and what follows from it."""
 
     def rested(context: Context) -> None:
-        context.ledger.check_rested(what)
         began = time.monotonic()
-        run(context)
-        context.ledger.rest(what, min(REST_RATIO * (time.monotonic() - began), REST_AT_MOST))
+        seconds = rest_after(run(context), time.monotonic() - began)
+        if seconds:
+            context.ledger.rest(what, seconds)
 
     return rested
+
+
+def rest_after(changed: int, took: float) -> float:
+    """For how many seconds nobody does what changed so much and took so many seconds. Pure."""
+    if changed <= FEW:
+        return min(REST_RATIO_FEW * took, REST_AT_MOST) if took > LIGHT_SECONDS else 0.0
+    return min(max(REST_RATIO * took, REST_AT_LEAST), REST_AT_MOST)
 
 
 def _reconcile(context: Context) -> None:
@@ -178,40 +209,112 @@ _TASKS: dict[str, Callable[..., None]] = {
 def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
     @app.task(name=name, bind=True, max_retries=None, shared=False)  # of this application alone
     def task(self: Task[..., None], *arguments: str) -> None:
-        attempt = self.request.retries + 1
-        structlog.contextvars.unbind_contextvars("operation")  # of the task that this thread ran before
-        with (
-            structlog.contextvars.bound_contextvars(task=name, task_id=self.request.id, arguments=list(arguments)),
-            metrics.attempt(name) as measured,
-        ):
-            try:
-                context = make_context(app)
-                # Before anything is read: whoever asks from now on may have seen what this run will not.
-                context.ledger.done_with(":".join((name, *arguments)))
-                if name in PAUSABLE and (why := make_pause(app).why()):
-                    measured.outcome = None  # it was not tried
-                    _log.info("not done: the automation is paused", why=why)
-                    return
-                run(context, *arguments)
-                measured.outcome = Outcome.DONE
-            except BusyError:
+        attempt, delayed = self.request.retries + 1, self.request.eta is not None
+        if name == NAMESPACE_TASK and delayed and attempt == 1 and not _is_hinted(app, *arguments):
+            return
+        error, wait = _try(app, name, arguments, run, _Try(str(self.request.id), attempt, delayed=delayed))
+        if error is not None:
+            raise self.retry(countdown=wait, exc=error) from error
+
+
+def _is_hinted(app: Celery, namespace: str) -> bool:
+    """Whether the webhook's hint, which comes a moment after it was given, still counts: the watch is mostly faster."""
+    try:
+        return make_context(app).ledger.is_pending(hint_key(namespace))
+    except TransientError:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """Of which message, the how manieth, and whether it was not to run at once."""
+
+    message: str
+    attempt: int = 1
+    delayed: bool = False
+
+
+def _try(
+    app: Celery, name: str, arguments: Sequence[str], run: Callable[..., None], this: _Try
+) -> tuple[Exception | None, float]:
+    """Runs a task once. What it failed of, if it is to be tried again, and after how many seconds."""
+    structlog.contextvars.unbind_contextvars("operation")  # of the task that this thread ran before
+    with (
+        structlog.contextvars.bound_contextvars(task=name, task_id=this.message, arguments=list(arguments)),
+        metrics.attempt(name) as measured,
+    ):
+        try:
+            context = make_context(app)
+            if name in RESTING:
+                context.ledger.check_rested(name)
+            context.began(name, *arguments, delayed=this.delayed)
+            if name in PAUSABLE and (why := make_pause(app).why()):
                 measured.outcome = None  # it was not tried
-                try:
-                    context.ask(name, *arguments, delay=BUSY_SECONDS)
-                except TransientError as error:  # the broker is away, and would lose it
-                    raise self.retry(countdown=BACKOFF_BASE, exc=error) from error
-            except (TransientError, PermanentError) as error:
-                outcome = measured.outcome = outcome_of(error, attempt)
-                note(app, name, arguments, error, outcome, attempt)
-                if outcome is not Outcome.RETRY:
-                    _log.error("gave up", error=str(error), attempt=attempt)
-                    return
-                wait = backoff(attempt, _jitter)
-                _log.warning("tries again", error=str(error), attempt=attempt, wait=round(wait, 2))
-                raise self.retry(countdown=wait, exc=error) from error
-            except Exception as error:
-                note(app, name, arguments, error, Outcome.GAVE_UP, attempt)
-                raise
+                _log.info("not done: the automation is paused", why=why)
+                return None, 0.0
+            run(context, *arguments)
+            measured.outcome = Outcome.DONE
+        except BusyError as busy:
+            measured.outcome = None  # it was not tried
+            try:
+                context.ask_again(name, *arguments, delay=busy.seconds, delayed=this.delayed)
+            except TransientError as error:  # the broker is away, and would lose it
+                return error, BACKOFF_BASE
+        except (TransientError, PermanentError) as error:
+            outcome = measured.outcome = outcome_of(error, this.attempt)
+            note(app, name, arguments, error, outcome, this.attempt)
+            if outcome is not Outcome.RETRY:
+                _log.error("gave up", error=str(error), attempt=this.attempt)
+                return None, 0.0
+            wait = backoff(this.attempt, _jitter)
+            _log.warning("tries again", error=str(error), attempt=this.attempt, wait=round(wait, 2))
+            return error, wait
+        except Exception as error:
+            note(app, name, arguments, error, Outcome.GAVE_UP, this.attempt)
+            raise
+    return None, 0.0
+
+
+def _register_namespaces(app: Celery) -> None:
+    at_once = threading.BoundedSemaphore(BATCHES)
+
+    @app.task(name=NAMESPACES_TASK, bind=True, max_retries=None)
+    def task(self: Task[..., None]) -> None:
+        """Works through the list for a moment, unless enough others do. What was taken and not worked on, because this
+        process ended, the reconcile finds again."""
+        try:
+            context = make_context(app)
+            context.ledger.done_with(NAMESPACES_TASK)
+            if not at_once.acquire(blocking=False):
+                return
+            try:
+                _work_through(app, context, str(self.request.id))
+            finally:
+                at_once.release()
+            if context.ledger.namespaces_wait():
+                context.ask(NAMESPACES_TASK)
+        except TransientError as error:
+            raise self.retry(countdown=BACKOFF_BASE, exc=error) from error
+
+
+def _work_through(app: Celery, context: Context, message: str) -> None:
+    until = time.monotonic() + BATCH_SECONDS
+    while time.monotonic() < until and (names := context.ledger.next_namespaces(BATCH)):
+        if len(names) == BATCH:
+            context.ask(NAMESPACES_TASK)  # another thread, or another worker, may help
+        for name in names:
+            _one_of_many(app, name, message)
+
+
+def _one_of_many(app: Celery, name: str, message: str) -> None:
+    """One namespace of the list. Where it is to be tried again, a message of its own says so."""
+    try:
+        error, wait = _try(app, NAMESPACE_TASK, [name], _namespace, _Try(message))
+    except Exception:  # noqa: BLE001 - it must not stop the others; its history has it
+        _log.exception("failed", namespace=name)
+        return
+    if error is not None:
+        app.send_task(NAMESPACE_TASK, args=[name], queue=CONTROL_QUEUE, countdown=wait, retries=1)
 
 
 def note(app: Celery, task: str, arguments: Sequence[str], error: Exception, outcome: Outcome, attempt: int) -> None:

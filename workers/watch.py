@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
@@ -16,12 +16,14 @@ from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_
 from egress.objects import CREATED_ANNOTATION, MOVE_ANNOTATION, RETRY_TICKET_ANNOTATION
 from egress.operations import PermanentError, TransientError, backoff
 from egress.ovn import OWN_LABEL, is_own
-from workers import metrics
+from workers import metrics, placing
 from workers.context import Context
 from workers.leader import Crew
 
 _log = structlog.get_logger()
 _jitter = random.SystemRandom()
+SAY_SECONDS = 5.0
+"""How often it is said that every change is counted; without a word for three times as long nobody believes it."""
 
 
 def tasks_for(kind: Kind, change: Change) -> list[tuple[str, ...]]:
@@ -82,10 +84,15 @@ class Watcher:
         self._context = context
         self._known: dict[str, object] = {}
         self._listed = False
+        self._broken = False
 
     def verdict(self) -> str | None:
         """Why nothing is known of this kind yet; None once it was listed."""
         return None if self._listed else f"{self.kind.path()} is not listed yet"
+
+    def hears(self) -> bool:
+        """Whether the last attempt to hear of changes succeeded."""
+        return self._listed and not self._broken
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`. Whatever fails is tried again: from where the watch was, or from a new list."""
@@ -97,20 +104,23 @@ class Watcher:
                     self._context.ask(RECONCILE_TASK)  # a list may hide any number of changes
                     _log.info("listed", kind=self.kind.name, resource_version=version)
                     self._listed = True
+                    self._context.ledger.count_change(self.kind.label)
+                    self._broken = False
                 for change in self._context.cluster.watch(self.kind, version):
-                    failures = 0
+                    failures, self._broken = 0, False
                     if not change.bookmark:
                         metrics.watch_events.labels(self.kind.label).inc()
                         self._handle(change)
                     version = change.resource_version
                     if stop.is_set():
                         return
+                self._broken = False  # it ended as it should, perhaps because there was nothing to say
             except GoneError:
                 metrics.watch_restarts.labels(self.kind.label).inc()
                 _log.info("watch too old, listing again", kind=self.kind.name)
                 version = ""
             except (TransientError, PermanentError) as error:
-                failures += 1
+                failures, self._broken = failures + 1, True
                 metrics.watch_restarts.labels(self.kind.label).inc()
                 wait = backoff(min(failures, 6), _jitter)
                 _log.warning("watch broke", kind=self.kind.name, error=str(error), wait=round(wait, 2))
@@ -119,11 +129,21 @@ class Watcher:
     def _handle(self, change: Change) -> None:
         if self.kind in (Kind.NODE, Kind.EGRESS_POOL) and not self._is_news(change):
             return
+        self._context.ledger.count_change(self.kind.label)  # first: whoever looks from now on knows that there is more
         tasks = tasks_for(self.kind, change)
         if (PUBLISH_TASK,) in tasks:
             self._context.saw(self.kind, change.resource_version)
         for task, *arguments in tasks:
-            self._context.ask(task, *arguments)
+            if not (task == PLACE_TASK and self._is_placements(change)):
+                self._context.ask(task, *arguments)
+
+    def _is_placements(self, change: Change) -> bool:
+        """Whether this is what placement itself wrote: it knows. Each run would else bring about another that finds
+        nothing."""
+        if self.kind is not Kind.HOST_SUBNET or change.deleted:
+            return False
+        written = self._context.ledger.recall(placing.own_patch(change.manifest["metadata"]["name"]))
+        return written == change.resource_version
 
     def _is_news(self, change: Change) -> bool:
         """Whether it may give work to anybody.
@@ -145,7 +165,17 @@ class Watcher:
         return change.deleted or known != look
 
 
-def start_all(watchers: Iterable[Watcher], crew: Crew, stop: threading.Event) -> None:
-    """One thread for each, until `stop`."""
+def start_all(watchers: Sequence[Watcher], context: Context, crew: Crew, stop: threading.Event) -> None:
+    """One thread for each, until `stop`, and one that says that all of them hear."""
     for watcher in watchers:
         crew.start(f"watch-{watcher.kind.label}", partial(watcher.run, stop))
+    crew.start("watching", partial(_say_so, watchers, context, stop))
+
+
+def _say_so(watchers: Sequence[Watcher], context: Context, stop: threading.Event) -> None:
+    while not stop.wait(SAY_SECONDS):
+        try:
+            if all(watcher.hears() for watcher in watchers):
+                context.ledger.watching(3 * SAY_SECONDS)
+        except TransientError as error:
+            _log.info("cannot say that changes are counted", error=str(error))

@@ -86,6 +86,12 @@ class Broker:
         self.kill()
         self.start()
 
+    @property
+    def process(self) -> guarded.Guarded:
+        """The server, once it runs."""
+        assert self._process is not None  # noqa: S101
+        return self._process
+
     def alive(self) -> bool:
         return self._process is not None and self._process.alive()
 

@@ -38,7 +38,8 @@ class Maker(Protocol):
         returning: bool,
     ) -> bool:
         """Lets the namespace leave with `addresses` and what an admin has set by hand, without `former` ones, in one
-        write. Whether it wrote. `there` is its binding; `returning` says that it had a claim before.
+        write, and asks for publishing what it wrote. Whether it wrote. `there` is its binding; `returning` says that
+        it had a claim before.
 
         PermanentError where it cannot be, until somebody changes something; TransientError where it cannot be yet.
         """

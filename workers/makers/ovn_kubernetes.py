@@ -90,6 +90,7 @@ class OvnKubernetes:
         if item is not None and list(item.egress_ips) == wanted and item.only == namespace.name:
             return False
         _write(context, item, namespace.name, wanted)
+        context.ask(PUBLISH_TASK)
         told = ", ".join(str(address) for address in addresses if str(address) in wanted)
         if told:
             context.record(Step.BIND, namespace.name, address=told.replace(" ", ""))

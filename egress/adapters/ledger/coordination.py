@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -18,6 +18,8 @@ from egress.operations import StepRecord, TransientError
 HISTORY_PER_NAMESPACE = 100
 _log = structlog.get_logger()
 _STEP = msgspec.json.Decoder(StepRecord)
+_NO_KEY = -2
+"""What Redis gives as the time that a key has left which is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,33 @@ class Census:
 _CENSUS = msgspec.json.Decoder(Census)
 
 
+LOCK_LOOK_SECONDS = 0.015
+"""After how long to look whether a lock is free: most runs are over by then."""
+
+
+class _NodeFacts(msgspec.Struct, frozen=True):
+    link: str = ""
+    problem: str = ""
+    carrier: bool = True
+    gateways: tuple[str, ...] = ()
+
+
+_FACTS = msgspec.json.Decoder(_NodeFacts)
+
+
+def _facts(text: str | None) -> object:
+    try:
+        return _FACTS.decode(text) if text else None
+    except msgspec.DecodeError:
+        return text  # another version's: whatever it says now, it is different then
+
+
 class BusyError(TransientError):
-    """Somebody else is at it, or has just been: it is done, or to be asked for again in a moment."""
+    """Somebody else is at it, or has just been: it is done, or to be asked for again in `seconds`."""
+
+    def __init__(self, message: str, seconds: float = LOCK_LOOK_SECONDS) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class Coordination(Connection):
@@ -92,18 +119,47 @@ class Coordination(Connection):
     def check_rested(self, what: str) -> None:
         """BusyError while `what` rests."""
         with away():
-            if self._redis.exists(f"hawse:rest:{what}"):
-                raise BusyError(f"{what} rests")
+            left = int(self._redis.pttl(f"hawse:rest:{what}"))
+        if left != _NO_KEY:
+            raise BusyError(f"{what} rests", max(1, left) / 1000)
 
     def first_to(self, what: str, seconds: float) -> bool:
         """True for the first who asks for `what` until `done_with` or `seconds` later: several asks become one."""
         with away():
             return bool(self._redis.set(f"hawse:pending:{what}", "1", nx=True, px=max(1, int(seconds * 1000))))
 
-    def done_with(self, what: str) -> None:
-        """Lets the next ask for `what` through. Call it before reading what the work depends on."""
+    def is_pending(self, what: str) -> bool:
+        """Whether somebody has asked for `what`, and nobody is done with it yet."""
         with away():
-            self._redis.delete(f"hawse:pending:{what}")
+            return bool(self._redis.exists(f"hawse:pending:{what}"))
+
+    def queue_namespace(self, name: str) -> None:
+        """Puts a namespace at the end of the list of those that wait for their task."""
+        with away():
+            self._redis.rpush("hawse:waiting", name)
+
+    def next_namespaces(self, number: int) -> list[str]:
+        """Takes up to `number` namespaces off that list; nobody else gets them."""
+        with away():
+            return list(self._redis.lpop("hawse:waiting", number) or ())
+
+    def lengths(self, lists: Sequence[str]) -> list[int]:
+        """How long each of these lists of the broker is."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for name in lists:
+            pipeline.llen(name)
+        with away():
+            return [int(length) for length in pipeline.execute()]
+
+    def namespaces_wait(self) -> bool:
+        """Whether any namespace is on that list."""
+        with away():
+            return bool(self._redis.exists("hawse:waiting"))
+
+    def done_with(self, *what: str) -> None:
+        """Lets the next ask for each of `what` through. Call it before reading what the work depends on."""
+        with away():
+            self._redis.delete(*(f"hawse:pending:{each}" for each in what))
 
     def is_news(self, what: str, value: str) -> bool:
         """Whether `what` had another value, or none, when this was last asked."""
@@ -127,6 +183,34 @@ class Coordination(Connection):
         """What is kept under `what`, or "" if nothing is any more."""
         with away():
             return self._redis.get(f"hawse:note:{what}") or ""
+
+    def forget(self, *what: str) -> None:
+        """Keeps nothing under any of `what` any more."""
+        with away():
+            self._redis.delete(*(f"hawse:note:{each}" for each in what))
+
+    def count_change(self, kind: str) -> None:
+        """Counts a change of an object of `kind`."""
+        with away():
+            self._redis.hincrby("hawse:seen-changes", kind, 1)
+
+    def watching(self, seconds: float) -> None:
+        """Says that for the next `seconds` every change is counted."""
+        with away():
+            self._redis.set("hawse:watching", "1", px=max(1, int(seconds * 1000)))
+
+    def changes_seen(self) -> Mapping[str, int] | None:
+        """How many changes of each kind were counted so far; None while nobody counts."""
+        with away():
+            watching, seen = self._redis.pipeline().get("hawse:watching").hgetall("hawse:seen-changes").execute()
+        return {kind: int(number) for kind, number in seen.items()} if watching else None
+
+    def node_facts(self) -> str:
+        """What the runners said of their nodes last, but for the addresses: the same text while they say the same."""
+        with away():
+            names = sorted(self._redis.hkeys("hawse:beat-ips"))
+            texts = self._redis.mget([f"hawse:node:{name}" for name in names]) if names else []
+        return repr([(name, _facts(text)) for name, text in zip(names, texts, strict=True)])
 
     def set_unplaced(self, reasons: Mapping[Address, str]) -> None:
         """Replaces what is known of the addresses that no node can host, and why."""

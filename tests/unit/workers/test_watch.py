@@ -98,6 +98,11 @@ class _Asked:
 
     def __init__(self) -> None:
         self.tasks: list[str] = []
+        self.ledger = self
+        self.changes = 0
+
+    def count_change(self, _: str) -> None:
+        self.changes += 1
 
     def ask(self, task: str, *_: str) -> None:
         self.tasks.append(task)
@@ -109,7 +114,9 @@ def test_only_what_placement_looks_at_is_news_of_a_node() -> None:
 
     def seen(*, deleted: bool = False, **fields: Any) -> bool:
         asked.tasks.clear()
+        before = asked.changes
         watcher._handle(change("n1", deleted=deleted, **fields))
+        assert (asked.changes > before) == bool(asked.tasks)
         return asked.tasks == [PLACE_TASK]
 
     ready = {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "x"}]}
