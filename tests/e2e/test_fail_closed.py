@@ -20,8 +20,9 @@ pytestmark = [
 
 PYTHON = Path(sys.executable)
 KILLER = Path(__file__).with_name("killing_runner.py")
-TO_WEB = "dst host 192.168.1.5 and (tcp or udp)"
-"""What the pods send. A node's own ICMP, in answer to late replies to a released address, is not theirs."""
+TO_WEB = "dst host 192.168.1.5 and (tcp or udp) and ip[8] < 64"
+"""What the pods send: it has been routed, which takes one off its TTL of 64. A node's own answers to late replies, ICMP
+where an address was released and a reset where a connection was ended, are not theirs."""
 
 
 def leaks(packets: list[Packet], stack: Stack) -> list[Packet]:

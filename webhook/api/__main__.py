@@ -37,6 +37,7 @@ def main() -> None:
     """Serve address lists and callbacks. Everything is set by environment variables; docs/settings.md lists them."""
     try:
         current = settings.load()
+        logs.configure(current, "api")  # before anybody logs: a line in another form could be anybody's
         ProfilesFile(current.ticket_profiles)
         with suppress(TransientError):  # the API server is away: it is asked again when somebody looks
             Detector(Cluster(current.kubeconfig), current.network)()
@@ -44,7 +45,6 @@ def main() -> None:
         raise click.UsageError(str(error)) from None
     if bool(current.tls_cert) != bool(current.tls_key):
         raise click.UsageError("HAWSE_TLS_CERT and HAWSE_TLS_KEY go together: set both, or none for plain HTTP")
-    logs.configure(current, "api")
     multiprocessing.set_start_method("fork")  # the serving processes share a socket with this one
     pair = Pair(Path(current.tls_cert), Path(current.tls_key)) if current.tls_cert else None
     end = threading.Event()
