@@ -348,8 +348,9 @@ class Programmer:
         return found
 
     def _read(self) -> Found:
-        with ThreadPoolExecutor(2) as pool:
-            return self._start_reading(pool)(self._drivers.links.read())
+        with ThreadPoolExecutor(3) as pool:
+            reading, addresses = self._start_reading(pool), pool.submit(self._drivers.links.read)
+            return replace(reading(frozenset()), addresses=addresses.result())  # a missing bridge is said first
 
     def _apply(self, step: Change) -> tuple[dict[Address, Refusal], dict[Address, Refusal]]:
         """Carries out `step` in its order; the addresses that could not be added, those that could not be removed, and

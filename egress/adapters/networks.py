@@ -9,6 +9,7 @@ import structlog
 
 from egress.adapters.cluster import Cluster, Kind, RefusedError
 from egress.networks import Network, NetworkError, Signs, choose
+from egress.operations import TransientError
 
 _log = structlog.get_logger()
 
@@ -39,10 +40,15 @@ class Detector:
         self._found: Network | None = Network.RUNNER if wish == Network.RUNNER else None
 
     def __call__(self) -> Network:
-        """The network. NetworkError if none applies, or two; TransientError while the API server is away."""
+        """The network. NetworkError if none applies, or two; TransientError while the API server is away, or does not
+        let this process ask: for some seconds after its start it knows of nobody's rights."""
         with self._lock:
             if self._found is None:
-                self._found = choose(self._wish, read_signs(self._cluster))
+                try:
+                    signs = read_signs(self._cluster)
+                except RefusedError as error:
+                    raise TransientError(f"the API server does not say who programs the nodes: {error}") from error
+                self._found = choose(self._wish, signs)
                 _log.info("network", network=self._found.value, wish=self._wish)
             return self._found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -134,14 +135,15 @@ class Coordination(Connection):
             return bool(self._redis.exists(f"hawse:pending:{what}"))
 
     def queue_namespace(self, name: str) -> None:
-        """Puts a namespace at the end of the list of those that wait for their task."""
+        """Has a namespace wait for its task, behind all that wait already. One that waits keeps its place: its task
+        looks at everything, however often it was asked for."""
         with away():
-            self._redis.rpush("hawse:waiting", name)
+            self._redis.zadd("hawse:waiting", {name: time.time()}, nx=True)
 
     def next_namespaces(self, number: int) -> list[str]:
-        """Takes up to `number` namespaces off that list; nobody else gets them."""
+        """Takes up to `number` of those that have waited longest; nobody else gets them."""
         with away():
-            return list(self._redis.lpop("hawse:waiting", number) or ())
+            return [name for name, _ in self._redis.zpopmin("hawse:waiting", number)]
 
     def lengths(self, lists: Sequence[str]) -> list[int]:
         """How long each of these lists of the broker is."""
@@ -151,10 +153,10 @@ class Coordination(Connection):
         with away():
             return [int(length) for length in pipeline.execute()]
 
-    def namespaces_wait(self) -> bool:
-        """Whether any namespace is on that list."""
+    def waiting(self) -> int:
+        """How many namespaces wait for their task."""
         with away():
-            return bool(self._redis.exists("hawse:waiting"))
+            return int(self._redis.zcard("hawse:waiting"))
 
     def done_with(self, *what: str) -> None:
         """Lets the next ask for each of `what` through. Call it before reading what the work depends on."""

@@ -335,7 +335,8 @@ def test_the_document_describes_what_there_is(api: Api) -> None:
 def test_an_action_that_is_replayed_changes_nothing_more(
     api: Api, objects: Objects, path: str, body: Json, kind: str, name: str
 ) -> None:
-    objects.status(A, ticket={"profile": "desk", "serial": 1, "failed": "assigned", "failure": "422"})
+    objects.status(A, phase="Ready", ticket={"profile": "desk", "serial": 1, "failed": "assigned", "failure": "422"})
+    api.until(lambda: read(api, "/assignments?trouble=ticket")["total"] == 1)
 
     def version() -> str:
         found = objects.kube.get(kind, name)

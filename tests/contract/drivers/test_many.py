@@ -34,7 +34,7 @@ def holds(variant: str) -> tuple[str, str, str]:
     """Flows, rules and addresses as the tools print them, without counters."""
     flows = run("ovs-ofctl", "--no-names", "-O", "OpenFlow13", "--no-stats", "dump-flows", "br0", "table=100")
     rules = re.sub(r"^(#.*|(:\S+ \S+) \[.*)$", r"\2", run(f"iptables-{variant}-save"), flags=re.MULTILINE)
-    return flows, rules, run("ip", "-o", "address", "show", "dev", INTERFACE)
+    return flows, rules, run("ip", "-4", "-o", "address", "show", "dev", INTERFACE)
 
 
 def failing(change: RuleChange) -> None:

@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 
 from egress.adapters.ledger import Ledger, Offer, name_holder, request_holder
 from egress.addresses import parse_address
-from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, celery_config
+from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, celery_config, hint_key
 from egress.objects import EgressPool, Selector
 from egress.settings import Settings
 from lab.net.broker import Broker
@@ -432,7 +432,7 @@ def test_a_hint_is_sent_once_until_it_has_been_worked_on(create: Callable[..., A
     create()
     create()
     assert ledger._redis.llen(QUEUE) == 1
-    ledger.done_with(f"{NAMESPACE_TASK}:egress-test")
+    ledger.done_with(hint_key("egress-test"))
     create()
     assert ledger._redis.llen(QUEUE) == 2
 
