@@ -160,7 +160,7 @@ class Bench:
     def waiting(self) -> int:
         """How many tasks wait in the queues, and namespaces for theirs."""
         names = [f"hawse-broker:{queue}" for queue in (CONTROL_QUEUE, TABLE_QUEUE)]
-        return sum(self.ledger.lengths(names)) + self.ledger.waiting()
+        return sum(self.ledger.lengths(names)) + self.ledger.namespaces_waiting()
 
     def _processes(self) -> Mapping[str, Guarded]:
         return {**self.control.processes, **self._cluster.processes, "broker": self._broker.process}

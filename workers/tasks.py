@@ -291,7 +291,7 @@ def _register_namespaces(app: Celery) -> None:
                 _work_through(app, context, str(self.request.id))
             finally:
                 at_once.release()
-            if context.ledger.waiting():
+            if context.ledger.namespaces_waiting():
                 context.ask(NAMESPACES_TASK)
         except TransientError as error:
             raise self.retry(countdown=BACKOFF_BASE, exc=error) from error

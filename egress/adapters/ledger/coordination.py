@@ -153,7 +153,7 @@ class Coordination(Connection):
         with away():
             return [int(length) for length in pipeline.execute()]
 
-    def waiting(self) -> int:
+    def namespaces_waiting(self) -> int:
         """How many namespaces wait for their task."""
         with away():
             return int(self._redis.zcard("hawse:waiting"))

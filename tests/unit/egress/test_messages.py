@@ -9,6 +9,7 @@ from egress.operations import BACKOFF_CAP
 def test_task_names_are_versioned_and_stable() -> None:
     assert {name: getattr(messages, name) for name in dir(messages) if name.endswith("_TASK")} == {
         "NAMESPACE_TASK": "hawse.v1.namespace",
+        "NAMESPACES_TASK": "hawse.v1.namespaces",
         "PLACE_TASK": "hawse.v1.place",
         "FAILOVER_TASK": "hawse.v1.failover",
         "PUBLISH_TASK": "hawse.v1.publish",
