@@ -102,8 +102,13 @@ class ControlPlane:
             self._wait_for_webhook()
 
     @property
+    def has_api(self) -> bool:
+        """Whether `tickets` and `api` run."""
+        return bool(self.environment.get("HAWSE_TICKET_PROFILES"))
+
+    @property
     def _components(self) -> tuple[str, ...]:
-        return (*COMPONENTS, "tickets", "api") if self.environment.get("HAWSE_TICKET_PROFILES") else COMPONENTS
+        return (*COMPONENTS, "tickets", "api") if self.has_api else COMPONENTS
 
     @property
     def processes(self) -> Mapping[str, guarded.Guarded]:

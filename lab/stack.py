@@ -156,11 +156,11 @@ class Stack:
         return report is not None and report.at > since
 
     def hawse(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs the command `hawse` as a cluster admin."""
+        """Runs the command `hawse` as a cluster admin, with the API where there is one."""
         command = [str(RUNNER.with_name("hawse")), *arguments]
-        environment = {
-            **os.environ, "KUBECONFIG": str(self.cluster.kubeconfig), "HAWSE_SERVER": self.control.api_url,
-        }  # fmt: skip
+        environment = {**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)}
+        if self.control.has_api:
+            environment["HAWSE_SERVER"] = self.control.api_url
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     def lost(self) -> set[str]:
