@@ -8,12 +8,15 @@ looked at a moment ago, and of namespaces that it drops already, as they are bef
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from ipaddress import IPv4Address
+
+import structlog
 
 from bench.rows import Row, row_of
 from egress.addresses import Address
@@ -43,7 +46,12 @@ GOALS = {
 
 ME, NODE_IP, PREFIX = "node1", IPv4Address("10.20.0.1"), 16
 OTHERS: dict[str, Address] = {"node2": IPv4Address("10.20.0.2"), "node3": IPv4Address("10.20.0.3")}
-WHY: dict[tuple[str, str], str] = {}
+_WHOLE_TABLES = "legacy iptables reads and writes whole tables for a few rules (strace), and so does the floor"
+WHY = {
+    ("one less", "nft"): "iptables-nft-restore waits in close() after deletions (strace), and so does the floor",
+    ("one more", "legacy"): _WHOLE_TABLES,
+    ("one less", "legacy"): _WHOLE_TABLES,
+}
 _EXTRA = 0xFFFFF0
 _FIRST_ADDRESS, _FIRST_NETID = int(IPv4Address("10.20.16.0")), 0x10000
 _NO_WAITING = ProbeTiming(3, 0.0, 0.0)
@@ -55,10 +63,15 @@ def rows() -> Iterator[Row | str]:
     if os.geteuid():
         yield "the node is not measured: that needs root"
         return
-    for variant in VARIANTS:
-        for size in SIZES:
-            with host_node(variant, NODE_IP, PREFIX):
-                yield from _of(variant, size)
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # a line for each pass
+    try:
+        for variant in VARIANTS:
+            for size in SIZES:
+                with host_node(variant, NODE_IP, PREFIX):
+                    yield from _of(variant, size)
+    finally:
+        structlog.configure(**before)
 
 
 class Passes:
