@@ -26,10 +26,12 @@ Json = dict[str, Any]
 
 class Site:
     """All of it, below `directory`. Pool `prod` gives 192.168.1.97 and on to namespaces with the label `team: prod`;
-    pool `bank`, which wants an approval and whose ticket system is `desk`, 192.168.1.113 and on."""
+    pool `bank`, which wants an approval and whose ticket system is `desk`, 192.168.1.113 and on. `environment` is set
+    for every process of the control plane."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **environment: str) -> None:
         self._directory = directory
+        self._environment = environment
         self._stack = ExitStack()
         self.kube: Kube
         self.broker: Broker
@@ -71,7 +73,8 @@ class Site:
             directory / "control",
             redis_url=self.broker.unix_url,
             kubeconfigs=accounts.kubeconfigs(self.cluster.kubeconfig, directory),
-            environment={"HAWSE_TICKET_PROFILES": str(profiles), "HAWSE_ANONYMOUS": "true"},
+            environment={"HAWSE_TICKET_PROFILES": str(profiles), "HAWSE_ANONYMOUS": "true"}
+            | self._environment,
         )
         stack.callback(self.control.stop)
         stack.enter_context(self.nodes)
