@@ -155,8 +155,9 @@ class Bench:
         return self._cluster.etcd_socket
 
     def is_still(self) -> bool:
-        """Whether a reconcile has found nothing to do, and nothing has changed since."""
-        return bool(self.ledger.recall(stillness.RECONCILE)) and not self.waiting()
+        """Whether everything has been looked at, nothing was to be done, and nothing has changed since."""
+        noted = [self.ledger.recall(what) for what in (stillness.RECONCILE, stillness.PLACE, stillness.PUBLISH)]
+        return all(noted) and noted[0] == stillness.view(self.ledger) and not self.waiting()
 
     def waiting(self) -> int:
         """How many tasks wait in the queues, and namespaces for theirs."""

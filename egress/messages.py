@@ -26,6 +26,8 @@ NAMESPACE_TASK: Final = "hawse.v1.namespace"
 """(name): bring one namespace's claim and binding, or its release, to where it should be."""
 NAMESPACES_TASK: Final = "hawse.v1.namespaces"
 """(): run `namespace` for those that wait in the ledger's list: a message for each would cost as much as the work."""
+NAMESPACES_LATER: Final = f"{NAMESPACES_TASK}:later"
+"""What is pending while a message for `namespaces` waits that is for those whose turn is yet to come."""
 PLACE_TASK: Final = "hawse.v1.place"
 """(): give every address without a node one."""
 PUBLISH_TASK: Final = "hawse.v1.publish"
@@ -49,11 +51,6 @@ NUDGE_EXPIRES: Final = 60
 """Seconds after which a nudge to a node that is away is dropped; the runner reads the table when it comes back."""
 INSPECT_EXPIRES: Final = 15
 """Seconds after which nobody waits for what a node says of itself."""
-
-
-def hint_key(name: str) -> str:
-    """What is pending from a namespace's admission until its task has begun: the hint is for when nobody else asks."""
-    return f"{NAMESPACE_TASK}:{name}:hint"
 
 
 def queue_of(task: str) -> str:

@@ -73,8 +73,7 @@ class Site:
             directory / "control",
             redis_url=self.broker.unix_url,
             kubeconfigs=accounts.kubeconfigs(self.cluster.kubeconfig, directory),
-            environment={"HAWSE_TICKET_PROFILES": str(profiles), "HAWSE_ANONYMOUS": "true"}
-            | self._environment,
+            environment={"HAWSE_TICKET_PROFILES": str(profiles), "HAWSE_ANONYMOUS": "true"} | self._environment,
         )
         stack.callback(self.control.stop)
         stack.enter_context(self.nodes)

@@ -1,4 +1,5 @@
-"""The hint that tells the workers of a namespace: a message of Celery's, made here to go with the reservation.
+"""The hint that tells the workers of a namespace: it waits in the ledger's list, and a message of Celery's, made here
+to go with the reservation, has them look there in time. A burst needs few of these.
 
 Celery's `send_task` costs more than all the rest of an admission, and a way to Redis of its own. A message is one entry
 of the queue's list: Celery's protocol, version 2, in the envelope of kombu's Redis transport. A test compares it with
@@ -18,15 +19,15 @@ from typing import Any
 import msgspec
 
 from egress.adapters.ledger import Hint
-from egress.messages import BROKER_PREFIX, CONTROL_QUEUE, NAMESPACE_TASK, hint_key
+from egress.messages import BROKER_PREFIX, CONTROL_QUEUE, NAMESPACES_LATER, NAMESPACES_TASK
 
 HINT_DELAY = 0.2
 """Seconds after which a hint is worked on: the API server stores the namespace only after our answer."""
 HINT_GUARD = 5.0
-"""Seconds for which a hint counts, unless the namespace has been worked on by then: mostly the watch is faster."""
+"""Seconds after which another message is sent, should nobody have come for the last."""
 _HEADERS: dict[str, Any] = {
     "lang": "py",
-    "task": NAMESPACE_TASK,
+    "task": NAMESPACES_TASK,
     **dict.fromkeys(("shadow", "expires", "group", "group_index", "parent_id", "ignore_result", "stamped_headers")),
     "retries": 0,
     "timelimit": [None, None],
@@ -56,14 +57,14 @@ class Hinter:
 
     def hint(self, namespace: str) -> Hint:
         """The hint for one namespace."""
-        return Hint(hint_key(namespace), HINT_GUARD, _QUEUE, self._message(namespace))
+        return Hint(namespace, HINT_DELAY, NAMESPACES_LATER, HINT_GUARD, _QUEUE, self._message())
 
-    def _message(self, namespace: str) -> str:
+    def _message(self) -> str:
         task = f"{self._prefix}-{next(self._numbers)}"
         eta = datetime.now(UTC) + timedelta(seconds=HINT_DELAY)
-        own = {"id": task, "root_id": task, "eta": eta.isoformat(), "argsrepr": repr([namespace])}
+        own = {"id": task, "root_id": task, "eta": eta.isoformat(), "argsrepr": "()"}
         message = {
-            "body": b64encode(_encode(([namespace], {}, _EMBED))).decode(),
+            "body": b64encode(_encode(([], {}, _EMBED))).decode(),
             "content-encoding": "utf-8",
             "content-type": "application/json",
             "headers": _HEADERS | own,

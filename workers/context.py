@@ -13,12 +13,14 @@ from egress.adapters import manifests
 from egress.adapters.cluster import Cluster, Kind, Manifest
 from egress.adapters.ledger import Ledger, name_holder
 from egress.addresses import Address, object_name
-from egress.messages import NAMESPACE_TASK, PUBLISH_TASK, hint_key, queue_of
+from egress.messages import PLACE_TASK, PUBLISH_TASK, queue_of
 from egress.networks import Network
 from egress.objects import EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace
-from egress.operations import Outcome, PermanentError, Step, StepRecord, TransientError
+from egress.operations import Outcome, Step, StepRecord, TransientError
 from egress.settings import Settings
-from workers.view import READERS, Memory, Views
+from workers import news
+from workers.news import News
+from workers.view import WATCHED, Memory, Views
 
 T = TypeVar("T")
 _log = structlog.get_logger()
@@ -42,6 +44,8 @@ class Context:
     """For how many seconds a namespace's task waits for the nodes, where no other namespace waits."""
     memory: Memory = field(default_factory=Memory, compare=False)
     network: Callable[[], Network] = lambda: Network.RUNNER
+    news: News | None = field(default=None, compare=False)
+    """Who writes Events; None if that is waited for."""
 
     @property
     def views(self) -> Views:
@@ -50,14 +54,14 @@ class Context:
 
     def saw(self, kind: Kind, resource_version: str) -> None:
         """An object of `kind` is at this version: whoever publishes from now on must know it."""
-        if kind in READERS:
+        if kind in WATCHED:
             self.ledger.saw_versions({kind.label: int(resource_version)})
 
     def ask(self, task: str, *arguments: str, delay: float = 0.0) -> None:
         """Asks for a task of the control plane, unless the same one is waiting already: a burst becomes one run. It
         runs `delay` seconds from now, at the earliest."""
-        if task == PUBLISH_TASK:
-            written = {kind.label: version for kind, version in self.cluster.written().items() if kind in READERS}
+        if task in (PUBLISH_TASK, PLACE_TASK):
+            written = {kind.label: version for kind, version in self.cluster.written().items() if kind in WATCHED}
             if written:
                 self.ledger.saw_versions(written)
         self._ask(":".join((task, *arguments)), task, list(arguments), queue_of(task), delay)
@@ -82,8 +86,6 @@ class Context:
         done = [":".join((task, *arguments))]
         if delayed:
             done.append(_again(task, arguments))
-        if task == NAMESPACE_TASK:
-            done.append(hint_key(arguments[0]))
         self.ledger.done_with(*done)
 
     def _ask(self, what: str, task: str, arguments: list[Any], queue: str, delay: float) -> None:
@@ -108,11 +110,12 @@ class Context:
         self.ledger.record(StepRecord(namespace, step, outcome, time.time(), attempt, **details, **known_as))
 
     def tell(self, namespace: str, uid: str, reason: str, message: str, *, warning: bool = False) -> None:
-        """Writes a Kubernetes Event; one that cannot be written is let go, for it is only news."""
-        try:
-            self.cluster.event({"name": namespace, "uid": uid}, reason, message, warning=warning)
-        except (TransientError, PermanentError) as error:
-            _log.warning("event not written", namespace=namespace, reason=reason, error=str(error))
+        """Has a Kubernetes Event written; one that cannot be is let go, for it is only news."""
+        item = news.Item(namespace, uid, reason, message, warning)
+        if self.news is not None:
+            self.news.tell(item)
+        else:
+            news.write(self.cluster, item)
 
     def complain(self, namespace: Namespace, reason: str, message: str) -> None:
         """Writes a warning Event, at most once an hour for each reason: what is tried again fails again of the same."""

@@ -93,7 +93,7 @@ def _settle(context: Context, namespace: Namespace, there: NetNamespace | None, 
             context.ask(PUBLISH_TASK)
         return
     mine = {parse_address(claim.address) for claim in claims if _stands(claim, namespace)}
-    lost = [address for address in addresses if address not in mine and not _claim(context, namespace, address)]
+    lost = [address for address in addresses if address not in mine and not claim(context, namespace, address)]
     if lost:
         _give_up(context, namespace, addresses, lost)
         raise TransientError(f"namespace {name} lost {', '.join(map(str, lost))}: it gets another address")
@@ -286,7 +286,7 @@ def _annotate(context: Context, namespace: Namespace, addresses: str | None) -> 
     return manifests.namespace(context.cluster.patch(Kind.NAMESPACE, namespace.name, {"metadata": metadata}))
 
 
-def _claim(context: Context, namespace: Namespace, address: Address) -> bool:
+def claim(context: Context, namespace: Namespace, address: Address) -> bool:
     """Makes `address` the namespace's by an object named after it; False when it is another namespace's.
 
     That the name exists at most once is the API server's word: no two namespaces can hold one address.

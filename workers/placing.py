@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -47,6 +47,8 @@ class _View:
     candidates: list[Candidate]
     settled: bool
     """Whether no node is lost, or has come back a moment ago."""
+    changed: Mapping[str, int] = field(default_factory=dict)
+    """By kinds' labels, how new the objects are that this is made from."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,8 @@ def run(context: Context, look: Callable[[Context], _View] | None = None) -> Pla
 
 
 def _view(context: Context) -> _View:
-    claims = context.egress_addresses()
-    subnets = context.host_subnets()
-    listed = context.cluster.list(Kind.NET_NAMESPACE).items
-    net_namespaces = readable(manifests.net_namespace, listed)
-    all_read = len(net_namespaces) == len(listed)
+    whole = context.views.everything(context.ledger)
+    subnets = whole.subnets
     machines = context.cluster.list(Kind.NODE).items
     nodes = {node.name: node for node in readable(manifests.node, machines)}
     existing = {str(machine["metadata"]["name"]) for machine in machines}
@@ -108,7 +107,9 @@ def _view(context: Context) -> _View:
     reluctant |= dict.fromkeys(returned, "that is back too short a time")
     gone = {subnet.name: "without a Node object" for subnet in subnets if subnet.name not in existing}
     gone |= dict.fromkeys(lost, "lost")
-    found = hosting(claims, subnets, net_namespaces, context.pools(), gone=gone.keys(), all_read=all_read)
+    found = hosting(
+        whole.claims, subnets, whole.net_namespaces, context.pools(), gone=gone.keys(), all_read=whole.all_read
+    )
     candidates = []
     for subnet in subnets:
         name = subnet.name
@@ -117,7 +118,8 @@ def _view(context: Context) -> _View:
         candidates.append(replace(candidate, reluctant=reluctant.get(name, "")))
     # A node that never had anything, or any runner, unsettles nobody.
     harm = [subnet.name for subnet in subnets if subnet.name in lost and (subnet.egress_ips or subnet.name in reports)]
-    return _View(claims, subnets, found, candidates, settled=not returned and not harm)
+    settled = not returned and not harm
+    return _View(whole.claims, subnets, found, candidates, settled=settled, changed=whole.changed)
 
 
 def _candidate(
@@ -239,6 +241,8 @@ def _patch_all(context: Context, view: _View, decision: _Decision) -> dict[str, 
     """
     if not decision.placement.nodes and not view.hosting.surplus:
         return {}
+    if view.changed:  # from here on nobody may place from what is older
+        context.ledger.saw_versions(view.changed)
     sources = {move.source for move in decision.moves.values()}
     patched: dict[str, Failure | None] = {}
     with context.ledger.exclusively(PATCHING, LOCK_SECONDS):

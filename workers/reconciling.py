@@ -36,7 +36,7 @@ def reconcile(context: Context) -> int:
     looked after.
     """
     with context.ledger.exclusively("reconcile"):
-        before = stillness.view(context)
+        before = stillness.view(context.ledger)
         if stillness.is_still(context, before):
             context.ask(FAILOVER_TASK)
             for profile in stillness.profiles(context):

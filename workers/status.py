@@ -23,6 +23,9 @@ from workers.context import Context
 
 _log = structlog.get_logger()
 UPDATE_SECONDS = 1.0
+SECONDS_EACH = 0.05
+"""By how much longer a status on its way to another is left alone, for each other that is: in a burst most are Ready by
+then, and written once."""
 OWN = frozenset({"Claimed", "Bound", "Placed", "Programmed", "Ready"})
 """The conditions that are written here."""
 CONFLICT_SECONDS = 3600.0
@@ -101,6 +104,9 @@ def update(context: Context, claims: Sequence[EgressAddress], seen: Seen) -> Lef
     """
     left, soon = set[str](), False
     until = time.monotonic() + UPDATE_SECONDS
+    on_their_way = sum(claim.phase in (Phase.PENDING, Phase.PLACED) for claim in claims)
+    interval = context.settings.status_interval
+    recently = interval + SECONDS_EACH * (on_their_way - 1) if interval and on_their_way else interval
     _tell_conflicts(context, seen.plan)
     for place, claim in enumerate(claims):
         if claim.phase is Phase.QUARANTINED:
@@ -110,7 +116,7 @@ def update(context: Context, claims: Sequence[EgressAddress], seen: Seen) -> Lef
             continue
         if time.monotonic() > until:
             return Left(left | {each.namespace for each in claims[place:]}, soon=True)
-        if wanted.phase not in (Phase.READY, Phase.FAILED) and _is_recent(claim, context.settings.status_interval):
+        if wanted.phase not in (Phase.READY, Phase.FAILED) and _is_recent(claim, recently):
             left.add(claim.namespace)
             soon = True
             continue

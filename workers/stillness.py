@@ -7,18 +7,19 @@ doubt is a reason to look, and so is that the last full look was `full_interval`
 
 from __future__ import annotations
 
+from egress.adapters.ledger import Ledger
 from workers.context import Context
 
 RECONCILE, PLACE, PUBLISH, PROFILES = "still:reconcile", "still:place", "still:publish", "still:profiles"
 _KEPT_SECONDS = 24 * 3600.0
 
 
-def view(context: Context) -> str:
+def view(ledger: Ledger) -> str:
     """What stays the same while nothing changes, to be taken before anything is read; "" while nobody would know."""
-    seen = context.ledger.changes_seen()
+    seen = ledger.changes_seen()
     if seen is None:
         return ""
-    return f"{sorted(seen.items())} {context.ledger.node_facts()}"
+    return f"{sorted(seen.items())} {ledger.node_facts()}"
 
 
 def is_still(context: Context, now: str) -> bool:

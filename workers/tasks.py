@@ -25,6 +25,7 @@ from egress.messages import (
     CONTROL_QUEUE,
     FAILOVER_TASK,
     NAMESPACE_TASK,
+    NAMESPACES_LATER,
     NAMESPACES_TASK,
     NUDGE_EXPIRES,
     NUDGE_TASK,
@@ -35,13 +36,13 @@ from egress.messages import (
     TICKETS_EXPIRES,
     TICKETS_TASK,
     celery_config,
-    hint_key,
     sending_config,
 )
 from egress.operations import BACKOFF_BASE, Outcome, PermanentError, Step, TransientError, backoff, outcome_of
 from egress.processes import own_namespace
-from workers import makers, metrics, namespaces, reconciling
+from workers import makers, metrics, namespaces, newcomers, reconciling
 from workers.context import Context
+from workers.news import News
 from workers.ticketing import run as ticketing
 from workers.ticketing.profiles import make
 from workers.ticketing.systems import Systems
@@ -53,9 +54,15 @@ FEW, LIGHT_SECONDS = 2, 0.1
 REST_RATIO, REST_RATIO_FEW = 4.0, 1.0
 REST_AT_LEAST, REST_AT_MOST = 0.5, 2.0
 """How long a rest is, by how long the run took; in seconds where it changed more than a few."""
+REST_EACH = 0.01
+REST_OF_MANY = {PLACE_TASK: 2.0, PUBLISH_TASK: 1.0}
+"""And, in seconds, for each namespace that waits for its task, and for however many at most: less than they all take,
+and until they have run there is always more to come. Less where they wait for it in turn."""
 BATCH, BATCH_SECONDS, BATCHES, BATCH_GUARD_SECONDS = 4, 0.25, 3, 5.0
 """How many namespaces a run takes at a time, for how long it goes on, how many runs one process makes at once, which
 leaves room for `place` and `publish`; and how long an ask for a run that was lost keeps others from asking."""
+AT_ONCE_SECONDS = 0.01
+"""A turn that comes so soon is not worth a message for later."""
 MOST_TRACEBACK = 8000
 """How many characters of a traceback a history keeps, the last."""
 PATIENCE_SECONDS = 0.25
@@ -131,7 +138,8 @@ def make_context(app: Celery) -> Context:
     current = settings_module.load()
     ledger, cluster = Ledger(current.redis_url), Cluster(current.kubeconfig)
     send, network = sender(current.redis_url, ledger), Detector(cluster, current.network)
-    return Context(current, ledger, cluster, send, patience=PATIENCE_SECONDS, network=network)
+    told = News(cluster)
+    return Context(current, ledger, cluster, send, patience=PATIENCE_SECONDS, network=network, news=told)
 
 
 @cache
@@ -152,7 +160,8 @@ def _tickets(context: Context, profile: str) -> None:
 
 
 def _namespace(context: Context, name: str) -> None:
-    namespaces.converge(context, name)
+    if not newcomers.converge(context, name):
+        namespaces.converge(context, name)
 
 
 def _rested(what: str, run: Callable[[Context], int]) -> Callable[[Context], None]:
@@ -161,7 +170,9 @@ def _rested(what: str, run: Callable[[Context], int]) -> Callable[[Context], Non
 
     def rested(context: Context) -> None:
         began = time.monotonic()
-        seconds = rest_after(run(context), time.monotonic() - began)
+        changed, took = run(context), time.monotonic() - began
+        waiting = context.ledger.namespaces_waiting()
+        seconds = max(rest_after(changed, took), min(REST_EACH * waiting, REST_OF_MANY[what]) if waiting > FEW else 0.0)
         if seconds:
             context.ledger.rest(what, seconds)
 
@@ -210,19 +221,9 @@ def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
     @app.task(name=name, bind=True, max_retries=None, shared=False)  # of this application alone
     def task(self: Task[..., None], *arguments: str) -> None:
         attempt, delayed = self.request.retries + 1, self.request.eta is not None
-        if name == NAMESPACE_TASK and delayed and attempt == 1 and not _is_hinted(app, *arguments):
-            return
         error, wait = _try(app, name, arguments, run, _Try(str(self.request.id), attempt, delayed=delayed))
         if error is not None:
             raise self.retry(countdown=wait, exc=error) from error
-
-
-def _is_hinted(app: Celery, namespace: str) -> bool:
-    """Whether the webhook's hint, which comes a moment after it was given, still counts: the watch is mostly faster."""
-    try:
-        return make_context(app).ledger.is_pending(hint_key(namespace))
-    except TransientError:
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,24 +285,36 @@ def _register_namespaces(app: Celery) -> None:
         process ended, the reconcile finds again."""
         try:
             context = make_context(app)
-            context.ledger.done_with(NAMESPACES_TASK)
+            later = [NAMESPACES_LATER] if self.request.eta is not None else []
+            context.ledger.done_with(NAMESPACES_TASK, *later)
             if not at_once.acquire(blocking=False):
                 return
             try:
                 _work_through(app, context, str(self.request.id))
             finally:
                 at_once.release()
-            if context.ledger.namespaces_waiting():
-                context.ask(NAMESPACES_TASK)
+            _ask_for_the_rest(context)
         except TransientError as error:
             raise self.retry(countdown=BACKOFF_BASE, exc=error) from error
 
 
+def _ask_for_the_rest(context: Context) -> None:
+    """Has somebody come when it is the turn of the next namespace, if one waits."""
+    seconds = context.ledger.next_turn()
+    if seconds is None:
+        return
+    if seconds < AT_ONCE_SECONDS:
+        context.ask(NAMESPACES_TASK)
+    elif context.ledger.first_to(NAMESPACES_LATER, BATCH_GUARD_SECONDS):
+        context.send(NAMESPACES_TASK, [], CONTROL_QUEUE, seconds)
+
+
 def _work_through(app: Celery, context: Context, message: str) -> None:
-    until = time.monotonic() + BATCH_SECONDS
+    until, alone = time.monotonic() + BATCH_SECONDS, True
     while time.monotonic() < until and (names := context.ledger.next_namespaces(BATCH)):
-        if len(names) == BATCH:
+        if alone and len(names) == BATCH:
             context.ask(NAMESPACES_TASK)  # another thread, or another worker, may help
+            alone = False
         for name in names:
             _one_of_many(app, name, message)
 

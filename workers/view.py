@@ -1,4 +1,4 @@
-"""What publishing knows of the cluster between its runs: the objects as a watch keeps them, and what was planned.
+"""What a worker knows of the cluster between its runs: the objects as a watch keeps them, and what was planned.
 
 Never older than what anybody has seen: docs/decisions/0027-publishing-from-memory.md.
 """
@@ -20,6 +20,7 @@ from egress.adapters.ledger import BusyError, Ledger
 from egress.adapters.manifests import ManifestError
 from egress.adapters.mirror import Mirror, News
 from egress.addresses import Address
+from egress.objects import EgressAddress, HostSubnet, Namespace, NetNamespace
 from egress.replanning import Replanner
 
 _log = structlog.get_logger()
@@ -40,6 +41,8 @@ READERS: Mapping[Kind, Callable[[Manifest], Any]] = {
 }
 """What is published from, in the order in which it is read. Claims before what they bind: between the two a namespace
 is closed by one or the other."""
+WATCHED: Mapping[Kind, Callable[[Manifest], Any]] = {**READERS, Kind.NAMESPACE: manifests.namespace}
+"""What is kept in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,35 @@ class View:
     news: Mapping[Kind, News[Any]]
     listed: bool
     changed: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All objects of the three kinds that are published from; whether each NetNamespace could be read; and, by kinds'
+    labels, the resourceVersions of the last changes."""
+
+    subnets: list[HostSubnet]
+    claims: list[EgressAddress]
+    net_namespaces: list[NetNamespace]
+    all_read: bool
+    changed: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A namespace, and the claim by the name that an EgressAddress has, if there is one."""
+
+    namespace: Namespace
+    claim: Callable[[str], EgressAddress | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One kind's: `version` is what the objects are at, `listed` whether they were asked for."""
+
+    news: News[Any]
+    version: int
+    listed: bool
 
 
 class Views:
@@ -63,7 +95,7 @@ class Views:
     @classmethod
     def watching(cls, cluster: Cluster, stop: threading.Event) -> Views:
         """Views of mirrors that are kept up until `stop`."""
-        mirrors = {kind: Mirror(cluster, kind, read) for kind, read in READERS.items()}
+        mirrors = {kind: Mirror(cluster, kind, read) for kind, read in WATCHED.items()}
         for mirror in mirrors.values():
             mirror.start(stop)
         return cls(cluster, mirrors)
@@ -92,31 +124,60 @@ class Views:
     def read(self, ledger: Ledger, *, anew: bool = False) -> View:
         """What is new, since `show` was last called, of the objects as they are, or were no earlier than anybody has
         seen them. With `anew` they are listed."""
-        floors = ledger.seen_versions() if self._mirrors and not anew else {}
-        found: dict[Kind, News[Any]] = {}
-        changed: dict[str, int] = {}
-        listed = True
-        for kind, read in READERS.items():
-            mirror = self._mirrors.get(kind)
-            floor = floors.get(kind.label, 0)
-            if mirror is not None and not anew and mirror.await_version(floor, CATCH_UP_SECONDS):
-                found[kind] = mirror.news(self._known.get(kind))
-                changed[kind.label] = found[kind].changed
-                listed = False
-                continue
-            items, version = self._list(kind, read)
-            found[kind] = News(0, items, whole=True, changed=version)
-            if mirror is not None and not anew:
-                _log.warning("the watch lags: listed instead", kind=kind.name, wanted=floor, listed=version)
-            if version < floor:
-                ledger.forget_version(kind.label)
-            if mirror is not None and mirror.items() == items:
-                mirror.reach(version)
-            else:
-                changed[kind.label] = version
-        return View(found, listed, changed)
+        floors = self._floors(ledger) if not anew else {}
+        looks = {kind: self._look(kind, ledger, floors, self._known.get(kind), anew=anew) for kind in READERS}
+        changed = {kind.label: look.version for kind, look in looks.items() if look.version}
+        listed = all(look.listed for look in looks.values())
+        return View({kind: look.news for kind, look in looks.items()}, listed, changed)
 
-    def _list(self, kind: Kind, read: Callable[[Manifest], Any]) -> tuple[dict[str, Any], int]:
+    def everything(self, ledger: Ledger) -> Whole:
+        """All objects as they are, or were no earlier than anybody has seen them."""
+        floors = self._floors(ledger)
+        looks = {kind: self._look(kind, ledger, floors, None, anew=False) for kind in READERS}
+        found: dict[Kind, list[Any]] = {kind: list(look.news.items.values()) for kind, look in looks.items()}
+        return Whole(
+            found[Kind.HOST_SUBNET],
+            found[Kind.EGRESS_ADDRESS],
+            found[Kind.NET_NAMESPACE],
+            all_read=not looks[Kind.NET_NAMESPACE].news.unread,
+            changed={kind.label: look.version for kind, look in looks.items() if look.version},
+        )
+
+    def newcomer(self, ledger: Ledger, name: str) -> Newcomer | None:
+        """What the watches have of a namespace that has no NetNamespace yet; None if it has one, or nothing is known of
+        it, or not what others know."""
+        mirrors = [self._mirrors.get(kind) for kind in (Kind.NAMESPACE, Kind.NET_NAMESPACE, Kind.EGRESS_ADDRESS)]
+        if None in mirrors:
+            return None
+        namespaces, net_namespaces, claims = (mirror for mirror in mirrors if mirror is not None)
+        floor = self._floors(ledger).get(Kind.NAMESPACE.label, 0)
+        if not namespaces.await_version(floor, CATCH_UP_SECONDS) or not claims.synced():
+            return None
+        namespace = namespaces.item(name)
+        if namespace is None or not net_namespaces.synced() or net_namespaces.item(name) is not None:
+            return None
+        return Newcomer(namespace, claims.item)
+
+    def _floors(self, ledger: Ledger) -> Mapping[str, int]:
+        return ledger.seen_versions() if self._mirrors else {}
+
+    def _look(self, kind: Kind, ledger: Ledger, floors: Mapping[str, int], known: int | None, *, anew: bool) -> _Look:
+        mirror, floor = self._mirrors.get(kind), floors.get(kind.label, 0)
+        if mirror is not None and not anew and mirror.await_version(floor, CATCH_UP_SECONDS):
+            news = mirror.news(known)
+            return _Look(news, news.changed, listed=False)
+        items, version, unread = self._list(kind, READERS[kind])
+        if mirror is not None and not anew:
+            _log.warning("the watch lags: listed instead", kind=kind.name, wanted=floor, listed=version)
+        if version < floor:
+            ledger.forget_version(kind.label)
+        news = News(0, items, whole=True, changed=version, unread=unread)
+        if mirror is not None and mirror.items() == items:
+            mirror.reach(version)
+            version = 0  # nobody need know it: it may be that of another kind's change
+        return _Look(news, version, listed=True)
+
+    def _list(self, kind: Kind, read: Callable[[Manifest], Any]) -> tuple[dict[str, Any], int, bool]:
         listing = self._cluster.list(kind)
         items = {}
         for manifest in listing.items:
@@ -124,7 +185,7 @@ class Views:
                 items[str(manifest["metadata"]["name"])] = read(manifest)
             except ManifestError as error:
                 _log.error("object cannot be read", error=str(error))
-        return items, int(listing.resource_version)
+        return items, int(listing.resource_version), len(items) < len(listing.items)
 
 
 class Memory:

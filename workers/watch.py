@@ -131,7 +131,7 @@ class Watcher:
             return
         self._context.ledger.count_change(self.kind.label)  # first: whoever looks from now on knows that there is more
         tasks = tasks_for(self.kind, change)
-        if (PUBLISH_TASK,) in tasks:
+        if tasks:
             self._context.saw(self.kind, change.resource_version)
         for task, *arguments in tasks:
             if not (task == PLACE_TASK and self._is_placements(change)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +13,6 @@ from urllib.parse import quote, urlencode
 import msgspec
 import urllib3
 from kubernetes import client, config
-from kubernetes.client.exceptions import ApiException
 
 from egress.operations import PermanentError, TransientError
 
@@ -20,7 +20,10 @@ Manifest = dict[str, Any]
 REQUEST_TIMEOUT = (3.0, 20.0)
 PAGE = 500
 WATCH_SECONDS = 240
+AUTHORIZATION_SECONDS = 10.0
+"""How long a token is used without looking again: a kubelet replaces a pod's long before it runs out."""
 _JSON = "application/json"
+_UNKNOWN: tuple[float, dict[str, str]] = (float("-inf"), {})
 
 
 class Kind(Enum):
@@ -152,6 +155,7 @@ class Cluster:
         self._api: Any = client.ApiClient(configuration)
         self._timeout = timeout
         self._written: dict[Kind, int] = {}
+        self._authorization = _UNKNOWN
 
     def written(self) -> dict[Kind, int]:
         """The resourceVersion of the latest object of each kind that was written by this connection."""
@@ -291,19 +295,43 @@ class Cluster:
     def _send(
         self, method: str, path: str, body: Manifest | None, content_type: str, timeout: tuple[float, float] | float
     ) -> urllib3.HTTPResponse:
-        headers = {"Content-Type": content_type, "Accept": "application/json", "User-Agent": self._api.user_agent}
-        queries: list[tuple[str, str]] = []
-        url = self._api.configuration.host + path
+        connect, read = timeout if isinstance(timeout, tuple) else (None, None)
+        limits = urllib3.Timeout(None if isinstance(timeout, tuple) else timeout, connect, read)
+        encoded = msgspec.json.encode(body) if body is not None else None
         try:
-            # Reads the service account's token from its file again once a minute: the kubelet replaces it there.
-            self._api.update_params_for_auth(headers, queries, ["BearerToken"], path, method, body)
-            answer = self._api.rest_client.request(method, url, headers=headers, body=body, _request_timeout=timeout)
-        except (urllib3.exceptions.HTTPError, ApiException, config.ConfigException, OSError) as error:
+            headers = {
+                "Content-Type": content_type,
+                "Accept": "application/json",
+                "User-Agent": self._api.user_agent,
+                **self._authorized(),
+            }
+            # Not by `rest_client.request`, which encodes a body slowly and in ways of its own.
+            response: urllib3.HTTPResponse = self._api.rest_client.pool_manager.request(
+                method,
+                self._api.configuration.host + path,
+                body=encoded,
+                headers=headers,
+                timeout=limits,
+                preload_content=False,
+            )
+        except (urllib3.exceptions.HTTPError, config.ConfigException, OSError) as error:
             raise ClusterAwayError(f"the API server is away: {error}") from error
-        response: urllib3.HTTPResponse = answer.response
         if not 200 <= response.status < 300:
+            if response.status == 401:
+                self._authorization = _UNKNOWN
             _raise(response.status, _message(response), method, path)
         return response
+
+    def _authorized(self) -> dict[str, str]:
+        """The Authorization header, if we have a token. Asked for it the client goes through its whole configuration;
+        it reads the service account's token from its file again once a minute."""
+        read_at, headers = self._authorization
+        now = time.monotonic()
+        if now - read_at > AUTHORIZATION_SECONDS:
+            headers = {}
+            self._api.update_params_for_auth(headers, [], ["BearerToken"], "", "", None)
+            self._authorization = (now, headers)
+        return headers
 
 
 def _item(kind: Kind, name: str, namespace: str = "") -> str:

@@ -38,12 +38,14 @@ class Snapshot(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class News(Generic[T]):
     """What became different since a version that somebody knows: the objects by their names, None for one that is gone.
-    With `whole` these are all that there are. `changed` is the resourceVersion of the last change in it."""
+    With `whole` these are all that there are, but for those that cannot be read: `unread` says whether there are any.
+    `changed` is the resourceVersion of the last change in it."""
 
     version: int
     items: Mapping[str, T | None]
     whole: bool
     changed: int
+    unread: bool = False
 
 
 class Mirror(Generic[T]):
@@ -64,6 +66,7 @@ class Mirror(Generic[T]):
         self._moved = threading.Condition(self._lock)
         self._upto = self._changed_at = 0
         self._items: dict[str, T] = {}
+        self._unread: set[str] = set()
         self._snapshot: Snapshot[T] | None = None
         self._version = 0
         self._log: deque[tuple[int, str]] = deque()
@@ -117,7 +120,7 @@ class Mirror(Generic[T]):
             else:
                 names = {name for changed, name in self._log if changed > version} if version < self._version else ()
                 items = {name: self._items.get(name) for name in names}
-            return News(self._version, items, whole, self._changed_at)
+            return News(self._version, items, whole, self._changed_at, bool(self._unread))
 
     def await_version(self, resource_version: int, seconds: float) -> bool:
         """Whether all objects were listed and every change up to `resource_version` is known, within `seconds`."""
@@ -129,6 +132,11 @@ class Mirror(Generic[T]):
         with self._lock:
             self._upto = max(self._upto, resource_version)
             self._moved.notify_all()
+
+    def item(self, name: str) -> T | None:
+        """The object of that name, if there is one that can be read."""
+        with self._lock:
+            return self._items.get(name)
 
     def items(self) -> Mapping[str, T]:
         """All objects by their names, of one moment. It never changes."""
@@ -165,15 +173,16 @@ class Mirror(Generic[T]):
 
     def _list(self) -> str:
         listing = self._cluster.list(self.kind)
-        items = {}
+        items, unread = {}, set()
         for manifest in listing.items:
             try:
                 items[_name(manifest)] = self._read(manifest)
             except ManifestError as error:
                 _log.error("object cannot be read", error=str(error))
+                unread.add(_name(manifest))
         with self._lock:
             different = items != self._items or not self._synced
-            self._items = items
+            self._items, self._unread = items, unread
             self._upto = int(listing.resource_version)
             self._changed(different)
             if different:
@@ -188,12 +197,14 @@ class Mirror(Generic[T]):
 
     def _take(self, manifest: Manifest, *, deleted: bool) -> None:
         name = _name(manifest)
-        values = []
+        values, unread = [], set()
         try:
             values = [] if deleted else [self._read(manifest)]
         except ManifestError as error:
             _log.error("object cannot be read", error=str(error))
+            unread = {name}
         with self._lock:
+            self._unread = self._unread - {name} | unread
             before = [self._items.pop(name)] if name in self._items else []
             self._items.update((name, value) for value in values)
             self._upto = max(self._upto, int(manifest["metadata"]["resourceVersion"]))

@@ -12,7 +12,8 @@ within a minute: an API server ends a request by then, so what was given before 
 `hawse:addresses` (hash: address -> `state|holder|time`), `hawse:holders` (hash: holder -> addresses, comma-separated),
 `hawse:used:BLOCK` (bits), `hawse:reserved` (sorted set: address by the time of its reservation), `hawse:epoch` and
 `hawse:run` (which table it is, and the run in which it began), `hawse:change`, `hawse:table`, `hawse:changes`,
-`hawse:node:NAME` (reports), `hawse:list:NAME` (sorted set: an address list's contents by when each was first seen).
+`hawse:node:NAME` (reports), `hawse:waiting` (sorted set: namespace by when its task is due), `hawse:list:NAME` (sorted
+set: an address list's contents by when each was first seen).
 """
 
 _RUN = """
@@ -195,8 +196,9 @@ ADMIT = (
     + _STAMP
     + """
 -- ARGV: the run of the server at the other end of the connection (is_ready() costs a fifth of all this), stamp of the
--- pools that were chosen from, holder, count, requested, ranges, paired as for RESERVE; then, where the
--- workers are to be told: a key, for how many milliseconds it keeps others from telling them, a queue, and the message.
+-- pools that were chosen from, holder, count, requested, ranges, paired as for RESERVE; then, where the workers are to
+-- be told: the namespace, in how many seconds it is their turn, a key, for how many milliseconds it keeps others from
+-- sending the message, a queue, and the message.
 -- Gives a list in one text, which a client reads faster: 'stale' (other pools by now, nothing was done), 'unready',
 -- 'held address', 'full used total', or 'ok address,...' and, if they could not be told, why not.
 if redis.call('GET', 'hawse:index') ~= ARGV[1] then return 'unready' end
@@ -206,11 +208,39 @@ if reply[1] == 'full' then return string.format('full %.0f %.0f', reply[2], repl
 if reply[1] ~= 'ok' then return table.concat(reply, ' ') end
 local text = 'ok ' .. table.concat(reply, ',', 2)
 if ARGV[8] then
-  local failed = redis.pcall('SET', ARGV[8], '1', 'NX', 'PX', ARGV[9])
-  if failed and not failed.err then failed = redis.pcall('LPUSH', ARGV[10], ARGV[11]) end
+  local failed = redis.pcall('ZADD', 'hawse:waiting', 'LT', now() + tonumber(ARGV[9]), ARGV[8])
+  if type(failed) == 'number' then failed = redis.pcall('SET', ARGV[10], '1', 'NX', 'PX', ARGV[11]) end
+  if failed and not failed.err then failed = redis.pcall('LPUSH', ARGV[12], ARGV[13]) end
   if type(failed) == 'table' and failed.err then text = text .. ' ' .. failed.err end
 end
 return text
+"""
+)
+
+WAIT = (
+    _LIBRARY
+    + """
+-- ARGV: a namespace, and in how many seconds it is its turn. One that waits keeps its place, unless this is sooner.
+return redis.call('ZADD', 'hawse:waiting', 'LT', now() + tonumber(ARGV[1]), ARGV[2])
+"""
+)
+
+NEXT = (
+    _LIBRARY
+    + """
+-- ARGV: a number: takes up to so many of the namespaces whose turn it is.
+local names = redis.call('ZRANGE', 'hawse:waiting', '-inf', now(), 'BYSCORE', 'LIMIT', 0, ARGV[1])
+if #names > 0 then redis.call('ZREM', 'hawse:waiting', unpack(names)) end
+return names
+"""
+)
+
+TURN = (
+    _LIBRARY
+    + """
+-- In how many seconds it is the turn of the next namespace that waits; '' if none does.
+local first = redis.call('ZRANGE', 'hawse:waiting', 0, 0, 'WITHSCORES')
+return first[1] and string.format('%.3f', math.max(0, first[2] - now())) or ''
 """
 )
 

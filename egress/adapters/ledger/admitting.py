@@ -16,9 +16,12 @@ from egress.pools import Choice
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """A task for the workers. `message` goes into the list `queue` of Redis, unless somebody has asked for `what` (see
-    `Coordination.first_to`) within the last `guard` seconds and it has not been worked on since."""
+    """Has a namespace wait for its task, which is due in `delay` seconds (see `Coordination.queue_namespace`). And
+    `message` goes into the list `queue` of Redis, unless somebody has asked for `what` (see `Coordination.first_to`)
+    within the last `guard` seconds and it has not been worked on since."""
 
+    namespace: str
+    delay: float
     what: str
     guard: float
     queue: str
@@ -49,7 +52,8 @@ class Admitting(Reservations):
         requested = ",".join(map(key_of, choice.requested))
         args = [offer.stamp, holder, str(choice.count), requested, ranges, str(int(choice.pool.dual_stack))]
         if hint is not None:
-            args += [f"hawse:pending:{hint.what}", str(max(1, int(hint.guard * 1000))), hint.queue, hint.message]
+            args += [hint.namespace, str(hint.delay), f"hawse:pending:{hint.what}"]
+            args += [str(max(1, int(hint.guard * 1000))), hint.queue, hint.message]
         with away():
             reply = self._admit(*args)
         kind, _, rest = reply.partition(" ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -72,6 +71,9 @@ class Coordination(Connection):
     def __init__(self, url: str, timeout: float = 5.0) -> None:
         super().__init__(url, timeout)
         self._raise = self._redis.register_script(scripts.RAISE)
+        self._wait, self._next, self._turn = map(
+            self._redis.register_script, (scripts.WAIT, scripts.NEXT, scripts.TURN)
+        )
 
     def saw_versions(self, versions: Mapping[str, int]) -> None:
         """Somebody has seen the objects of these kinds at these resourceVersions: nobody plans from older ones."""
@@ -129,21 +131,22 @@ class Coordination(Connection):
         with away():
             return bool(self._redis.set(f"hawse:pending:{what}", "1", nx=True, px=max(1, int(seconds * 1000))))
 
-    def is_pending(self, what: str) -> bool:
-        """Whether somebody has asked for `what`, and nobody is done with it yet."""
+    def queue_namespace(self, name: str, delay: float = 0.0) -> None:
+        """Has a namespace wait for its task, which is due `delay` seconds from now, behind all that are due earlier.
+        One that waits keeps its place: its task looks at everything, however often it was asked for."""
         with away():
-            return bool(self._redis.exists(f"hawse:pending:{what}"))
-
-    def queue_namespace(self, name: str) -> None:
-        """Has a namespace wait for its task, behind all that wait already. One that waits keeps its place: its task
-        looks at everything, however often it was asked for."""
-        with away():
-            self._redis.zadd("hawse:waiting", {name: time.time()}, nx=True)
+            self._wait([], [delay, name])
 
     def next_namespaces(self, number: int) -> list[str]:
-        """Takes up to `number` of those that have waited longest; nobody else gets them."""
+        """Takes up to `number` of those whose task is due, the earliest first; nobody else gets them."""
         with away():
-            return [name for name, _ in self._redis.zpopmin("hawse:waiting", number)]
+            return list(self._next([], [number]))
+
+    def next_turn(self) -> float | None:
+        """In how many seconds the next namespace's task is due; None if none waits."""
+        with away():
+            text = self._turn([], [])
+        return float(text) if text else None
 
     def lengths(self, lists: Sequence[str]) -> list[int]:
         """How long each of these lists of the broker is."""

@@ -115,9 +115,14 @@ def test_what_cannot_be_read_is_left_out_and_stops_nothing(kube: Kube, cluster: 
     mirror.start(stop)
     until(mirror.synced)
     assert mirror.items() == {"b": "1"}
+    assert mirror.news(None).unread
     kube.patch("Node", "b", {"metadata": {"labels": {"n": "broken"}}})
     kube.patch("Node", "a", {"metadata": {"labels": {"n": "2"}}})
     until(lambda: mirror.items() == {"a": "2"})
+    assert mirror.news(None).unread
+    assert (mirror.item("a"), mirror.item("b")) == ("2", None)
+    kube.delete("Node", "b")
+    until(lambda: not mirror.news(None).unread)
 
 
 def test_while_the_server_is_away_the_last_state_stays(

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 from kubernetes.config import incluster_config
 
+from egress.adapters import cluster as adapter
 from egress.adapters.cluster import Cluster, ClusterAwayError, Kind
 from lab.apiserver.process import EmbeddedCluster
 
@@ -38,7 +39,11 @@ def test_a_token_that_is_replaced_is_read_again(tmp_path: Path, monkeypatch: pyt
             cluster.list(Kind.NAMESPACE)
         token.write_text(server.token)
         Clock.ahead += datetime.timedelta(minutes=1)
+        assert cluster.list(Kind.NAMESPACE).items  # at once: it was the token that was refused
+        token.write_text("one-that-is-not-looked-at")
+        Clock.ahead += datetime.timedelta(minutes=1)
         assert cluster.list(Kind.NAMESPACE).items
+        monkeypatch.setattr(adapter, "AUTHORIZATION_SECONDS", 0.0)
         # The kubelet swaps a link: for a moment there may be nothing, which passes.
         token.unlink()
         Clock.ahead += datetime.timedelta(minutes=1)

@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 
 from egress.adapters.ledger import Ledger, Offer, name_holder, request_holder
 from egress.addresses import parse_address
-from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, celery_config, hint_key
+from egress.messages import CONTROL_QUEUE, NAMESPACES_LATER, NAMESPACES_TASK, celery_config
 from egress.objects import EgressPool, Selector
 from egress.settings import Settings
 from lab.net.broker import Broker
@@ -402,7 +402,7 @@ def test_a_hint_is_what_celery_would_have_sent(create: Callable[..., Any], ledge
     create()
     app = Celery("hawse-webhook")
     app.conf.update(celery_config(broker.unix_url))
-    app.send_task(NAMESPACE_TASK, args=["egress-test"], queue=CONTROL_QUEUE, countdown=HINT_DELAY, retry=False)
+    app.send_task(NAMESPACES_TASK, args=[], queue=CONTROL_QUEUE, countdown=HINT_DELAY, retry=False)
     celerys, ours = (json.loads(text) for text in ledger._redis.lrange(QUEUE, 0, -1))
     etas = [datetime.fromisoformat(message["headers"]["eta"]) for message in (celerys, ours)]
     assert abs(etas[0] - etas[1]) < timedelta(seconds=5)
@@ -417,7 +417,7 @@ def test_a_hint_is_what_celery_would_have_sent(create: Callable[..., Any], ledge
     assert ours == celerys
 
 
-def test_a_worker_of_celery_takes_the_hint(create: Callable[..., Any], broker: Broker) -> None:
+def test_a_worker_of_celery_takes_the_hint(create: Callable[..., Any], ledger: Ledger, broker: Broker) -> None:
     create()
     app, got = Celery("worker"), []
     app.conf.update(celery_config(broker.unix_url))
@@ -425,16 +425,28 @@ def test_a_worker_of_celery_takes_the_hint(create: Callable[..., Any], broker: B
         message = queue.get(timeout=5)
         got.append((message.headers["task"], message.payload[0]))
         message.ack()
-    assert got == [(NAMESPACE_TASK, ["egress-test"])]
+    assert got == [(NAMESPACES_TASK, [])]
+    assert 0 < (ledger.next_turn() or 0) <= HINT_DELAY  # the namespace is to be stored first
+    assert ledger.next_namespaces(9) == []
+    ledger.queue_namespace("egress-test")  # the watch is mostly faster
+    assert ledger.next_namespaces(9) == ["egress-test"]
 
 
-def test_a_hint_is_sent_once_until_it_has_been_worked_on(create: Callable[..., Any], ledger: Ledger) -> None:
+def test_one_message_is_sent_for_all_hints_until_somebody_comes(create: Callable[..., Any], ledger: Ledger) -> None:
     create()
     create()
-    assert ledger._redis.llen(QUEUE) == 1
-    ledger.done_with(hint_key("egress-test"))
+    assert (ledger._redis.llen(QUEUE), ledger.namespaces_waiting()) == (1, 1)
+    ledger.done_with(NAMESPACES_LATER)
     create()
-    assert ledger._redis.llen(QUEUE) == 2
+    assert (ledger._redis.llen(QUEUE), ledger.namespaces_waiting()) == (2, 1)
+
+
+def test_a_list_that_takes_no_hint_costs_nothing(create: Callable[..., Any], ledger: Ledger) -> None:
+    ledger._redis.set("hawse:waiting", "no sorted set")
+    with structlog.testing.capture_logs() as logged:
+        assert create().addresses == FIRST
+    (said,) = [line for line in logged if line["event"] == "hint not sent"]
+    assert "WRONGTYPE" in said["error"]
 
 
 @pytest.mark.parametrize("recording", ["create-namespace-dry-run", "create-namespace-generate-name"])
@@ -442,7 +454,7 @@ def test_no_hint_of_what_is_not_to_be_or_has_no_name(
     ask: Callable[..., Any], review: Callable[[str], Json], ledger: Ledger, recording: str
 ) -> None:
     ask(review(recording))
-    assert ledger._redis.llen(QUEUE) == 0
+    assert (ledger._redis.llen(QUEUE), ledger.namespaces_waiting()) == (0, 0)
 
 
 # Pools that change between two requests

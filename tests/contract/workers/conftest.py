@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from egress.adapters.cluster import Cluster
+from egress.adapters.cluster import Cluster, Kind
 from egress.adapters.ledger import Ledger, Reserved, name_holder
 from egress.addresses import AddressError, parse_address, parse_range
 from egress.messages import FAILOVER_TASK, NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
@@ -19,8 +19,9 @@ from egress.table import Claim, NodeReport
 from lab.apiserver.process import EmbeddedCluster
 from lab.control_plane import install
 from lab.kube import Kube
-from workers import makers, namespaces, reconciling
+from workers import makers, namespaces, newcomers, reconciling
 from workers.context import Context
+from workers.view import Views
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -108,7 +109,8 @@ class World:
             self.ledger.done_with(":".join((task, *arguments)))
             match task:
                 case _ if task == NAMESPACE_TASK:
-                    namespaces.converge(self.context, *arguments)
+                    if not newcomers.converge(self.context, *arguments):
+                        namespaces.converge(self.context, *arguments)
                 case _ if task == PLACE_TASK:
                     makers.of(self.context).place(self.context)
                 case _ if task == PUBLISH_TASK:
@@ -218,6 +220,35 @@ class World:
             assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
             time.sleep(0.02)
         return value
+
+
+class Watched:
+    """Views whose watches can be stopped: what they know then grows old."""
+
+    def __init__(self, world: World, stop: threading.Event) -> None:
+        self.views = Views.watching(world.context.cluster, stop)
+        world.context.memory.views = self.views
+        self._mirrors = self.views._mirrors
+        for mirror in self._mirrors.values():
+            assert mirror.await_version(0, 10)
+        self._takes = {kind: mirror._take for kind, mirror in self._mirrors.items()}
+
+    def await_(self, kind: str, name: str) -> None:
+        """Until the watch of a kind has told of an object."""
+        mirror = next(mirror for mirror in self._mirrors.values() if mirror.kind.head["kind"] == kind)
+        World.until(lambda: mirror.item(name) is not None)
+
+    def annotated(self, name: str) -> str:
+        """The addresses of a namespace, as the watch has told."""
+        namespace = self._mirrors[Kind.NAMESPACE].item(name)
+        return namespace.annotations.get(ADDRESSES, "") if namespace is not None else ""
+
+    def stall(self, *kinds: Kind) -> None:
+        """News of these kinds no longer arrives, and nobody is told so."""
+        for kind in kinds or self._mirrors:
+            mirror = self._mirrors[kind]
+            mirror._take = lambda *_, **__: None  # type: ignore[method-assign]
+            mirror.reach = lambda *_: None  # type: ignore[method-assign]
 
 
 @pytest.fixture

@@ -7,33 +7,14 @@ from typing import Any
 import pytest
 
 from egress.adapters.cluster import Kind
-from egress.messages import PUBLISH_TASK
+from egress.messages import PLACE_TASK, PUBLISH_TASK
 from egress.objects import Verdict
 from egress.table import Steering
-from workers.view import Memory, Views
+from workers.view import Memory
 
-from .conftest import World
+from .conftest import Watched, World
 
 A = "192.168.1.102"
-
-
-class Watched:
-    """Views whose watches can be stopped: what they know then grows old."""
-
-    def __init__(self, world: World, stop: threading.Event) -> None:
-        self.views = Views.watching(world.context.cluster, stop)
-        world.context.memory.views = self.views
-        self._mirrors = self.views._mirrors
-        for mirror in self._mirrors.values():
-            assert mirror.await_version(0, 10)
-        self._takes = {kind: mirror._take for kind, mirror in self._mirrors.items()}
-
-    def stall(self, *kinds: Kind) -> None:
-        """News of these kinds no longer arrives, and nobody is told so."""
-        for kind in kinds or self._mirrors:
-            mirror = self._mirrors[kind]
-            mirror._take = lambda *_, **__: None  # type: ignore[method-assign]
-            mirror.reach = lambda *_: None  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -194,3 +175,36 @@ def decide(world: World, verdict: Verdict) -> None:
     decision = {"verdict": verdict.value, "by": "somebody", "at": "2026-01-01T00:00:00Z", "source": "api"}
     path = f"/apis/egress.hawse.dev/v1alpha1/egressaddresses/{A}/status"
     world.kube.call("PATCH", path, {"status": {"decision": decision}}, "application/merge-patch+json")
+
+
+def test_placement_lists_nothing_that_is_watched(
+    world: World, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.reconcile()
+    listed = lists(world, monkeypatch)
+    world.run(PLACE_TASK)
+    assert not set(listed) & watched._mirrors.keys()
+
+
+def test_placement_is_never_of_older_objects_than_anybody_has_seen(world: World, watched: Watched) -> None:
+    world.pool("more", "192.168.1.120")
+    world.reconcile()
+    watched.stall()
+    namespace = world.namespace("late")
+    spec = {"pool": "more", "namespace": {"name": "late", "uid": namespace["metadata"]["uid"]}, "origin": "automatic"}
+    head = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressAddress"}
+    world.context.cluster.create(Kind.EGRESS_ADDRESS, head | {"metadata": {"name": "192.168.1.120"}, "spec": spec})
+    world.context.ask(PLACE_TASK)
+    world.settle()
+    assert world.hosted("node1") == [A, "192.168.1.120"]
+
+
+def test_a_hostsubnet_that_somebody_changed_meanwhile_is_not_overwritten(world: World, watched: Watched) -> None:
+    world.pool("more", "192.168.1.120")
+    world.namespace("late", address="192.168.1.120")
+    world.reconcile()
+    watched.stall()
+    world.kube.patch("HostSubnet", "node1", {"egressIPs": [A, "192.168.1.77"]})  # and nobody has heard of it
+    world.kube.delete("EgressAddress", "192.168.1.120")
+    world.run(PLACE_TASK)
+    assert "192.168.1.77" in world.hosted("node1")

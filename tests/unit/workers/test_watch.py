@@ -104,6 +104,9 @@ class _Asked:
     def count_change(self, _: str) -> None:
         self.changes += 1
 
+    def saw(self, *_: object) -> None:
+        """For whoever looks at the objects from now on."""
+
     def ask(self, task: str, *_: str) -> None:
         self.tasks.append(task)
 

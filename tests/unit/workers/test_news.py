@@ -1,0 +1,78 @@
+"""Events are written behind the work's back, in their order, and not all at once."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from egress.adapters.cluster import ClusterAwayError
+from workers import news
+from workers.news import Item, News
+
+
+class Written:
+    """In place of a Cluster: the reasons of the Events."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.refuse = ""
+
+    def event(self, about: dict[str, str], reason: str, message: str, *, warning: bool) -> None:
+        self.gate.wait(10)
+        if reason == self.refuse:
+            raise ClusterAwayError("away")
+        assert (about, message, warning) == ({"name": "app", "uid": "u"}, "text", False)
+        self.reasons.append(reason)
+
+
+def item(number: int) -> Item:
+    return Item("app", "u", f"r{number}", "text", warning=False)
+
+
+def until(check: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_they_are_written_in_their_order_and_one_that_fails_stops_none() -> None:
+    written: Any = Written()
+    written.refuse = "r1"
+    told = News(written)
+    with structlog.testing.capture_logs() as logged:
+        for number in range(4):
+            told.tell(item(number))
+        until(lambda: len(written.reasons) == 3)
+    assert written.reasons == ["r0", "r2", "r3"]
+    assert [line["error"] for line in logged if line["event"] == "event not written"] == ["away"]
+
+
+def test_a_burst_is_spread_over_time() -> None:
+    written: Any = Written()
+    pauses: list[float] = []
+    told = News(written, pauses.append)
+    for number in range(news.AT_ONCE + 20):
+        told.tell(item(number))
+    until(lambda: len(written.reasons) == news.AT_ONCE + 20)
+    assert 10 <= len(pauses) <= 20  # some came back meanwhile
+    assert all(0 < pause <= 21 / news.PER_SECOND for pause in pauses)
+
+
+def test_the_oldest_is_let_go_where_too_many_wait() -> None:
+    written: Any = Written()
+    written.gate.clear()
+    told = News(written, lambda _: None)
+    told.tell(item(-1))
+    until(lambda: not told._waiting)  # that one is being written
+    with structlog.testing.capture_logs() as logged:
+        for number in range(news.MOST + 2):
+            told.tell(item(number))
+    written.gate.set()
+    until(lambda: len(written.reasons) == news.MOST + 1)
+    assert written.reasons[:2] == ["r-1", "r2"]
+    assert len([line for line in logged if line["error"] == "too many wait"]) == 2
