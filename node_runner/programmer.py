@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -270,8 +271,9 @@ class Programmer:
         self._round(at_work, withheld=(asked - lacking) | at_work.refused.keys(), later=asked)
         if not asked:
             return frozenset()
-        at_work.refused |= early.result() if early is not None else self._probe(link, asked)
-        return self._round(at_work, withheld=at_work.refused.keys())
+        with self._drivers.nat.ready(), self._drivers.flows.ready():
+            at_work.refused |= early.result() if early is not None else self._probe(link, asked)
+            return self._round(at_work, withheld=at_work.refused.keys())
 
     def _probe(self, link: LinkFacts, asked: AbstractSet[Address]) -> dict[Address, Refusal]:
         answers = self._drivers.arp.probe(link.interface, link.mac, asked, self._timing)
@@ -356,15 +358,20 @@ class Programmer:
         """Carries out `step` in its order; the addresses that could not be added, those that could not be removed, and
         why."""
         drivers = self._drivers
-        if step.fence:
-            drivers.flows.apply(step.fence)
-        kept = self._let_go(step.remove_addresses)
-        if step.forget:
-            drivers.conntrack.forget(step.forget)
-        if step.rules:
-            drivers.nat.apply(step.rules)
-        if step.admit:
-            drivers.flows.apply(step.admit)
+        with ExitStack() as ready:
+            if step.rules:
+                ready.enter_context(drivers.nat.ready())
+            if step.fence:
+                drivers.flows.apply(step.fence)
+            if step.admit:
+                ready.enter_context(drivers.flows.ready())
+            kept = self._let_go(step.remove_addresses)
+            if step.forget:
+                drivers.conntrack.forget(step.forget)
+            if step.rules:
+                drivers.nat.apply(step.rules)
+            if step.admit:
+                drivers.flows.apply(step.admit)
         failed: dict[Address, Refusal] = {}
         if step.add_addresses:
             for address, error in drivers.links.apply(step.add_addresses, frozenset()).items():
