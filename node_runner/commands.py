@@ -1,11 +1,13 @@
-"""The only subprocess call of the product: a command with its arguments as a list, never a shell."""
+"""The only subprocess calls of the product: a command with its arguments as a list, never a shell."""
 
 from __future__ import annotations
 
 import os
 import select
 import subprocess
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from threading import Event
 
 from node_runner.drivers.errors import NodeError
@@ -39,26 +41,78 @@ def run(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 10) -
     Raises CommandFailed unless it ends with 0. The locale is C, so that texts can be compared.
     """
     try:
-        done = subprocess.run(  # noqa: S603 - no shell; every caller builds argv from validated values
-            list(argv),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout,
-            env=_environment(),
-            check=False,
-        )
+        process = _start(argv, stdin=stdin is not None)
     except FileNotFoundError:
         raise CommandFailed(argv, None, f"{argv[0]} is not installed on this node; install its package") from None
     except OSError as error:
         raise CommandFailed(argv, None, f"it could not be started: {error}") from None
-    except subprocess.TimeoutExpired:
-        raise CommandFailed(argv, None, f"no end after {timeout:g} s; it was killed") from None
-    if done.returncode:
-        raise CommandFailed(argv, done.returncode, done.stderr or done.stdout)
-    return done.stdout
+    return _finish(process, argv, stdin, timeout)
+
+
+class Standby:
+    """A command that is started a moment before it is known what to tell it on its standard input: to load its
+    libraries takes it longer than what it is then told to do. One at a time, of one thread."""
+
+    def __init__(self, within: float = 3.0) -> None:
+        """A command that has waited for more than `within` seconds is not used any more: some have a time limit."""
+        self._within = within
+        self._process: subprocess.Popen[str] | None = None
+        self._argv: tuple[str, ...] = ()
+        self._since = 0.0
+
+    @contextmanager
+    def ready(self, argv: Sequence[str]) -> Iterator[None]:
+        """Inside, the first `run` of `argv` finds it started. If there is none, it is ended without having been told
+        anything."""
+        if self._process is None:
+            # What keeps it from being started keeps `run` too, which says so.
+            with suppress(OSError):
+                self._process, self._argv, self._since = _start(argv, stdin=True), tuple(argv), time.monotonic()
+        try:
+            yield
+        finally:
+            self._end()
+
+    def run(self, argv: Sequence[str], *, stdin: str, timeout: float = 10) -> str:
+        """As `run`, by the command that is ready, if one is."""
+        if tuple(argv) != self._argv or time.monotonic() - self._since > self._within:
+            self._end()
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return run(argv, stdin=stdin, timeout=timeout)
+        return _finish(process, argv, stdin, timeout)
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+def _start(argv: Sequence[str], *, stdin: bool) -> subprocess.Popen[str]:
+    return subprocess.Popen(  # noqa: S603 - no shell; every caller builds argv from validated values
+        list(argv),
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        env=_environment(),
+    )
+
+
+def _finish(process: subprocess.Popen[str], argv: Sequence[str], stdin: str | None, timeout: float) -> str:
+    with process:
+        try:
+            stdout, stderr = process.communicate(stdin, timeout)
+        except BaseException as error:
+            process.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise CommandFailed(argv, None, f"no end after {timeout:g} s; it was killed") from None
+            raise
+    if process.returncode:
+        raise CommandFailed(argv, process.returncode, stderr or stdout)
+    return stdout
 
 
 def follow(argv: Sequence[str], callback: Callable[[], None], stop: Event) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -82,6 +84,8 @@ class Programmer:
         self._facts_age = 0
         self._applied: Applied | None = None
         self._retreated = False  # what flows pointed to, such as groups, may stand without them
+        self.wrote = float("-inf")
+        """When it last began or ended writing, by the monotonic clock; may be read from any thread."""
 
     def forget_facts(self) -> None:
         """The bridge may have changed: the next pass reads its facts anew."""
@@ -192,11 +196,13 @@ class Programmer:
             sight = drivers.links.look(part.given)
             if sight.addresses != known.addresses or sight.refusals or not sight.facts.carrier:
                 return None
-            if part.own and not drivers.nat.unchanged():
-                return None
-            self._facts_age += 1
             at_work = _Pass(part, part.found, {})
             asked = frozenset(part.given.keys() - part.found.addresses)
+            # Where nothing is to be written, the rules matter no more than those of the addresses beside: most often
+            # that is the row which says that this node has acknowledged.
+            if part.own and (asked or self._differs(at_work)) and not drivers.nat.unchanged():
+                return None
+            self._facts_age += 1
             with ThreadPoolExecutor(1) as pool:
                 taken = self._rounds(at_work, sight.facts, asked, self._ask_early(pool, at_work, sight.facts, asked))
         except NodeError as error:
@@ -270,8 +276,9 @@ class Programmer:
         self._round(at_work, withheld=(asked - lacking) | at_work.refused.keys(), later=asked)
         if not asked:
             return frozenset()
-        at_work.refused |= early.result() if early is not None else self._probe(link, asked)
-        return self._round(at_work, withheld=at_work.refused.keys())
+        with self._drivers.nat.ready(), self._drivers.flows.ready():
+            at_work.refused |= early.result() if early is not None else self._probe(link, asked)
+            return self._round(at_work, withheld=at_work.refused.keys())
 
     def _probe(self, link: LinkFacts, asked: AbstractSet[Address]) -> dict[Address, Refusal]:
         answers = self._drivers.arp.probe(link.interface, link.mac, asked, self._timing)
@@ -313,6 +320,9 @@ class Programmer:
         } | kept
         at_work.wrote = at_work.wrote or bool(_but_for(step, kept))
         return step.add_addresses - failed.keys()
+
+    def _differs(self, at_work: _Pass) -> bool:
+        return bool(change(self._plan(at_work, frozenset()), at_work.found, at_work.part.others.keys()))
 
     def _plan(self, at_work: _Pass, withheld: AbstractSet[Address]) -> NodeProgram:
         """The program without `withheld`; that of `at_work` if it would be the same."""
@@ -356,19 +366,28 @@ class Programmer:
         """Carries out `step` in its order; the addresses that could not be added, those that could not be removed, and
         why."""
         drivers = self._drivers
-        if step.fence:
-            drivers.flows.apply(step.fence)
-        kept = self._let_go(step.remove_addresses)
-        if step.forget:
-            drivers.conntrack.forget(step.forget)
-        if step.rules:
-            drivers.nat.apply(step.rules)
-        if step.admit:
-            drivers.flows.apply(step.admit)
+        with ExitStack() as ready:
+            if step.rules:
+                ready.enter_context(drivers.nat.ready())
+            if step.fence:
+                with self._writing():
+                    drivers.flows.apply(step.fence)
+            if step.admit:
+                ready.enter_context(drivers.flows.ready())
+            kept = self._let_go(step.remove_addresses)
+            if step.forget:
+                drivers.conntrack.forget(step.forget)
+            if step.rules:
+                with self._writing():
+                    drivers.nat.apply(step.rules)
+            if step.admit:
+                with self._writing():
+                    drivers.flows.apply(step.admit)
         failed: dict[Address, Refusal] = {}
         if step.add_addresses:
-            for address, error in drivers.links.apply(step.add_addresses, frozenset()).items():
-                failed[address] = Refusal(error.reason, str(error))
+            with self._writing():
+                for address, error in drivers.links.apply(step.add_addresses, frozenset()).items():
+                    failed[address] = Refusal(error.reason, str(error))
         if done := _but_for(step, kept):
             _log.info(
                 "applied",
@@ -393,7 +412,8 @@ class Programmer:
                 _log.warning("not all is known of the node's addresses and rules", error=str(error))
             drops = retreat(rows, self._name, found, self._layout)
             if drops:
-                self._drivers.flows.apply(drops)
+                with self._writing():
+                    self._drivers.flows.apply(drops)
                 _log.warning("traffic dropped", flows=len(drops.add))
             self._let_go(found.addresses - {hop.address for row in rows for hop in row.hops if hop.node == self._name})
         except NodeError as error:
@@ -403,10 +423,20 @@ class Programmer:
         """Takes `addresses` off the interface; those that stay, and why."""
         kept: dict[Address, Refusal] = {}
         if addresses:
-            for address, error in self._drivers.links.apply(frozenset(), addresses).items():
-                _log.error("address not removed", address=str(address), reason=error.reason, error=str(error))
-                kept[address] = Refusal(error.reason, str(error))
+            with self._writing():
+                for address, error in self._drivers.links.apply(frozenset(), addresses).items():
+                    _log.error("address not removed", address=str(address), reason=error.reason, error=str(error))
+                    kept[address] = Refusal(error.reason, str(error))
         return kept
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whoever watches the node is told of a write while it is made, or a moment later."""
+        self.wrote = time.monotonic()
+        try:
+            yield
+        finally:
+            self.wrote = time.monotonic()
 
 
 def _unlinked(link: LinkFacts, addresses: Iterable[Address]) -> dict[Address, Refusal]:

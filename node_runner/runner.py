@@ -75,9 +75,9 @@ class Runner:
         self._announcements: list[tuple[float, frozenset[Address]]] = []
         self._repairs = 0
         self._last_problem, self._last_problem_at = "", 0.0
-        self._wrote = self._look_by = float("-inf")
+        self._look_by = float("-inf")
         self._interval = 2.0
-        self._untouched = self._nudged = self._pressing = False
+        self._untouched = self._nudged = self._pressing = self._anew = False
 
     def namespaces(self) -> dict[int, str]:
         """The namespace of each NetID of the table. May be called from any thread."""
@@ -91,17 +91,18 @@ class Runner:
     def touched(self) -> None:
         """Somebody has touched the node: look now. If the runner itself has, a moment ago, look a moment later: what is
         told is most likely its own doing, and a look at it would keep what comes next waiting."""
-        echo = time.monotonic() - self._wrote < ECHO_SECONDS
+        wrote = self._programmer.wrote
+        echo = time.monotonic() - wrote < ECHO_SECONDS
         _log.debug("touched", echo=echo)
         if echo:
-            self._look_at = self._wrote + ECHO_SECONDS
+            self._look_at = wrote + ECHO_SECONDS
         else:
             self._untouched, self._pressing = False, True
         self._wake.set()
 
     def look_anew(self) -> None:
-        """Somebody may have changed the bridge or the interface: look, and count on nothing known of them."""
-        self._programmer.forget_facts()
+        """Somebody may have changed the bridge or the interface: look, and count on nothing known of them then."""
+        self._anew = True
         self._note_carrier()
         self.touched()
 
@@ -297,6 +298,9 @@ class Runner:
             nudged, self._nudged = self._nudged, False
             untouched = nudged and self._untouched and time.monotonic() < self._look_by
             self._untouched = True
+            if self._anew and not untouched:
+                self._anew = False
+                self._programmer.forget_facts()
             changed, self._changed = self._changed, None
             result = self._programmer.run(
                 table, resting=resting, fresh=self._fresh, untouched=untouched, changed=changed
@@ -307,8 +311,6 @@ class Runner:
         except NodeError:
             self._look_by = float("-inf")
             raise
-        if result.wrote:
-            self._wrote = time.monotonic()
         # Nothing new was asked for, nor was something given at last that had been refused: somebody touched the node.
         gained = result.taken and not result.taken & self._held
         if result.wrote and not self._news and not self._fresh and not gained:

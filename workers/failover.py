@@ -16,7 +16,7 @@ from egress.messages import PLACE_TASK, PUBLISH_TASK
 from egress.objects import HostSubnet
 from egress.operations import Step
 from egress.table import NodeReport
-from workers import metrics
+from workers import metrics, placing
 from workers.context import Context
 
 _log = structlog.get_logger()
@@ -47,8 +47,9 @@ def run(context: Context) -> dict[str, float]:
             _log.warning("node is back", node=node, away=round(now - before[node], 1))
         rejoining = {node: since for node, since in returned.items() if now - since < context.settings.rejoin_after}
         for subnet in subnets:
-            if subnet.name in lost and subnet.name not in before:
-                context.ledger.begin_failover(addresses_of(subnet.egress_ips), lost[subnet.name])
+            if subnet.name in lost and subnet.name not in before and (addresses := addresses_of(subnet.egress_ips)):
+                context.ledger.begin_failover(addresses, lost[subnet.name])
+                context.ledger.foretell(placing.RESCUE, placing.RESCUE_SECONDS)
         if lost != before or rejoining != context.ledger.returned():
             context.ledger.set_lost(lost, rejoining)
     for subnet in subnets:

@@ -29,6 +29,9 @@ LOCK_SECONDS = 10.0
 PATCHING = "patching"
 """The lock that is held while HostSubnets are patched: whoever publishes half of that makes each node's runner run
 twice."""
+RESCUE, RESCUE_SECONDS = "rescue", 1.0
+"""What is foretold when a node is lost that has addresses, and for how long at most: they are about to be placed.
+Publishing in between would only tell that they are nowhere, and cost the nodes a pass each."""
 ARRIVAL_SECONDS = 30.0
 """How long a planned move is waited for at most before the next: one that its node refuses must not stop the others."""
 OWN_SECONDS = 60.0
@@ -68,10 +71,13 @@ def run(context: Context, look: Callable[[Context], _View] | None = None) -> Pla
     Raises TransientError when a HostSubnet changed meanwhile: what was not patched is placed by the next run.
     """
     with context.ledger.exclusively("place", LOCK_SECONDS):
-        view = (look or _view)(context)
-        decision = _decide(context, view)
-        stillness.note(context, stillness.PLACE, nothing=decision.nothing)
-        patched = _patch_all(context, view, decision)
+        try:
+            view = (look or _view)(context)
+            decision = _decide(context, view)
+            stillness.note(context, stillness.PLACE, nothing=decision.nothing)
+            patched = _patch_all(context, view, decision)
+        finally:
+            context.ledger.fulfil(RESCUE)
     placement = decision.placement
     lost = sorted(candidate.name for candidate in view.candidates if candidate.gone)
     news = context.ledger.is_news("lost nodes", repr(lost))

@@ -66,7 +66,8 @@ def run(context: Context) -> int:
     One run at a time, and a run whose table was changed under it starts over: an older view never overwrites a newer.
     What this process has planned before it does not plan again; a process without memory plans everything.
     """
-    context.ledger.check_free(placing.PATCHING)  # half of a placement would make one pass more for every node
+    # Half of a placement, or what is so before one, would make one pass more for every node.
+    context.ledger.check_free(placing.PATCHING, placing.RESCUE)
     with context.memory.alone():
         told = _publish(context)
     census.take(context, told.all_claims, len(told.seen.plan.conflicts))

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface
 from threading import Event
@@ -76,6 +77,10 @@ class FakeFlows:
         self._check()
         ours = [flow for flow in self._flows.values() if flow.table == self._table and is_ours(flow.cookie)]
         return {int(flow.match.rpartition("=")[2], 16): FlowCount(path_of(flow.actions), 0, 0) for flow in ours}
+
+    def ready(self) -> AbstractContextManager[None]:
+        """See ports."""
+        return nullcontext()
 
     def apply(self, change: FlowChange) -> None:
         """See ports.Flows. As OVS does: a flow may not name a missing group, and a group takes its flows with it."""
@@ -161,6 +166,10 @@ class FakeNat:
     def unchanged(self) -> bool:
         """See ports.Nat."""
         return not self._touched
+
+    def ready(self) -> AbstractContextManager[None]:
+        """See ports."""
+        return nullcontext()
 
     def apply(self, change: RuleChange) -> None:
         """See ports.Nat. As iptables-restore --noflush does: each table at once or not at all, one after the other."""

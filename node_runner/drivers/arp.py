@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from egress.addresses import Address
+from node_runner.drivers.closing import closed_aside
 from node_runner.drivers.errors import LinkFailed, NotSupported
 from node_runner.drivers.ports import MAC, LinkFacts, ProbeTiming
 
@@ -69,7 +70,7 @@ class LinkArp:
         if not wanted:
             return
         own = _mac_bytes(mac)
-        with _open(interface) as link:
+        with closed_aside(_open(interface)) as link:
             for address in wanted:
                 _send(link, interface, _Packet(_REQUEST, own, address, bytes(6), address))
                 _send(link, interface, _Packet(_REPLY, own, address, _BROADCAST, address))
@@ -83,7 +84,7 @@ def _ask(
         return {}
     own = _mac_bytes(mac)
     taken: dict[Address, str] = {}
-    with _open(interface) as link:
+    with closed_aside(_open(interface)) as link:
         for number in range(1, timing.count + 1):
             for address in wanted:
                 if address not in taken:

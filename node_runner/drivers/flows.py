@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from threading import Event
 from typing import Any
 
@@ -14,7 +15,7 @@ from ovs.flow.ofp import OFPFlow
 
 from egress.delta import FlowChange, is_ours
 from egress.program import COOKIE, COOKIE_MASK, GROUP, Flow, Group
-from node_runner.commands import CommandFailed, follow, run
+from node_runner.commands import CommandFailed, Standby, follow, run
 from node_runner.drivers.errors import (
     BridgeMissing,
     FlowUnreadable,
@@ -58,6 +59,8 @@ class Bridge:
         self._tun = checked_name(tun)
         self._table = table
         self._lines: dict[str, Flow | None] = {}
+        self._bundle = "bundle", self._name, "-"
+        self._standby = Standby()
 
     def facts(self) -> BridgeFacts:
         """See ports.Flows."""
@@ -109,6 +112,10 @@ class Bridge:
             for match in found
         }
 
+    def ready(self) -> AbstractContextManager[None]:
+        """See ports.Flows. ovs-ofctl connects when it has read what to do."""
+        return self._standby.ready([*_OFCTL, *self._bundle])
+
     def apply(self, change: FlowChange) -> None:
         """See ports.Flows."""
         if not change:
@@ -118,7 +125,7 @@ class Bridge:
         lines += [f"flow delete_strict {_ours(flow)}" for flow in change.remove]
         lines += [f"flow add cookie={flow.cookie:#x},{flow}" for flow in change.add]
         lines += [f"group delete group_id={group.group_id}" for group in change.remove_groups]
-        self._ofctl("bundle", self._name, "-", stdin="\n".join([*lines, ""]))
+        self._ofctl(*self._bundle, stdin="\n".join([*lines, ""]))
 
     def watch(self, callback: Callable[[], None], stop: Event) -> None:
         """See ports.Flows. One process; it tells of our own changes too: whoever is called back finds nothing to do."""
@@ -147,7 +154,9 @@ class Bridge:
 
     def _ofctl(self, *arguments: str, stdin: str | None = None) -> str:
         try:
-            return run([*_OFCTL, *arguments], stdin=stdin, timeout=15)
+            if stdin is None:
+                return run([*_OFCTL, *arguments], timeout=15)
+            return self._standby.run([*_OFCTL, *arguments], stdin=stdin, timeout=15)
         except CommandFailed as error:
             if "is not a bridge or a socket" in error.stderr:
                 raise BridgeMissing(

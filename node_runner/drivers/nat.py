@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 
 from egress.delta import RuleChange, RulesFound
 from egress.rules import OWN_PREFIX, is_own
-from node_runner.commands import CommandFailed, run, search_path
+from node_runner.commands import CommandFailed, Standby, run, search_path
 from node_runner.drivers.errors import ChainMissing, IptablesFailed
 from node_runner.drivers.generation import Rules, rules_now
 from node_runner.drivers.ports import checked_name
@@ -17,7 +19,7 @@ from node_runner.drivers.ports import checked_name
 _READ_SECONDS = 20.0
 _WRITE_SECONDS = 60.0
 """10,000 addresses take 2.5 s; the lock of the legacy variant may have to be waited for."""
-_LOCK_WAIT = "--wait=10"
+_RESTORE = ("--noflush", "--wait=10")
 
 _DECLARATION = re.compile(r":(?P<chain>\S+) ")
 _JUMP = re.compile(rf"-[jg] {re.escape(OWN_PREFIX)}\S+")
@@ -42,6 +44,7 @@ class Iptables:
         self._fixed = None if variant is None else Variant(variant)
         self._found: Variant | None = None
         self._known: Rules | None = None
+        self._standby = Standby()
 
     def variant(self) -> Variant | None:
         """The variant in use; None while neither holds the chain, which means whatever `iptables` is on this node."""
@@ -66,7 +69,7 @@ class Iptables:
         own: dict[tuple[str, str], list[str]] = {}
         others: dict[tuple[str, str], list[str]] = {}
         table = ""
-        for line in self._run("save", timeout=_READ_SECONDS).splitlines():
+        for line in _call(self._tool("save"), timeout=_READ_SECONDS).splitlines():
             if line.startswith("-A "):
                 _, chain, spec = (line + " ").split(" ", 2)
                 key = table, chain
@@ -88,13 +91,21 @@ class Iptables:
             self._known = before
         return RulesFound({key: tuple(specs) for key, specs in own.items()}, parents)
 
+    def ready(self) -> AbstractContextManager[None]:
+        """See ports.Nat. iptables-restore asks the kernel nothing, and takes no lock, before it has read a table's
+        name."""
+        if self._fixed is None and self._found is None:
+            return nullcontext()  # to look for the variant takes longer, and may fail
+        return self._standby.ready([self._tool("restore"), *_RESTORE])
+
     def apply(self, change: RuleChange) -> None:
         """See ports.Nat."""
         if not change:
             return
         before, self._known = self._known, None
+        argv = [self._tool("restore"), *_RESTORE]
         try:
-            self._run("restore", "--noflush", _LOCK_WAIT, stdin=str(change), timeout=_WRITE_SECONDS)
+            _failing(lambda: self._standby.run(argv, stdin=str(change), timeout=_WRITE_SECONDS))
         except IptablesFailed:
             self.check()  # the usual cause has a better message
             raise
@@ -113,12 +124,12 @@ class Iptables:
         saved = _call(f"iptables-{variant}-save", "-t", "nat", timeout=_READ_SECONDS)
         return any(line.startswith(f":{self._parent} ") for line in saved.splitlines())
 
-    def _run(self, verb: str, *arguments: str, stdin: str | None = None, timeout: float) -> str:
+    def _tool(self, verb: str) -> str:
         variant = self.variant()
         tool = f"iptables-{verb}" if variant is None else f"iptables-{variant}-{verb}"
         if shutil.which(tool, path=search_path()) is None:  # a distribution with one variant only may not name it
             tool = f"iptables-{verb}"
-        return _call(tool, *arguments, stdin=stdin, timeout=timeout)
+        return tool
 
     def _missing(self) -> ChainMissing:
         return ChainMissing(
@@ -135,8 +146,12 @@ def _legacy_tables() -> frozenset[str]:
         return frozenset()
 
 
-def _call(tool: str, *arguments: str, stdin: str | None = None, timeout: float) -> str:
+def _call(tool: str, *arguments: str, timeout: float) -> str:
+    return _failing(lambda: run([tool, *arguments], timeout=timeout))
+
+
+def _failing(command: Callable[[], str]) -> str:
     try:
-        return run([tool, *arguments], stdin=stdin, timeout=timeout)
+        return command()
     except CommandFailed as error:
         raise IptablesFailed(f"{error}; nothing of the failing table was changed") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from threading import Event
@@ -125,6 +126,9 @@ class Flows(Watchable, Protocol):
     def counts(self) -> Mapping[int, FlowCount]:
         """What our flows in the egress table have counted, by NetID."""
 
+    def ready(self) -> AbstractContextManager[None]:
+        """Inside, the first `apply` takes less time. For when it is known that there will be one, and not yet what."""
+
     def apply(self, change: FlowChange) -> None:
         """All of `change` or, with an error, nothing of it. A flow that is not ours is never removed."""
 
@@ -138,6 +142,9 @@ class Nat(Protocol):
     def unchanged(self) -> bool:
         """Whether nobody else has changed rules since the last `read`, as far as can be told without reading; False
         where that is not known."""
+
+    def ready(self) -> AbstractContextManager[None]:
+        """As for Flows."""
 
     def apply(self, change: RuleChange) -> None:
         """Each table of `change` whole or not at all; ChainMissing, IptablesFailed."""

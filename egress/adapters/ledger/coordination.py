@@ -103,11 +103,21 @@ class Coordination(Connection):
             with suppress(LockError, RedisError):  # it ran out or Redis is away: either way it is no longer ours
                 lock.release()
 
-    def check_free(self, name: str) -> None:
-        """BusyError while somebody holds the lock `name`."""
+    def foretell(self, name: str, seconds: float) -> None:
+        """Somebody will be at `name` in a moment: until `fulfil`, or for `seconds`, it is not free."""
         with away():
-            if self._redis.exists(f"hawse:lock:{name}"):
-                raise BusyError(f"somebody is at {name}")
+            self._redis.set(f"hawse:lock:{name}", "foretold", px=int(seconds * 1000))
+
+    def fulfil(self, name: str) -> None:
+        """What was foretold has come about."""
+        with away():
+            self._redis.delete(f"hawse:lock:{name}")
+
+    def check_free(self, *names: str) -> None:
+        """BusyError while somebody holds one of the locks `names`, or will in a moment."""
+        with away():
+            if self._redis.exists(*(f"hawse:lock:{name}" for name in names)):
+                raise BusyError(f"somebody is at {' or '.join(names)}")
 
     def rest(self, what: str, seconds: float) -> None:
         """Lets nobody be at `what` for `seconds`."""

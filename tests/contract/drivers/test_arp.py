@@ -7,11 +7,13 @@ import struct
 import threading
 import time
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
 
 from egress.addresses import Address
 from lab.fakes.node import FakeArp, fake_node
+from lab.host_node import eventually
 from node_runner.drivers import arp as arp_driver
 from node_runner.drivers.arp import LinkArp
 from node_runner.drivers.errors import LinkFailed, NotSupported
@@ -78,6 +80,19 @@ def test_an_announcement_comes_in_both_forms(neighbour: Netns) -> None:
             assert sender_ip == target_ip == FREE.packed
             operations.append(operation)
         assert operations == [1, 2]
+
+
+def test_no_socket_stays_open(neighbour: Netns) -> None:
+    """They are closed by others, a moment later."""
+    link = InterfaceLinks(NODE_IP).facts()
+    LinkArp().announce("eth0", link.mac, [FREE])
+    assert LinkArp().probe("eth0", link.mac, [FREE], QUICK) == {}
+    assert LinkArp().who_has(link, NODE_IP, [FREE], QUICK) == {}
+    run("ip", "link", "set", "eth0", "down")
+    with pytest.raises(LinkFailed):
+        LinkArp().announce("eth0", link.mac, [FREE])
+    eventually(lambda: len(Path("/proc/thread-self/net/packet").read_text().splitlines()) == 1)  # its heading
+    del neighbour
 
 
 def test_a_neighbour_learns_from_an_announcement(neighbour: Netns) -> None:

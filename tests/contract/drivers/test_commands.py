@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from node_runner.commands import CommandFailed, run
+from lab.host_node import eventually
+from node_runner.commands import CommandFailed, Standby, run
 
 
 def test_output_input_and_locale() -> None:
@@ -37,3 +41,79 @@ def test_a_command_that_hangs_is_killed() -> None:
     with pytest.raises(CommandFailed, match="killed"):
         run(["sleep", "30"], timeout=0.2)
     assert time.monotonic() - began < 2
+
+
+def children() -> set[str]:
+    return set(Path("/proc/thread-self/children").read_text().split())
+
+
+SAYS_ITSELF = ("sh", "-c", "cat; echo $$")
+
+
+def test_a_command_that_is_ready_is_told_later() -> None:
+    standby, before = Standby(), children()
+    with standby.ready(SAYS_ITSELF):
+        (waiting,) = children() - before
+        assert standby.run(SAYS_ITSELF, stdin="one\n") == f"one\n{waiting}\n"
+        assert standby.run(SAYS_ITSELF, stdin="two\n") not in ("", f"two\n{waiting}\n")
+    assert children() == before
+    assert standby.run(["cat"], stdin="three\n") == "three\n"
+
+
+def test_a_command_that_is_told_nothing_does_nothing(tmp_path: Path) -> None:
+    standby, before, done = Standby(), children(), tmp_path / "done"
+    with standby.ready(["sh", "-c", f"cat; touch {done}"]), standby.ready(["cat"]):  # there is one already
+        assert len(children() - before) == 1
+    assert children() == before
+    assert not done.exists()
+
+
+def test_what_is_ready_is_ended_by_an_error_too() -> None:
+    standby, before = Standby(), children()
+
+    def fail() -> None:
+        with standby.ready(["cat"]):
+            raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        fail()
+    assert children() == before
+
+
+@pytest.mark.parametrize("argv", [["true"], ["sleep", "30"], ["hawse-no-such-command"]])
+def test_another_command_than_the_one_that_is_ready_is_started(argv: list[str]) -> None:
+    standby, before = Standby(), children()
+    with standby.ready(argv):
+        assert standby.run(["cat"], stdin="text") == "text"
+    assert children() == before
+
+
+def test_one_that_has_waited_for_long_is_not_told() -> None:
+    standby = Standby(within=0.0)
+    with standby.ready(SAYS_ITSELF):
+        (waiting,) = children()
+        assert standby.run(SAYS_ITSELF, stdin="text\n") != f"text\n{waiting}\n"
+    assert not children()
+
+
+def test_one_that_has_ended_meanwhile_is_started_again() -> None:
+    standby = Standby()
+    with standby.ready(SAYS_ITSELF):
+        (waiting,) = children()
+        os.kill(int(waiting), signal.SIGKILL)
+        eventually(lambda: Path(f"/proc/{waiting}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+        assert standby.run(SAYS_ITSELF, stdin="text\n").startswith("text\n")
+    assert not children()
+
+
+def test_a_ready_commands_failures_are_as_others() -> None:
+    standby = Standby()
+    with standby.ready(["sh", "-c", "cat >&2; exit 3"]):
+        with pytest.raises(CommandFailed, match=r"exit code 3.*words") as failure:
+            standby.run(["sh", "-c", "cat >&2; exit 3"], stdin="words")
+        assert failure.value.returncode == 3
+    with standby.ready(["sleep", "30"]), pytest.raises(CommandFailed, match="killed"):
+        standby.run(["sleep", "30"], stdin="", timeout=0.2)
+    with standby.ready(["hawse-no-such-command"]), pytest.raises(CommandFailed, match="not installed"):
+        standby.run(["hawse-no-such-command"], stdin="")
+    assert not children()

@@ -77,6 +77,19 @@ def test_a_refused_bundle_changes_nothing(flows: Flows) -> None:
     assert flows.read(everywhere=True) == before
 
 
+def test_a_bundle_that_was_made_ready_for_is_as_any_other(flows: Flows) -> None:
+    with flows.ready():
+        pass
+    with flows.ready():
+        flows.apply(FlowChange(add=(drop(1),)))
+        flows.apply(FlowChange(add=(drop(3),)))
+    assert flows.read().flows == {drop(1), drop(3)}
+    bad = Flow(100, 100, "ip,reg0=0x2", COOKIE | 2, f"group:{GROUP | 2}")
+    with flows.ready(), pytest.raises(OpenVSwitchRefused):
+        flows.apply(FlowChange(add=(bad,), remove=(drop(1),)))
+    assert flows.read().flows == {drop(1), drop(3)}
+
+
 def test_deleting_never_hits_a_foreign_flow_nor_minds_a_missing_one(flows: Flows) -> None:
     before = flows.read()
     assert foreign_flow(0xFFFF).key in before.foreign

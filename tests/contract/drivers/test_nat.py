@@ -49,6 +49,20 @@ def test_a_deleted_rule_that_is_not_there_is_an_error_and_changes_nothing(nat: N
     assert nat.read() == before
 
 
+def test_a_change_that_was_made_ready_for_is_as_any_other(nat: Nat) -> None:
+    before = nat.read()
+    with nat.ready():
+        pass
+    chain = RuleChange({"filter": "*filter\n:HAWSE-GUARD - [0:0]\n-A HAWSE-GUARD -j RETURN\nCOMMIT\n"})
+    with nat.ready(), pytest.raises((IptablesFailed, ChainMissing)):
+        nat.apply(RuleChange({"filter": "*filter\n:HAWSE-GUARD - [0:0]\n-D INPUT -j HAWSE-INPUT\nCOMMIT\n"}))
+    assert nat.read() == before
+    with nat.ready():
+        nat.apply(chain)
+        nat.apply(RuleChange({"filter": "*filter\n-A HAWSE-GUARD -j DROP\nCOMMIT\n"}))
+    assert nat.read().own == {("filter", "HAWSE-GUARD"): ("-j RETURN", "-j DROP")}
+
+
 @pytest.mark.parametrize("variant", list(Variant))
 @pytest.mark.usefixtures("netns")
 def test_the_variant_that_holds_the_chain_is_found(variant: Variant) -> None:

@@ -10,7 +10,7 @@ from egress.liveness import Sighting
 from egress.messages import FAILOVER_TASK, PLACE_TASK, PUBLISH_TASK
 from egress.settings import Settings
 from egress.table import NodeReport
-from workers import metrics
+from workers import metrics, placing
 
 from .conftest import World
 
@@ -63,6 +63,34 @@ def test_a_node_of_which_two_others_see_nothing_is_lost_and_its_traffic_is_dropp
     row = nodes.ledger.read_table().rows[5]
     assert row is not None
     assert row.hops == ()
+
+
+def test_nobody_publishes_between_the_loss_of_a_node_and_the_placing_of_its_addresses(nodes: World) -> None:
+    """Somebody who asks for it at that moment would make each node's runner run twice."""
+    beat(nodes, *IPS)
+    beat(nodes, "node1", "node3")
+    saw(nodes, "node2", "node1", "node3")
+    assert judge(nodes) == {"node2"}
+    before = nodes.ledger.change_number()
+    nodes.run(PUBLISH_TASK)
+    assert nodes.ledger.change_number() == before
+    assert PUBLISH_TASK in {task for task, _ in nodes.tasks}  # it was not its turn
+    nodes.run(PLACE_TASK)
+    nodes.run(PUBLISH_TASK)
+    assert nodes.ledger.change_number() == before + 1
+
+
+def test_that_nobody_places_keeps_publishing_for_a_moment_alone(nodes: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the automation is paused."""
+    monkeypatch.setattr(placing, "RESCUE_SECONDS", 0.1)
+    beat(nodes, *IPS)
+    beat(nodes, "node1", "node3")
+    saw(nodes, "node2", "node1", "node3")
+    assert judge(nodes) == {"node2"}
+    before = nodes.ledger.change_number()
+    time.sleep(0.15)
+    nodes.run(PUBLISH_TASK)
+    assert nodes.ledger.change_number() == before + 1
 
 
 def test_silence_alone_moves_nothing(nodes: World) -> None:

@@ -481,6 +481,19 @@ def test_where_its_own_addresses_change_the_rules_are_read_unless_nobody_has_tou
     assert lab.addresses == ({str(A)} if gains else set())
 
 
+def test_that_it_has_acknowledged_is_no_reason_to_read_the_rules(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(row())
+    reads = Reads(lab, monkeypatch)
+    lab.fake.nat.put("nat", "POSTROUTING", "-p tcp -j RETURN")  # who could tell now of whom the last change was?
+    assert not lab.run(row(acknowledged=True), untouched=True).wrote
+    assert (reads.flows, reads.rules) == (0, 0)
+    lab.run(row(None), untouched=True)  # what is known of the flows and rules is not more than it was
+    assert (reads.flows, reads.rules) == (1, 1)
+    assert (lab.flow(), lab.addresses, lab.snat) == ("drop", set(), False)
+
+
 def test_a_node_that_was_touched_is_read(lab: Any, row: Row) -> None:
     lab.run(row())
     lab.fake.flows.wipe()

@@ -667,6 +667,61 @@ def test_who_is_told_of_a_change_looks_though_it_was_nudged(
     assert lab.flow() != ""
 
 
+def test_what_it_hears_of_its_own_writing_while_it_goes_on_is_no_touch(
+    runner: Runner, lab: Any, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass may wait half a second between its first flow and its last: for the link to answer."""
+    monkeypatch.setattr("node_runner.runner.ECHO_SECONDS", 0.3)
+    ledger.begin("e1", row(None))
+    runner.step()
+    time.sleep(0.35)
+    apply = lab.fake.nat.apply
+
+    def told_meanwhile(change: Any) -> None:
+        runner.touched()
+        apply(change)
+
+    monkeypatch.setattr(lab.fake.nat, "apply", told_meanwhile)
+    ledger.change(NETID, row()[NETID])
+    runner.wake()
+    runner.step()
+    assert lab.addresses == {str(A)}
+    lab.fake.flows.wipe()  # and nobody tells
+    runner.wake()
+    runner.step()
+    assert lab.flow() == ""
+
+
+@pytest.mark.parametrize("echo", [True, False])
+def test_that_its_own_address_has_come_is_no_reason_to_read_everything(
+    runner: Runner, lab: Any, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch, echo: bool
+) -> None:
+    """The interface tells of it; what follows is most often the row that says that this node has acknowledged."""
+    monkeypatch.setattr("node_runner.runner.ECHO_SECONDS", 60.0 if echo else 0.0)
+    ledger.begin("e1", row())
+    runner.step()
+    reads: list[str] = []
+
+    def count(driver: Any, name: str) -> None:
+        call = getattr(driver, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            reads.append(name)
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(driver, name, counted)
+
+    count(lab.fake.flows, "facts")
+    count(lab.fake.flows, "read")
+    count(lab.fake.nat, "read")
+    runner.look_anew()
+    ledger.change(NETID, row(acknowledged=True)[NETID])
+    runner.wake()
+    runner.step()
+    assert sorted(reads) == ([] if echo else ["facts", "read", "read"])
+    assert lab.addresses == {str(A)}
+
+
 def test_its_own_writing_brings_one_look_a_moment_later(lab: Any, ledger: FakeLedger, told: Told, row: Row) -> None:
     runner = restarted(lab, ledger, told)
     ledger.begin("e1", row())
