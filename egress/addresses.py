@@ -10,6 +10,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
+VERSIONS = (4, 6)
 
 KUBE_PROXY_BITS = 0x4000 | 0x8000
 """Mark bits that kube-proxy owns: 0x4000 asks for masquerade, 0x8000 for a drop. No mark of ours may hold either."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush, heapreplace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
-from egress.addresses import Address
+from egress.addresses import VERSIONS, Address
 from egress.objects import NO_LIMIT, Capacity, EgressPool
 from egress.pools import ranges
 
@@ -30,7 +30,8 @@ class Candidate:
     `barred` says why it takes no new address of any pool, and is empty if it does; `reluctant` why it takes only what
     no other node can take. `gone`: what it hosts is to move at
     once. `drained`: it is to move, one address at a time. `link` is its address and prefix on the outside link, as its
-    runner reported it, or None if it has not yet. `cidrs` are its egressCIDRs.
+    runner reported it, or None if it has not yet; `other_links` those of the other IP version. `cidrs` are its
+    egressCIDRs.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Candidate:
     hosted: frozenset[Address] = frozenset()
     capacity: Capacity = NO_LIMIT
     cidrs: tuple[IPv4Network | IPv6Network, ...] = ()
+    other_links: tuple[IPv4Interface | IPv6Interface, ...] = ()
+
+    @property
+    def links(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        """All of its addresses on the outside link."""
+        return (self.link, *self.other_links) if self.link is not None else ()
 
 
 def without_reluctant(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -102,9 +109,9 @@ class Board:
     def __init__(self, candidates: Iterable[Candidate], siblings: Mapping[str, Iterable[Address]]) -> None:
         self._nodes = {node.name: node for node in sorted(candidates, key=lambda node: node.name)}
         self._load = {name: len(node.hosted) for name, node in self._nodes.items()}
-        self._links = _Networks(node.link.network for node in self._nodes.values() if node.link is not None)
+        self._links = _Networks(link.network for node in self._nodes.values() for link in node.links)
         self._cidrs = _Networks(cidr for node in self._nodes.values() for cidr in node.cidrs)
-        self._own = {node.link.ip for node in self._nodes.values() if node.link is not None}
+        self._own = {link.ip for node in self._nodes.values() for link in node.links}
         self._families = {
             name: Counter(address.version for address in node.hosted)
             for name, node in self._nodes.items()
@@ -116,7 +123,9 @@ class Board:
         self._given: dict[str, dict[Address, Unplaced]] = {name: {} for name in self._nodes}
         self._hopeless: set[str] = set()
         self._attempts = ATTEMPTS
-        self._crowds: dict[str, Counter[str]] = {namespace: Counter() for namespace in siblings}
+        self._crowds: dict[tuple[str, int], Counter[str]] = {
+            (namespace, version): Counter() for namespace in siblings for version in VERSIONS
+        }
         owners: dict[Address, list[str]] = {}
         for namespace, addresses in siblings.items():
             for address in addresses:
@@ -125,7 +134,7 @@ class Board:
         for name, node in self._nodes.items():
             for address in known & node.hosted:
                 for namespace in owners[address]:
-                    self._crowds[namespace][name] += 1
+                    self._crowds[namespace, address.version][name] += 1
 
     # What is there
 
@@ -139,7 +148,7 @@ class Board:
 
     def best(self, item: Unplaced) -> str | None:
         """The node that the objective chooses, or None if none is eligible."""
-        group, crowd = self._group(item), self._crowds[item.namespace]
+        group, crowd = self._group(item), self._crowd(item)
         kin = self._kin(item)
         totals = self._zone_totals(item)
         found: list[tuple[int, int, int, str]] = []
@@ -193,7 +202,7 @@ class Board:
         """Why no node is eligible: the nodes counted by their objections."""
         if not self._nodes:
             return "there is no node"
-        group, crowd = self._group(item), self._crowds[item.namespace]
+        group, crowd = self._group(item), self._crowd(item)
         kin = frozenset(name for name in group.open if crowd[name])
         if kin not in group.explained:
             reasons = group.reasons + Counter(self._passing(item, name) or "free" for name in group.open)
@@ -211,7 +220,7 @@ class Board:
     def make_room(self, item: Unplaced) -> bool:
         """Puts the address on a node by moving others that were put on theirs, each to another; False if that fails,
         and then nothing has changed."""
-        alone = not self._crowds[item.namespace].total()
+        alone = not self._crowd(item).total()
         visited = set(self._hopeless) if alone else set()
         if self._make_room(item, visited):
             return True
@@ -250,7 +259,7 @@ class Board:
 
     def _count(self, item: Unplaced, name: str, step: int) -> None:
         self._load[name] += step
-        self._crowds[item.namespace][name] += step
+        self._crowd(item)[name] += step
         if name in self._families:
             self._families[name][item.address.version] += step
         if item.pool is not None and item.pool.name in self._tallies:
@@ -292,21 +301,22 @@ class Board:
 
     def _standing(self, item: Unplaced, node: Candidate) -> str | None:
         """What speaks against the node whatever it hosts."""
-        link, reason = node.link, unselected(item, node) or node.barred
+        reason = unselected(item, node) or node.barred
         if reason:
             return reason
-        if link is None:
+        if node.link is None:
             return "whose runner has not reported yet"
-        if item.address not in link.network:
+        if not any(item.address in link.network for link in node.links):
             return "in a subnet without {address}"
         if item.address in self._own:
-            return "whose own IP is {address}" if item.address == link.ip else "that is not {address} itself"
+            mine = any(item.address == link.ip for link in node.links)
+            return "whose own IP is {address}" if mine else "that is not {address} itself"
         return None
 
     def _passing(self, item: Unplaced, name: str) -> str | None:
         """What speaks against the node because of what it hosts."""
         full = self._full(item, name)
-        if full is None and self._crowds[item.namespace][name]:
+        if full is None and self._crowd(item)[name]:
             return "hosting another address of namespace {namespace}"
         return full
 
@@ -325,11 +335,15 @@ class Board:
 
     # What is counted
 
+    def _crowd(self, item: Unplaced) -> Counter[str]:
+        """How many of the namespace's addresses each node hosts, of the IP version: one of each may share a node."""
+        return self._crowds[item.namespace, item.address.version]
+
     def _kin(self, item: Unplaced) -> Counter[str]:
         """How many of the namespace's addresses there are for each spread."""
         kin = Counter[str]()
         if item.pool is not None and item.pool.topology_key:
-            for name, count in self._crowds[item.namespace].items():
+            for name, count in self._crowd(item).items():
                 kin[spread(item, self._nodes[name].labels)] += count
         return kin
 

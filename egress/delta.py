@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import lru_cache
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import Generic, TypeVar
 
-from egress.addresses import Address
-from egress.program import COOKIE, COOKIE_MASK, Flow, Group, NodeProgram
-from egress.rules import OWN_PREFIX, SNAT_CHAIN, SPINE_CHAINS, TABLES, Rule, RuleSet, tail_of
+from egress.addresses import VERSIONS, Address
+from egress.program import COOKIE, COOKIE_MASK, Flow, Group, NodeProgram, Traffic
+from egress.rules import OWN_PREFIX, SNAT_CHAIN, SPINE_CHAINS, TABLES, Rule, RuleSet, table_name, tail_of, version_of
 
 T = TypeVar("T")
 _JUMP = re.compile(rf"-[jg] {re.escape(OWN_PREFIX)}\S+")
@@ -72,7 +72,8 @@ class FlowChange:
 
 @dataclass(frozen=True, slots=True)
 class RuleChange:
-    """One iptables-restore: its input text per table ("nat", "filter"), in the order of application."""
+    """One iptables-restore for each IP version: its input text per table of `rules.TABLES`, in the order of
+    application."""
 
     scripts: Mapping[str, str] = field(default_factory=dict)
 
@@ -81,6 +82,10 @@ class RuleChange:
 
     def __str__(self) -> str:
         return "".join(self.scripts.values())
+
+    def text(self, version: int) -> str:
+        """The input of iptables-restore, or of ip6tables-restore; "" where it has nothing to do."""
+        return "".join(script for table, script in self.scripts.items() if version_of(table) == version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ def change(program: NodeProgram, found: Found, others: AbstractSet[Address] = fr
     kept_keys = {flow.key for flow in wanted}
     changed = wanted - found.flows
     # Neither the address's own rules nor the guard against connections that began without it may be missing.
-    late = {flow for flow in changed if netid_of(flow) in program.own} if rules else set()
+    late = {flow for flow in changed if traffic_of(flow) in program.own} if rules else set()
     early = changed - late
     # A key that gets its flow late drops until its rule stands: an old flow would hand packets to a rule that goes,
     # and no flow at all, should the rules fail, would send them out with the node's IP.
@@ -167,46 +172,62 @@ def usurped(program: NodeProgram, found: Found) -> frozenset[Address]:
     return frozenset(
         address
         for flow in program.flows
-        if flow.key in found.foreign_flows and (address := program.own.get(netid_of(flow))) is not None
+        if flow.key in found.foreign_flows and (address := program.own.get(traffic_of(flow))) is not None
     )
 
 
-_SNAT_RULE = re.compile(r"-s \S+ -m mark --mark (0x[0-9a-f]+) -j SNAT --to-source ([0-9]+(?:\.[0-9]+){3})")
+_SNAT_RULE = re.compile(r"-s \S+ -m mark --mark (0x[0-9a-f]+) -j SNAT --to-source ([0-9a-f.:]+)")
 _MARK_ACTION = re.compile(r"set_field:(0x[0-9a-f]+)->pkt_mark")
 
 
 def marks_of(found: RulesFound) -> dict[Address, int]:
     """The mark that each address has on the node now, as our SNAT rules say; other rules in the chain say nothing."""
-    return dict(translation for spec in snat_rules(found) if (translation := _translation(spec)) is not None)
+    return dict(
+        translation
+        for version in VERSIONS
+        for spec in snat_rules(found, version)
+        if (translation := _translation(spec)) is not None
+    )
 
 
 @lru_cache(1 << 14)
 def _translation(spec: str) -> tuple[Address, int] | None:
     """The address of one of our SNAT rules, and its mark."""
     match = _SNAT_RULE.fullmatch(spec)
-    return None if match is None else (IPv4Address(match[2]), int(match[1], 16))
+    try:
+        return None if match is None else (ip_address(match[2]), int(match[1], 16))
+    except ValueError:  # not one that we write
+        return None
 
 
-def snat_rules(found: RulesFound) -> Iterator[str]:
-    """What stands in the chains that hold our SNAT rules, of this version's layout or an earlier one's."""
+def snat_rules(found: RulesFound, version: int) -> Iterator[str]:
+    """What stands in the chains that hold our SNAT rules for IP `version`, in this layout or an earlier one."""
+    nat = table_name("nat", version)
     for (table, chain), specs in found.own.items():
-        if table == "nat" and chain.startswith(SNAT_CHAIN):
+        if table == nat and chain.startswith(SNAT_CHAIN):
             yield from specs
 
 
-def standing(found: Found) -> dict[int, Address]:
-    """The NetIDs whose packets leave with an address of this node now: flow, rule and address are all there."""
+def standing(found: Found) -> dict[Traffic, Address]:
+    """What leaves with an address of this node now: flow, rule and address are all there."""
     carrying = {mark: address for address, mark in marks_of(found.rules).items() if address in found.addresses}
     return {
-        netid_of(flow): address
+        traffic: address
         for flow in found.flows
-        if (mark := mark_in(flow)) is not None and (address := carrying.get(mark)) is not None
+        if (mark := mark_in(flow)) is not None
+        and (address := carrying.get(mark)) is not None
+        and (traffic := traffic_of(flow))[1] == address.version
     }
 
 
 def netid_of(flow: Flow) -> int:
     """The NetID of one of our flows."""
     return flow.cookie & ~COOKIE_MASK
+
+
+def traffic_of(flow: Flow) -> Traffic:
+    """The NetID and IP version of one of our flows."""
+    return flow.cookie & ~COOKIE_MASK, 6 if flow.match.startswith("ipv6,") else 4
 
 
 def is_ours(cookie: int) -> bool:
@@ -241,7 +262,7 @@ def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
         gone = sorted(key[1] for key in found.own.keys() - contents.keys() if key[0] == table)
         lines += [f"-F {chain}" for chain in gone] + [f"-X {chain}" for chain in gone]
         if declared or lines:
-            scripts[table] = "\n".join([f"*{table}", *declared, *lines, "COMMIT", ""])
+            scripts[table] = "\n".join([f"*{table.removesuffix('6')}", *declared, *lines, "COMMIT", ""])
     return RuleChange(scripts)
 
 
@@ -296,7 +317,7 @@ def _changed_hands(program: NodeProgram, found: Found) -> frozenset[Address]:
         for flow in found.flows
         if (mark := mark_in(flow)) is not None
         and (address := staying.get(mark)) is not None
-        and program.own.get(netid_of(flow)) != address
+        and program.own.get(traffic_of(flow)) != address
     )
 
 

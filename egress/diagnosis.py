@@ -12,9 +12,20 @@ from enum import StrEnum
 from ipaddress import ip_network
 
 from egress.addresses import Address
-from egress.delta import Found, mark_in, marks_of, netid_of
-from egress.program import Flow, Layout, NodeProgram
-from egress.rules import SNAT, SPINE_CHAINS, Rule, branches_of, leaves_of, tail_of, tree_of
+from egress.delta import Found, mark_in, marks_of, netid_of, traffic_of
+from egress.program import Flow, Layout, NodeProgram, Traffic, versions_of
+from egress.rules import (
+    SNAT_CHAIN,
+    SPINE_CHAINS,
+    Rule,
+    branches_of,
+    leaves_of,
+    spoken,
+    table_name,
+    tail_of,
+    tree_of,
+    version_of,
+)
 from egress.table import Steering
 
 MOST_FAULTS = 100
@@ -109,12 +120,12 @@ class Inspection:
 class Sight:
     """What is on a node and around it. `strangers` are addresses of the table that are on the node, and that Hawse did
     not put there; `answers` the MACs that answer on the link for addresses that this node has; `counts` packets and
-    bytes by NetID."""
+    bytes of each flow."""
 
     found: Found
     strangers: frozenset[Address] = frozenset()
     answers: Mapping[Address, str] = field(default_factory=dict)
-    counts: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    counts: Mapping[Traffic, tuple[int, int]] = field(default_factory=dict)
 
 
 def examine(
@@ -134,28 +145,35 @@ def examine(
 
 def trace(rows: Iterable[Steering], node: str, program: NodeProgram, sight: Sight, layout: Layout) -> tuple[Trace, ...]:
     """What `node` does with each of `rows`."""
-    wanted = {netid_of(flow): flow for flow in program.flows}
-    found = {netid_of(flow): flow for flow in sight.found.flows}
+    wanted = {traffic_of(flow): flow for flow in program.flows}
+    found = {traffic_of(flow): flow for flow in sight.found.flows}
     there = {(table, chain, spec) for (table, chain), specs in sight.found.rules.own.items() for spec in specs}
     traces = []
     for row in rows:
-        packets, octets = sight.counts.get(row.netid, (None, None))
-        flow = Piece("flow", _text(wanted.get(row.netid)), _text(found.get(row.netid)), packets, octets)
-        pieces = [flow]
-        address = program.own.get(row.netid)
-        if address is not None:
-            mark = program.marks[address]
-            leaves = leaves_of(address, mark, layout)
-            for rule in sorted(leaves | branches_of(address, mark)):
-                stands = (rule.table, rule.chain, rule.spec) in there
-                if stands and rule not in leaves:
-                    continue  # what leads to the address's own rules is of interest only where it does not
-                pieces.append(Piece(f"rule in {rule.table}", str(rule), str(rule) if stands else ""))
-            held = str(address) if address in sight.found.addresses else ""
-            pieces.append(Piece("address", str(address), held))
+        pieces: list[Piece] = []
+        for version in versions_of(row, layout):
+            traffic = row.netid, version
+            packets, octets = sight.counts.get(traffic, (None, None))
+            pieces.append(Piece("flow", _text(wanted.get(traffic)), _text(found.get(traffic)), packets, octets))
+            address = program.own.get(traffic)
+            if address is not None:
+                pieces += _own_pieces(address, program.marks[address], sight.found, there, layout)
         hosts = any(hop.node == node for hop in row.hops)
         traces.append(Trace(row.netid, hosts, tuple(pieces)))
     return tuple(traces)
+
+
+def _own_pieces(
+    address: Address, mark: int, found: Found, there: Collection[tuple[str, str, str]], layout: Layout
+) -> Iterator[Piece]:
+    """The rules of one of the node's addresses, and the address."""
+    leaves = leaves_of(address, mark, layout)
+    for rule in sorted(leaves | branches_of(address, mark)):
+        stands = rule in there
+        if stands and rule not in leaves:
+            continue  # what leads to the address's own rules is of interest only where it does not
+        yield Piece(f"rule in {spoken(rule.table)}", str(rule), str(rule) if stands else "")
+    yield Piece("address", str(address), str(address) if address in found.addresses else "")
 
 
 class _Names:
@@ -180,7 +198,11 @@ def _flows(node: str, program: NodeProgram, found: Found, layout: Layout, names:
     there = {flow.key: flow for flow in found.flows}
     for flow in sorted(program.flows):
         netid = netid_of(flow)
-        about = {"node": node, "namespace": names.of_netid(netid), "address": str(program.own.get(netid, ""))}
+        about = {
+            "node": node,
+            "namespace": names.of_netid(netid),
+            "address": str(program.own.get(traffic_of(flow), "")),
+        }
         what = f"{flow.match} of table {flow.table}"
         if flow.key in found.foreign_flows:
             yield Fault(FaultKind.FLOW_FOREIGN, f"the flow for {what} is not Hawse's: remove it", **about)
@@ -219,9 +241,9 @@ def _difference(wanted: Flow, found: Flow) -> FaultKind:
     return FaultKind.FLOW_WRONG
 
 
-_TUN_DST = re.compile(r"set_field:([0-9a-f.:]+)->tun_dst")
+_TUN_DST = re.compile(r"set_field:([0-9a-f.:]+)->tun_(?:ipv6_)?dst")
 _REG0 = re.compile(r"reg0=(0x[0-9a-f]+|[0-9]+)")
-_NW_SRC = re.compile(r"nw_src=([0-9.]+(?:/[0-9]+)?)")
+_NW_SRC = re.compile(r"nw_src=([0-9.]+(?:/[0-9]+)?)|ipv6_src=([0-9a-f:.]+(?:/[0-9]+)?)(?=,|$)")
 
 
 def _covered(match: str, netids: Collection[int], layout: Layout) -> Iterator[int | None]:
@@ -234,10 +256,16 @@ def _covered(match: str, netids: Collection[int], layout: Layout) -> Iterator[in
             yield netid
         return
     source = _NW_SRC.search(match)
-    if source is not None and any(ip_network(source[1], False).overlaps(net) for net in layout.cluster_networks):
+    if source is not None and _among(source[1] or source[2], layout):
         match = match.replace(source[0], "")
-    if not {part for part in match.split(",") if part} - {"ip"}:
+    if not {part for part in match.split(",") if part} - {"ip", "ipv6"}:
         yield None
+
+
+def _among(source: str, layout: Layout) -> bool:
+    """Whether the network `source` holds pods' addresses."""
+    network = ip_network(source, strict=False)
+    return any(network.version == other.version and network.overlaps(other) for other in layout.cluster_networks)
 
 
 def _rules(node: str, program: NodeProgram, found: Found, layout: Layout, names: _Names) -> Iterator[Fault]:
@@ -255,7 +283,9 @@ def _rules(node: str, program: NodeProgram, found: Found, layout: Layout, names:
     for (table, chain), wanted_here in sorted(leaves.items()):
         specs = found.rules.own.get((table, chain), ())
         tail = tail_of(table, chain) if wanted_here else ""
-        lacking = FaultKind.SNAT_MISSING if tree_of(table, chain) is SNAT else FaultKind.RULE_MISSING
+        tree = tree_of(table, chain)
+        snat = tree is not None and tree.root == SNAT_CHAIN
+        lacking = FaultKind.SNAT_MISSING if snat else FaultKind.RULE_MISSING
         differences = [(lacking, spec, "lacks") for spec in sorted(wanted_here.difference(specs))]
         differences += [
             (stale, spec, "has what should not be there:") for spec in specs if spec not in wanted_here and spec != tail
@@ -263,7 +293,7 @@ def _rules(node: str, program: NodeProgram, found: Found, layout: Layout, names:
         if tail and specs[-1:] != (tail,):
             differences.append((lacking, tail, "does not end with"))
         for kind, spec, verb in differences:
-            text = f"table {table} {verb} -A {chain} {spec}"
+            text = f"table {spoken(table)} {verb} -A {chain} {spec}"
             address = _address_of(spec, marked, named)
             if address is None:
                 alone = alone if alone is not None else _alone(program)
@@ -285,13 +315,14 @@ def _jumps(node: str, program: NodeProgram, found: Found, layout: Layout) -> Ite
     for jump in program.rules.jumps:
         specs = parents.get((jump.table, jump.chain), ())
         if jump.spec not in specs:
-            yield Fault(FaultKind.JUMP_MISSING, f"table {jump.table} has no rule {jump}", node)
+            yield Fault(FaultKind.JUMP_MISSING, f"table {spoken(jump.table)} has no rule {jump}", node)
         elif specs[0] != jump.spec:
             before = "; ".join(f"-A {jump.chain} {spec}" for spec in specs[: specs.index(jump.spec)])
-            yield Fault(FaultKind.RULE_SHADOWED, f"above Hawse's rule in table {jump.table}: {before}", node)
-    if program.rules.jumps:
-        for spec in _before_ours(parents.get(("nat", "POSTROUTING"), ()), layout):
-            text = f"above {layout.masquerade_chain} in table nat: -A POSTROUTING {spec}"
+            yield Fault(FaultKind.RULE_SHADOWED, f"above Hawse's rule in table {spoken(jump.table)}: {before}", node)
+    for version in sorted({version_of(jump.table) for jump in program.rules.jumps}):
+        nat = table_name("nat", version)
+        for spec in _before_ours(parents.get((nat, "POSTROUTING"), ()), layout):
+            text = f"above {layout.masquerade_chain} in table {spoken(nat)}: -A POSTROUTING {spec}"
             yield Fault(FaultKind.RULE_SHADOWED, text, node)
 
 
@@ -300,11 +331,11 @@ def _spine(node: str, key: tuple[str, str], wanted: tuple[str, ...], there: tupl
     missing = "; ".join(str(Rule(table, chain, spec)) for spec in wanted if spec not in there)
     extra = "; ".join(str(Rule(table, chain, spec)) for spec in there if spec not in wanted)
     if missing:
-        yield Fault(FaultKind.RULE_MISSING, f"table {table} lacks {missing}", node)
+        yield Fault(FaultKind.RULE_MISSING, f"table {spoken(table)} lacks {missing}", node)
     elif there != wanted:
         kind = FaultKind.RULE_SHADOWED if wanted else FaultKind.RULE_STALE
         text = extra or "the same rules, but not in their order"
-        yield Fault(kind, f"chain {chain} of table {table} is not as it should be: {text}", node)
+        yield Fault(kind, f"chain {chain} of table {spoken(table)} is not as it should be: {text}", node)
 
 
 _TARGET = re.compile(r"-j (ACCEPT|RETURN|MASQUERADE|SNAT|DROP)\b")
@@ -322,12 +353,12 @@ def _before_ours(specs: tuple[str, ...], layout: Layout) -> Iterator[str]:
         if re.search(r"-m (?!comment)", spec):
             continue
         source = _SOURCE.search(spec)
-        if source is None or any(ip_network(source[1], False).overlaps(net) for net in layout.cluster_networks):
+        if source is None or _among(source[1], layout):
             yield spec
 
 
 _MARK = re.compile(r"--mark (0x[0-9a-f]+)(?: |$)")
-_ADDRESS = re.compile(r"(?:--to-source|--ctrepldst|-d) ([0-9.]+)")
+_ADDRESS = re.compile(r"(?:--to-source|--ctrepldst|-d) ([0-9a-f.:]+)")
 
 
 def _address_of(spec: str, marked: Mapping[int, Address], named: Mapping[str, Address]) -> Address | None:

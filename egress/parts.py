@@ -50,7 +50,7 @@ class Part:
         if not self.others or not self.own:
             return program
         leaving = {address: mark for address, mark in marks_of(found.rules).items() if address not in self.others}
-        return replace(program, rules=rules_amid(found.rules.own, leaving, program.marks, layout))
+        return replace(program, rules=rules_amid(found.rules.own, leaving, program.marks, self.others, layout))
 
 
 class Applied:
@@ -75,7 +75,7 @@ class Applied:
         self.claims = claims
         self._layout = layout
         self._rows = {row.netid: row for row in rows}
-        self._given = {address: netid for netid, address in program.own.items()}
+        self._given = {address: netid for (netid, _), address in program.own.items()}
         self._marks = dict(program.marks)
         self._found, self._program = found, program if ruled else None
         self._foreign = found.foreign_flows
@@ -106,9 +106,9 @@ class Applied:
         after = [table[netid] for netid in netids if netid in table]
         hops = [(hop.address, row.netid) for row in after for hop in row.hops if hop.node == self.facts.node]
         given = dict(hops)
-        if len(given) < len(hops) or len(set(given.values())) < len(given):
+        if len(given) < len(hops) or len({(netid, address.version) for address, netid in hops}) < len(hops):
             return None
-        if any(address.version != 4 or self._given.get(address, netid) not in netids for address, netid in hops):
+        if any(self._given.get(address, netid) not in netids for address, netid in hops):
             return None
         leaving = {hop.address for row in before for hop in row.hops if hop.node == self.facts.node}
         if not given and not leaving:
@@ -137,7 +137,7 @@ class Applied:
         self.addresses = self.addresses - part.found.addresses | program.addresses
         for address in part.found.addresses:
             del self._given[address], self._marks[address]
-        self._given |= {address: netid for netid, address in program.own.items()}
+        self._given |= {address: netid for (netid, _), address in program.own.items()}
         self._marks |= program.marks
         held, rest = self._holds()
         for key in part.found.rules.own:

@@ -223,17 +223,17 @@ def _outcome(
             placed.append(hop)
         else:
             reasons.append(hop)
-    crowd: dict[str, list[Address]] = defaultdict(list)
+    crowd: dict[tuple[str, int], list[Address]] = defaultdict(list)  # a pair of IPv4 and IPv6 may share a node
     for hop in placed:
-        crowd[hop.node].append(hop.address)
+        crowd[hop.node, hop.address.version].append(hop.address)
     via: list[Hop] = []
     claims: list[Hop] = []
     withheld: list[Hop] = []
     for hop in placed:
-        if len(crowd[hop.node]) > 1:
+        together = crowd[hop.node, hop.address.version]
+        if len(together) > 1:
             reasons.append(
-                f"addresses {_listed(map(str, crowd[hop.node]))} of namespace {namespace.name} "
-                f"are all on node {hop.node}"
+                f"addresses {_listed(map(str, together))} of namespace {namespace.name} are all on node {hop.node}"
             )
         elif hop.address in view.withheld:
             withheld.append(hop)

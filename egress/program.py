@@ -9,31 +9,48 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
-from egress.addresses import Address, assign_marks
+from egress.addresses import VERSIONS, Address, assign_marks
 from egress.rules import RuleSet, rules_of
 from egress.table import Steering, SteeringHop
 
 COOKIE = 0x4861777365 << 24
 """The cookie of NetID 0's flow, were there one: "Hawse" in ASCII; the low 24 bits hold the flow's NetID."""
 COOKIE_MASK = 0xFFFFFFFFFF << 24
-GROUP = 0x48 << 24
-"""Added to a NetID it gives the id of the group that spreads the NetID's traffic over several nodes."""
+GROUPS = {4: 0x48 << 24, 6: 0x49 << 24}
+"""By IP version; added to a NetID it gives the id of the group that spreads the NetID's traffic over several nodes."""
 
 UNKNOWN_MAC = "<tun0 MAC>"
+
+Traffic = tuple[int, int]
+"""What one flow takes: the packets of a NetID and an IP version."""
+_MATCHES = {4: "ip", 6: "ipv6"}
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How the cluster's network is laid out. The defaults are OpenShift 3.7's; see `egress.settings`."""
 
-    cluster_networks: tuple[IPv4Network, ...] = (IPv4Network("10.128.0.0/14"),)
+    cluster_networks: tuple[IPv4Network | IPv6Network, ...] = (IPv4Network("10.128.0.0/14"),)
     egress_table: int = 100
     next_table: int = 101
     priority: int = 100
     masquerade_chain: str = "OPENSHIFT-MASQUERADE"
+
+    _texts: Mapping[int, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        texts = {
+            version: tuple(str(network) for network in self.cluster_networks if network.version == version)
+            for version in VERSIONS
+        }
+        object.__setattr__(self, "_texts", texts)  # asked for once an address
+
+    def networks(self, version: int) -> tuple[str, ...]:
+        """The pods' networks of one IP version, as iptables prints them."""
+        return self._texts[version]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +93,13 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class NodeProgram:
-    """All that one node must hold. `own` tells which flow (by NetID) hands packets to which of the node's addresses."""
+    """All that one node must hold. `own` tells which flow hands packets to which of the node's addresses."""
 
     addresses: frozenset[Address] = frozenset()
     flows: frozenset[Flow] = frozenset()
     groups: frozenset[Group] = frozenset()
     rules: RuleSet = field(default_factory=RuleSet)
-    own: Mapping[int, Address] = field(default_factory=dict)
+    own: Mapping[Traffic, Address] = field(default_factory=dict)
     marks: Mapping[Address, int] = field(default_factory=dict)
 
 
@@ -101,44 +118,54 @@ def render(
     the marks that the node's rules give its addresses now; they are kept.
     """
     rows = list(table)
-    own = {
-        row.netid: hop.address
+    own: dict[Traffic, Address] = {
+        (row.netid, hop.address.version): hop.address
         for row in rows
         for hop in row.hops
-        if hop.node == facts.node and hop.address.version == 4 and not (withheld and hop.address in withheld)
+        if hop.node == facts.node
+        and layout.networks(hop.address.version)
+        and not (withheld and hop.address in withheld)
     }
     addresses = frozenset(own.values())
     mark_of = assign_marks(addresses, marks)
     flows: set[Flow] = set()
     groups: set[Group] = set()
     for row in rows:
-        actions = "drop"
-        away = [hop for hop in row.hops if _steerable(hop, facts.node)]
-        if row.netid in own:
-            actions = (
-                f"set_field:{facts.tun_mac}->eth_dst,set_field:{mark_of[own[row.netid]]:#x}->pkt_mark,"
-                f"goto_table:{layout.next_table}"
-            )
-        elif any(hop.node == facts.node and hop.address.version == 4 for hop in row.hops):
-            pass  # this node is to host it and does not yet: never pass the packets to somebody else meanwhile
-        elif len(away) == 1:
-            actions = _tunnel(away[0], facts)
-        elif away:
-            group = Group(GROUP | row.netid, tuple(_tunnel(hop, facts) for hop in away))
-            groups.add(group)
-            actions = f"group:{group.group_id}"
-        flows.add(flow_of(row.netid, actions, layout))
+        for version in versions_of(row, layout):
+            hops = [hop for hop in row.hops if hop.address.version == version]
+            actions = "drop"
+            if (address := own.get((row.netid, version))) is not None:
+                actions = (
+                    f"set_field:{facts.tun_mac}->eth_dst,set_field:{mark_of[address]:#x}->pkt_mark,"
+                    f"goto_table:{layout.next_table}"
+                )
+            elif any(hop.node == facts.node for hop in hops):
+                pass  # this node is to host it and does not yet: never pass the packets to somebody else meanwhile
+            elif len(buckets := [_tunnel(hop, facts) for hop in hops if hop.acknowledged]) == 1:
+                actions = buckets[0]
+            elif buckets:
+                group = Group(GROUPS[version] | row.netid, tuple(buckets))
+                groups.add(group)
+                actions = f"group:{group.group_id}"
+            flows.add(flow_of(row.netid, version, actions, layout))
     return NodeProgram(addresses, frozenset(flows), frozenset(groups), rules_of(mark_of, layout), own, mark_of)
 
 
-def flow_of(netid: int, actions: str, layout: Layout) -> Flow:
-    """Our flow for `netid`."""
-    return Flow(layout.egress_table, layout.priority, f"ip,reg0={netid:#x}", COOKIE | netid, actions)
+def versions_of(row: Steering, layout: Layout) -> tuple[int, ...]:
+    """The IP versions that a row needs a flow for, each with a drop where nothing else is to become of it.
+
+    Where pods have no IPv6, no row needs one for it, unless it has an IPv6 address.
+    """
+    six = layout.networks(6) or any(hop.address.version == 6 for hop in row.hops)
+    return VERSIONS if six else (4,)
 
 
-def _steerable(hop: SteeringHop, node: str) -> bool:
-    return hop.acknowledged and hop.node != node and hop.address.version == 4 and hop.node_ip.version == 4
+def flow_of(netid: int, version: int, actions: str, layout: Layout) -> Flow:
+    """Our flow for the packets of `netid` of IP `version`."""
+    match = f"{_MATCHES[version]},reg0={netid:#x}"
+    return Flow(layout.egress_table, layout.priority, match, COOKIE | netid, actions)
 
 
 def _tunnel(hop: SteeringHop, facts: NodeFacts) -> str:
-    return f"move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:{hop.node_ip}->tun_dst,output:{facts.vxlan_port}"
+    field_name = "tun_dst" if hop.node_ip.version == 4 else "tun_ipv6_dst"
+    return f"move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:{hop.node_ip}->{field_name},output:{facts.vxlan_port}"

@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from egress.addresses import Address
-from egress.delta import FlowChange, Found, RulesFound, dropping, mark_in, marks_of, netid_of, snat_rules
-from egress.program import Flow, Group, Layout, flow_of
-from egress.rules import SPINE_CHAINS, Rule, branches_of, leaves_of, rules_of, tail_of
+from egress.addresses import VERSIONS, Address
+from egress.delta import FlowChange, Found, RulesFound, dropping, mark_in, marks_of, snat_rules, traffic_of
+from egress.program import Flow, Group, Layout, flow_of, versions_of
+from egress.rules import SPINE_CHAINS, Rule, branches_of, leaves_of, rules_of, tail_of, version_of
 from egress.table import Steering
 
-_TUNNEL_TARGET = re.compile(r"set_field:([0-9A-Fa-f.:]+)->tun_dst")
+_TUNNEL_TARGET = re.compile(r"set_field:([0-9A-Fa-f.:]+)->tun_(?:ipv6_)?dst")
 _MARK_MATCH = re.compile(r"--mark (0x[0-9a-f]+)(?![0-9a-f/])")
 
 
@@ -25,11 +25,16 @@ def retreat(table: Iterable[Steering], node: str, found: Found, layout: Layout) 
     counts as standing.
     """
     rows = list(table)
-    given = {(row.netid, hop.address) for row in rows for hop in row.hops if hop.node == node}
+    given = {((row.netid, hop.address.version), hop.address) for row in rows for hop in row.hops if hop.node == node}
     carrying = {mark: address for address, mark in _whole(found.rules, layout).items() if address in found.addresses}
     steered = {
-        row.netid: frozenset(str(hop.node_ip) for hop in row.hops if hop.acknowledged and hop.node != node)
+        (row.netid, version): frozenset(
+            str(hop.node_ip)
+            for hop in row.hops
+            if hop.acknowledged and hop.node != node and hop.address.version == version
+        )
         for row in rows
+        for version in versions_of(row, layout)
     }
     groups = {group.group_id: group for group in found.groups}
     sound: set[tuple[int, int, str]] = set()
@@ -37,15 +42,15 @@ def retreat(table: Iterable[Steering], node: str, found: Found, layout: Layout) 
     for flow in found.flows:
         mark = mark_in(flow)
         if mark is None:
-            good = flow.actions == "drop" or _targets(flow, groups) <= steered.get(netid_of(flow), frozenset())
+            good = flow.actions == "drop" or _targets(flow, groups) <= steered.get(traffic_of(flow), frozenset())
         else:
-            good = (netid_of(flow), carrying.get(mark)) in given
+            good = (traffic_of(flow), carrying.get(mark)) in given
             if not good:
                 drops[flow.key] = dropping(flow)
         if good:
             sound.add(flow.key)
-    for row in rows:
-        drop = flow_of(row.netid, "drop", layout)
+    for netid, version in steered:
+        drop = flow_of(netid, version, "drop", layout)
         if drop.key not in sound and drop.key not in found.foreign_flows:
             drops[drop.key] = drop
     return FlowChange(add=tuple(sorted(drops.values())))
@@ -64,12 +69,15 @@ def _whole(found: RulesFound, layout: Layout) -> dict[Address, int]:
     """Of `marks_of`, the addresses whose rules all stand, with all that leads to them and nothing in between."""
     marks = marks_of(found)
     rules = rules_of(marks, layout)
-    spine: dict[tuple[str, str], list[str]] = {chain: [] for chain in SPINE_CHAINS}
+    spine: dict[tuple[str, str], list[str]] = {}
     for rule in rules.spine:
-        spine[rule.table, rule.chain].append(rule.spec)
-    reached = all(found.parents.get((jump.table, jump.chain), ())[:1] == (jump.spec,) for jump in rules.jumps)
-    if not reached or any(found.own.get(chain) != tuple(specs) for chain, specs in spine.items()):
-        return {}
+        spine.setdefault((rule.table, rule.chain), []).append(rule.spec)
+    broken = {
+        version_of(jump.table)
+        for jump in rules.jumps
+        if found.parents.get((jump.table, jump.chain), ())[:1] != (jump.spec,)
+    }
+    broken |= {version_of(key[0]) for key in SPINE_CHAINS if found.own.get(key, ()) != tuple(spine.get(key, ()))}
     # A chain without its last rule lets packets by that another chain should see.
     there = {
         Rule(table, chain, spec)
@@ -77,10 +85,11 @@ def _whole(found: RulesFound, layout: Layout) -> dict[Address, int]:
         for spec in specs
         if specs[-1] == (tail_of(table, chain) or specs[-1])
     }
-    by_mark = Counter(_MARK_MATCH.findall(" ".join(snat_rules(found))))
+    by_mark = {version: Counter(_MARK_MATCH.findall(" ".join(snat_rules(found, version)))) for version in VERSIONS}
     return {
         address: mark
         for address, mark in marks.items()
-        if leaves_of(address, mark, layout) | branches_of(address, mark) <= there
-        and by_mark[f"{mark:#x}"] == len(layout.cluster_networks)
+        if address.version not in broken
+        and leaves_of(address, mark, layout) | branches_of(address, mark) <= there
+        and by_mark[address.version][f"{mark:#x}"] == len(layout.networks(address.version))
     }

@@ -4,26 +4,31 @@ Rules of single addresses in one long chain cost every packet that walks it as m
 addresses. In a tree each chain compares a few bits of what its leaves compare whole, so that a packet meets some
 twenty rules of a thousand times as many. Where a rule belongs depends on nothing but the rule: a chain's name says the
 bits that its rules have in common. It is there while it has rules of addresses.
+
+Rules of IPv6 addresses are the same, in the tables of ip6tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
+from zlib import crc32
 
-from egress.addresses import Address
+from egress.addresses import VERSIONS, Address, make_address
 
 if TYPE_CHECKING:
     from egress.program import Layout
 
 OWN_PREFIX = "HAWSE-"
 """Every chain of tables nat and filter whose name begins so is ours, whichever version made it."""
-TABLES = ("filter", "nat")
+TABLES = ("filter", "nat", "filter6", "nat6")
+"""The tables that hold rules of ours. Those whose names end with a 6 are ip6tables', which knows them without it."""
 
 SPINE_CHAIN = "HAWSE-EGRESS"
 CLUSTER_CHAIN = "HAWSE-CLUSTER"
@@ -38,6 +43,21 @@ GUARD_SNAT_CHAIN = "HAWSE-GUARD-SNAT"
 CUT_CHAIN = "HAWSE-CUT"
 STALE_CONNMARK = 0x48415753
 """The connmark ("HAWS" in ASCII) of a connection that the guard has cut: the runner ends its conntrack entry."""
+
+
+def version_of(table: str) -> int:
+    """The IP version of the packets that a table sees."""
+    return 6 if table.endswith("6") else 4
+
+
+def table_name(table: str, version: int) -> str:
+    """What we call the table of iptables or ip6tables that they call `table`."""
+    return f"{table}6" if version == 6 else table
+
+
+def spoken(table: str) -> str:
+    """A table's name as people know it."""
+    return f"{table.removesuffix('6')} of ip6tables" if version_of(table) == 6 else table
 
 
 class Rule(NamedTuple):
@@ -83,8 +103,9 @@ class Tree:
 
     It branches on the last bits of marks and destinations, as many at a time as `steps` says: a node's addresses are of
     one subnet, so it is there that they differ. A chain's name has those that it knows as digits. Of translations it
-    branches on the first 20, 24 and 28 bits, for iptables knows no masks but prefixes there (it drops others without a
-    word); the names have them in hexadecimal.
+    branches on all but the last 12, 8 and 4 bits, for iptables knows no masks but prefixes there (it drops others
+    without a word); the names have them in hexadecimal. Of IPv6 addresses they have the last 32 bits as far as they are
+    known, and a checksum of all before: a chain's name has room for 28 characters.
     """
 
     table: str
@@ -92,6 +113,11 @@ class Tree:
     key: Key
     steps: tuple[int, ...] = ()
     tail: str = ""
+
+    @property
+    def version(self) -> int:
+        """The IP version of its addresses."""
+        return version_of(self.table)
 
     def chain(self, key: int) -> str:
         """The chain that holds the leaves of a mark or an address whose number is `key`."""
@@ -106,7 +132,7 @@ class Tree:
     def branches(self, key: int) -> list[tuple[str, str]]:
         """From the root on: the match that leads on, and the chain that it leads to."""
         if self.key is Key.TRANSLATION:
-            return [(self._prefix(key, rest), f"{self.root}-{key >> rest:0{8 - rest // 4}x}") for rest in _RESTS]
+            return [(self._prefix(key, rest), f"{self.root}-{self._digits(key, rest)}") for rest in _RESTS]
         bits = sum(self.steps)
         found = []
         for known in accumulate(self.steps):
@@ -117,10 +143,15 @@ class Tree:
     def _match(self, value: int, mask: int) -> str:
         if self.key is Key.MARK:
             return f"-m mark --mark {value:#x}/{mask:#x}"
-        return f"-d {IPv4Address(value)}/{IPv4Address(mask)}"
+        return f"-d {make_address(value, self.version)}/{make_address(mask, self.version)}"
 
     def _prefix(self, key: int, rest: int) -> str:
-        return f"-m conntrack --ctrepldst {IPv4Address(key >> rest << rest)}/{32 - rest}"
+        first = make_address(key >> rest << rest, self.version)
+        return f"-m conntrack --ctrepldst {first}/{first.max_prefixlen - rest}"
+
+    def _digits(self, key: int, rest: int) -> str:
+        low = f"{(key & 0xFFFFFFFF) >> rest:0{8 - rest // 4}x}"
+        return low if self.version == 4 else f"{low}{crc32(IPv6Address(key).packed[:12]) & 0xFFFF:04x}"
 
 
 _OFTEN, _SELDOM = (2, 2, 2, 2), (3, 3)
@@ -128,21 +159,42 @@ _OFTEN, _SELDOM = (2, 2, 2, 2), (3, 3)
 _RESTS = (12, 8, 4)
 """How many bits of a translation each step leaves open."""
 
-CLUSTER = Tree("nat", CLUSTER_CHAIN, Key.MARK, _SELDOM)
-SNAT = Tree("nat", SNAT_CHAIN, Key.MARK, _OFTEN)
-REJECT = Tree("filter", REJECT_CHAIN, Key.DESTINATION, _SELDOM)
-PASS = Tree("filter", PASS_CHAIN, Key.MARK, _OFTEN, tail=f"-g {CHECK_CHAIN}")
-GUARD_MARK = Tree("filter", GUARD_MARK_CHAIN, Key.MARK, _SELDOM)
-GUARD_SNAT = Tree("filter", GUARD_SNAT_CHAIN, Key.TRANSLATION)
-TREES = (CLUSTER, SNAT, REJECT, PASS, GUARD_MARK, GUARD_SNAT)
-SPINE_CHAINS = (
-    ("nat", SPINE_CHAIN),
-    ("filter", INPUT_CHAIN),
-    ("filter", GUARD_CHAIN),
-    ("filter", CHECK_CHAIN),
-    ("filter", CUT_CHAIN),
+
+class Trees(NamedTuple):
+    """The trees of one IP version."""
+
+    cluster: Tree
+    snat: Tree
+    reject: Tree
+    passing: Tree
+    guard_mark: Tree
+    guard_snat: Tree
+
+
+def _trees(nat: str, filters: str) -> Trees:
+    return Trees(
+        Tree(nat, CLUSTER_CHAIN, Key.MARK, _SELDOM),
+        Tree(nat, SNAT_CHAIN, Key.MARK, _OFTEN),
+        Tree(filters, REJECT_CHAIN, Key.DESTINATION, _SELDOM),
+        Tree(filters, PASS_CHAIN, Key.MARK, _OFTEN, tail=f"-g {CHECK_CHAIN}"),
+        Tree(filters, GUARD_MARK_CHAIN, Key.MARK, _SELDOM),
+        Tree(filters, GUARD_SNAT_CHAIN, Key.TRANSLATION),
+    )
+
+
+TREES = {version: _trees(table_name("nat", version), table_name("filter", version)) for version in VERSIONS}
+SPINE_CHAINS = tuple(
+    (table_name(table, version), chain)
+    for version in VERSIONS
+    for table, chain in (
+        ("nat", SPINE_CHAIN),
+        ("filter", INPUT_CHAIN),
+        ("filter", GUARD_CHAIN),
+        ("filter", CHECK_CHAIN),
+        ("filter", CUT_CHAIN),
+    )
 )
-_BY_ROOT = {(tree.table, tree.root): tree for tree in TREES}
+_BY_ROOT = {(tree.table, tree.root): tree for trees in TREES.values() for tree in trees}
 
 
 def is_own(table: str, chain: str) -> bool:
@@ -176,33 +228,39 @@ def rules_of(marks: Mapping[Address, int], layout: Layout) -> RuleSet:
         return RuleSet()  # a node without addresses carries no chain of ours at all
     leaves: set[Rule] = set()
     ways = set()
-    networks = tuple(map(str, layout.cluster_networks))
+    networks = {version: layout.networks(version) for version in VERSIONS}
     for address, mark in marks.items():
-        leaves.update(_leaves(int(address), mark, networks))
-        ways.update(_ways(int(address), mark))
+        number, version = int(address), address.version
+        leaves.update(_leaves(number, version, mark, networks[version]))
+        ways.update(_ways(number, version, mark))
     for way in ways:
         leaves.update(branch for branch, _ in way)
-    return RuleSet(_jumps(layout), _spine(layout), frozenset(leaves))
+    return _rule_set({address.version for address in marks}, frozenset(leaves), layout)
 
 
-def _jumps(layout: Layout) -> tuple[Rule, ...]:
+def _rule_set(versions: AbstractSet[int], leaves: frozenset[Rule], layout: Layout) -> RuleSet:
+    """`leaves`, with what they need where there are addresses of `versions`."""
+    jumps = tuple(jump for version in sorted(versions) for jump in _jumps(version, layout))
+    spine = tuple(rule for version in sorted(versions) for rule in _spine(version, layout.networks(version)))
+    return RuleSet(jumps, spine, leaves)
+
+
+def _jumps(version: int, layout: Layout) -> tuple[Rule, ...]:
+    nat, filters = table_name("nat", version), table_name("filter", version)
     return (
-        Rule("nat", layout.masquerade_chain, f"-j {SPINE_CHAIN}"),
-        Rule("filter", "INPUT", f"-j {INPUT_CHAIN}"),
-        Rule("filter", "FORWARD", f"-j {GUARD_CHAIN}"),
+        Rule(nat, layout.masquerade_chain, f"-j {SPINE_CHAIN}"),
+        Rule(filters, "INPUT", f"-j {INPUT_CHAIN}"),
+        Rule(filters, "FORWARD", f"-j {GUARD_CHAIN}"),
     )
 
 
-def _spine(layout: Layout) -> tuple[Rule, ...]:
+@lru_cache(8)
+def _spine(version: int, networks: tuple[str, ...]) -> tuple[Rule, ...]:
     """The fixed rules. A packet that needs no tree meets none."""
-    nat = ["-m mark --mark 0x0 -j RETURN", "-m mark --mark 0x4000/0x4000 -j RETURN"]
-    nat += [
-        f"-s {source} -d {destination} -j {CLUSTER_CHAIN}"
-        for source in layout.cluster_networks
-        for destination in layout.cluster_networks
-    ]
-    nat.append(f"-j {SNAT_CHAIN}")
-    guard = [f"-d {network} -j RETURN" for network in layout.cluster_networks]
+    spine = ["-m mark --mark 0x0 -j RETURN", "-m mark --mark 0x4000/0x4000 -j RETURN"]
+    spine += [f"-s {source} -d {other} -j {CLUSTER_CHAIN}" for source in networks for other in networks]
+    spine.append(f"-j {SNAT_CHAIN}")
+    guard = [f"-d {network} -j RETURN" for network in networks]
     # A connection's first packet is yet to be translated. What belongs to no connection has no status, and goes on.
     guard.append("-m conntrack ! --ctstatus CONFIRMED -j RETURN")
     guard.append(f"-m mark ! --mark 0x0 -g {PASS_CHAIN}")
@@ -215,48 +273,52 @@ def _spine(layout: Layout) -> tuple[Rule, ...]:
         "-p tcp -j REJECT --reject-with tcp-reset",
         "-j DROP",
     ]
+    nat, filters = table_name("nat", version), table_name("filter", version)
     return (
-        *(Rule("nat", SPINE_CHAIN, spec) for spec in nat),
-        Rule("filter", INPUT_CHAIN, f"-m conntrack --ctstate NEW -j {REJECT_CHAIN}"),
-        *(Rule("filter", GUARD_CHAIN, spec) for spec in guard),
-        *(Rule("filter", CHECK_CHAIN, spec) for spec in check),
-        *(Rule("filter", CUT_CHAIN, spec) for spec in stale),
+        *(Rule(nat, SPINE_CHAIN, spec) for spec in spine),
+        Rule(filters, INPUT_CHAIN, f"-m conntrack --ctstate NEW -j {REJECT_CHAIN}"),
+        *(Rule(filters, GUARD_CHAIN, spec) for spec in guard),
+        *(Rule(filters, CHECK_CHAIN, spec) for spec in check),
+        *(Rule(filters, CUT_CHAIN, spec) for spec in stale),
     )
 
 
 def leaves_of(address: Address, mark: int, layout: Layout) -> frozenset[Rule]:
     """The rules of one address, and of no other."""
-    return frozenset(_leaves(int(address), mark, tuple(map(str, layout.cluster_networks))))
+    return frozenset(_leaves(int(address), address.version, mark, layout.networks(address.version)))
 
 
 @lru_cache(1 << 12)
-def _leaves(number: int, mark: int, networks: tuple[str, ...]) -> tuple[Rule, ...]:
+def _leaves(number: int, version: int, mark: int, networks: tuple[str, ...]) -> tuple[Rule, ...]:
     """A node is looked at every other second, and its addresses stay: seven megabytes for a third of a look's time."""
-    text, exactly = str(IPv4Address(number)), f"-m mark --mark {mark:#x}"
-    snat, guard_mark = SNAT.chain(mark), GUARD_MARK.chain(mark)
-    new = "-m conntrack --ctstate NEW -j REJECT --reject-with icmp-port-unreachable"
+    trees, address = TREES[version], make_address(number, version)
+    text, exactly = str(address), f"-m mark --mark {mark:#x}"
+    nat, filters = trees.snat.table, trees.reject.table
+    snat, guard_mark = trees.snat.chain(mark), trees.guard_mark.chain(mark)
+    icmp = "icmp6" if version == 6 else "icmp"
+    new = f"-m conntrack --ctstate NEW -j REJECT --reject-with {icmp}-port-unreachable"
     elsewhere = f"-m conntrack ! --ctrepldst {text} --ctstatus CONFIRMED"
     here = f"-m conntrack --ctrepldst {text} --ctstatus CONFIRMED --ctdir ORIGINAL"
     return (
-        Rule("nat", CLUSTER.chain(mark), f"{exactly} -j MASQUERADE"),
-        Rule("filter", REJECT.chain(number), f"-d {text}/32 {new}"),
+        Rule(nat, trees.cluster.chain(mark), f"{exactly} -j MASQUERADE"),
+        Rule(filters, trees.reject.chain(number), f"-d {text}/{address.max_prefixlen} {new}"),
         # What is as it should be is told first, and goes on its way.
-        Rule("filter", PASS.chain(mark), f"{exactly} -m conntrack --ctrepldst {text} -j RETURN"),
+        Rule(filters, trees.passing.chain(mark), f"{exactly} -m conntrack --ctrepldst {text} -j RETURN"),
         # What belongs to no connection, as the last packets of one that was ended, is translated to nothing.
-        Rule("filter", guard_mark, f"{exactly} -m conntrack --ctstate INVALID -j DROP"),
-        Rule("filter", guard_mark, f"{exactly} {elsewhere} -j {CUT_CHAIN}"),
-        Rule("filter", GUARD_SNAT.chain(number), f"-m mark ! --mark {mark:#x} {here} -j {CUT_CHAIN}"),
-        *(Rule("nat", snat, f"-s {network} {exactly} -j SNAT --to-source {text}") for network in networks),
+        Rule(filters, guard_mark, f"{exactly} -m conntrack --ctstate INVALID -j DROP"),
+        Rule(filters, guard_mark, f"{exactly} {elsewhere} -j {CUT_CHAIN}"),
+        Rule(filters, trees.guard_snat.chain(number), f"-m mark ! --mark {mark:#x} {here} -j {CUT_CHAIN}"),
+        *(Rule(nat, snat, f"-s {network} {exactly} -j SNAT --to-source {text}") for network in networks),
     )
 
 
 def branches_of(address: Address, mark: int) -> frozenset[Rule]:
     """The rules that lead to those of one address; others may share them."""
-    return frozenset(branch for way in _ways(int(address), mark) for branch, _ in way)
+    return frozenset(branch for way in _ways(int(address), address.version, mark) for branch, _ in way)
 
 
-def _ways(address: int, mark: int) -> list[tuple[tuple[Rule, str], ...]]:
-    return [tree.way(mark if tree.key is Key.MARK else address) for tree in TREES]
+def _ways(number: int, version: int, mark: int) -> list[tuple[tuple[Rule, str], ...]]:
+    return [tree.way(mark if tree.key is Key.MARK else number) for tree in TREES[version]]
 
 
 @lru_cache(1 << 12)
@@ -272,11 +334,10 @@ def _way(tree: Tree, key: int) -> tuple[tuple[Rule, str], ...]:
 
 def chains_of(marks: Mapping[Address, int], layout: Layout) -> set[tuple[str, str]]:
     """The chains (table and name) of all trees that hold rules of these addresses, or lead to them."""
-    networks = tuple(map(str, layout.cluster_networks))
     return {
         (rule.table, rule.chain)
         for address, mark in marks.items()
-        for rule in (*branches_of(address, mark), *_leaves(int(address), mark, networks))
+        for rule in (*branches_of(address, mark), *leaves_of(address, mark, layout))
     }
 
 
@@ -284,28 +345,35 @@ def rules_amid(
     there: Mapping[tuple[str, str], tuple[str, ...]],
     leaving: Mapping[Address, int],
     coming: Mapping[Address, int],
+    others: Iterable[Address],
     layout: Layout,
 ) -> RuleSet:
     """`rules_of` the node's addresses, of some of its chains: those that are the way to `leaving`, whose rules stand,
-    or to `coming`, whose are to. `there` are these chains, as far as they are there, with rules of others that stay.
+    or to `coming`, whose are to. `there` are these chains, as far as they are there, with rules of `others`, which
+    stay.
     """
-    networks = tuple(map(str, layout.cluster_networks))
     chains = {
         key: {spec for spec in specs if spec != tail_of(*key)}
         for key, specs in there.items()
         if key not in SPINE_CHAINS
     }
     for address, mark in leaving.items():
-        for rule in _leaves(int(address), mark, networks):
+        for rule in leaves_of(address, mark, layout):
             chains[rule.table, rule.chain].discard(rule.spec)
     for address, mark in coming.items():
-        for rule in (*branches_of(address, mark), *_leaves(int(address), mark, networks)):
+        for rule in (*branches_of(address, mark), *leaves_of(address, mark, layout)):
             chains.setdefault((rule.table, rule.chain), set()).add(rule.spec)
     for address, mark in leaving.items():
-        for tree in TREES:
+        for tree in TREES[address.version]:
             _prune(chains, tree, mark if tree.key is Key.MARK else int(address))
     leaves = frozenset(Rule(*key, spec) for key, specs in chains.items() for spec in specs)
-    return RuleSet(_jumps(layout), _spine(layout), leaves)
+    versions = {address.version for address in coming} | versions_among(others)
+    return _rule_set(versions, leaves, layout)
+
+
+def versions_among(addresses: Iterable[Address]) -> set[int]:
+    """The IP versions of `addresses`, of which there may be thousands: to ask each for its version takes long."""
+    return {6 if kind is IPv6Address else 4 for kind in set(map(type, addresses))}
 
 
 def _prune(chains: dict[tuple[str, str], set[str]], tree: Tree, key: int) -> None:

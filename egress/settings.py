@@ -142,7 +142,7 @@ class Settings:
     def layout(self) -> Layout:
         """The network layout these settings describe; SettingsError if a CIDR is none."""
         try:
-            networks = tuple(IPv4Network(text.strip()) for text in self.cluster_networks.split(","))
+            networks = tuple(ip_network(text.strip()) for text in self.cluster_networks.split(","))
         except ValueError as error:
             raise SettingsError(f"{PREFIX}CLUSTER_NETWORKS: {error}") from None
         return Layout(networks, self.egress_table, self.next_table, self.flow_priority, self.masquerade_chain)

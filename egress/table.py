@@ -140,6 +140,8 @@ class NodeReport:
     """Whether its interface has a link. Without one nobody on it can reach the node, whatever its runner says."""
     gateways: tuple[Address, ...] = ()
     """Its gateways on that link: addresses that no namespace may have."""
+    other_links: tuple[str, ...] = ()
+    """Its addresses of the other IP version on that link, with their prefixes, one of each subnet."""
     heard: float = field(default=0.0, compare=False)
     """When it came, by Redis' clock, which is everybody's; 0 for one that is still to be sent."""
     last_problem: str = ""

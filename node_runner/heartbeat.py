@@ -15,7 +15,7 @@ from egress.addresses import Address, AddressError, parse_address
 from egress.liveness import WITNESSES, Identity, Sighting, Silence, look_interval
 from egress.operations import TransientError
 from node_runner.drivers.errors import NodeError
-from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
+from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming, askable
 
 _log = structlog.get_logger()
 TIMING = ProbeTiming(3, 0.08, 0.15)
@@ -109,9 +109,13 @@ class Heartbeat:
         living = map(_parsed, self._ledger.living(self._patience).values())
         neighbours = [*(ip for ip in living if ip and ip in network and ip != own), *link.gateways]
         controls = frozenset(neighbours[:CONTROLS])
-        held = {
-            silence.node: frozenset(sorted(self._addresses_of(silence.node), key=int)[:SAMPLE]) for silence in missed
-        }
+        held, unseen = {}, set()
+        for silence in missed:
+            addresses = self._addresses_of(silence.node)
+            can_ask = [address for address in addresses if askable(link, own, address) is not None]
+            held[silence.node] = frozenset(sorted(can_ask, key=int)[:SAMPLE])
+            if len(can_ask) < len(addresses):
+                unseen.add(silence.node)
         wanted = controls.union(*held.values(), (ips[silence.node] for silence in missed))
         answered = self._arp.who_has(link, own, wanted, TIMING)
         if controls and not controls & answered.keys():
@@ -121,6 +125,8 @@ class Heartbeat:
         for silence in missed:
             found = held[silence.node] & answered.keys()
             answers = ips[silence.node] in answered
+            if answers and not found and silence.node in unseen:
+                continue  # it may hold what this node has no IP to ask for
             self._ledger.saw(silence.node, Sighting(self._me.node, at, answers, found))
             _log.info("looked for a silent node", node=silence.node, answers=answers, held=sorted(map(str, found)))
         self._tell()

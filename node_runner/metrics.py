@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from egress.health import Pulse
+from egress.program import Traffic
 from egress.table import NodeReport
 from node_runner.drivers.errors import NodeError
 from node_runner.drivers.ports import FlowCount, Path
@@ -72,7 +73,7 @@ class Passes:
 
 
 @dataclass
-class Traffic:
+class Passed:
     """Packets and bytes of one namespace over one path."""
 
     packets: int = 0
@@ -87,27 +88,27 @@ class Tally:
     begins at 0. What a flow counted between the last look and its end is lost: a pass reads no counts.
     """
 
-    totals: dict[tuple[str, Path], Traffic] = field(default_factory=dict)
-    _last: dict[int, FlowCount] | None = None
+    totals: dict[tuple[str, Path], Passed] = field(default_factory=dict)
+    _last: dict[Traffic, FlowCount] | None = None
 
-    def add(self, counts: Mapping[int, FlowCount], names: Mapping[int, str]) -> None:
-        """One look: the flows by NetID, and the NetIDs' namespaces. The first look only says where counting begins:
+    def add(self, counts: Mapping[Traffic, FlowCount], names: Mapping[int, str]) -> None:
+        """One look: the flows, and the NetIDs' namespaces. The first look only says where counting begins:
         what flows counted before that is an earlier process's."""
         if self._last is None:
             self._last = dict(counts)
             return
-        last = {netid: before for netid, before in self._last.items() if netid in counts}
-        for netid, count in counts.items():
-            name = names.get(netid)
+        last = {traffic: before for traffic, before in self._last.items() if traffic in counts}
+        for traffic, count in counts.items():
+            name = names.get(traffic[0])
             if name is None:
                 continue  # a flow that is about to go, or a table that was not read yet
-            total = self.totals.setdefault((name, count.path), Traffic())
-            before = last.get(netid)
+            total = self.totals.setdefault((name, count.path), Passed())
+            before = last.get(traffic)
             if before is None or count.packets < before.packets:
                 before = replace(count, packets=0, bytes=0)
             total.packets += count.packets - before.packets
             total.bytes += count.bytes - before.bytes
-            last[netid] = count
+            last[traffic] = count
         self._last = last
         live = set(names.values())
         self.totals = {key: total for key, total in self.totals.items() if key[0] in live}
@@ -116,7 +117,9 @@ class Tally:
 class TrafficCollector(Collector):
     """Reads the flows' counts when it is made and when it is scraped, and at no other time."""
 
-    def __init__(self, counts: Callable[[], Mapping[int, FlowCount]], names: Callable[[], Mapping[int, str]]) -> None:
+    def __init__(
+        self, counts: Callable[[], Mapping[Traffic, FlowCount]], names: Callable[[], Mapping[int, str]]
+    ) -> None:
         self._counts = counts
         self._names = names
         self._tally = Tally()

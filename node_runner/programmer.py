@@ -17,8 +17,9 @@ from egress.diagnosis import Fault, Sight, Trace, examine, trace
 from egress.parts import Applied, Part
 from egress.program import Layout, NodeFacts, NodeProgram, render
 from egress.retreat import retreat
+from egress.rules import table_name, versions_among
 from egress.table import Claim, Steering, SteeringHop
-from node_runner.drivers.errors import AddressForeign, NodeError
+from node_runner.drivers.errors import AddressForeign, ChainMissing, NodeError
 from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
 
 _log = structlog.get_logger()
@@ -94,7 +95,7 @@ class Programmer:
     def holds(self) -> tuple[LinkFacts, tuple[Claim, ...]]:
         """What the node holds, without a table to compare it with. Writes nothing."""
         found = self._read()
-        claims = tuple(Claim(address, netid, held=True) for netid, address in sorted(standing(found).items()))
+        claims = tuple(Claim(address, netid, held=True) for (netid, _), address in sorted(standing(found).items()))
         return self._drivers.links.facts(), claims
 
     def link(self) -> LinkFacts:
@@ -122,22 +123,23 @@ class Programmer:
         `namespace`, or of all if "". Writes nothing."""
         drivers = self._drivers
         flows = drivers.flows.read(everywhere=True)
-        found = Found(drivers.links.read(), flows.flows, flows.groups, drivers.nat.read(), flows.foreign)
+        rules = drivers.nat.read(six=_any_six(self._given(table.values())))
+        found = Found(drivers.links.read(), flows.flows, flows.groups, rules, flows.foreign)
         hops = {hop.address: (row.namespace, hop.node) for row in table.values() for hop in row.hops}
         refusals = drivers.links.refusals(hops)
         strangers = frozenset(address for address, error in refusals.items() if isinstance(error, AddressForeign))
         link = drivers.links.facts()
         asked = {address for address in found.addresses if namespace in ("", hops.get(address, ("", ""))[0])}
         answers = drivers.arp.who_has(link, asks, asked, LOOK) if asks and asked and link.carrier else {}
-        counts = {netid: (count.packets, count.bytes) for netid, count in drivers.flows.counts().items()}
+        counts = {traffic: (count.packets, count.bytes) for traffic, count in drivers.flows.counts().items()}
         return Sight(found, strangers, answers, counts)
 
     def wanted(self, table: Mapping[int, Steering], sight: Sight, resting: Collection[Address]) -> NodeProgram:
         """What should be on a node that looks like `sight`, and refuses `resting`."""
         bridge = self._drivers.flows.facts()
         facts = NodeFacts(self._name, bridge.tun_mac, bridge.vxlan_port)
-        given = [hop.address for row in table.values() for hop in row.hops if hop.node == self._name]
-        refused = frozenset(self._drivers.links.refusals(given)).union(resting)
+        given = self._given(table.values())
+        refused = frozenset(self._drivers.links.refusals(given)).union(resting, self._unmet(given, sight.found))
         marks = marks_of(sight.found.rules)
         return render(table.values(), facts, self._layout, withheld=refused, marks=marks)
 
@@ -200,7 +202,8 @@ class Programmer:
             asked = frozenset(part.given.keys() - part.found.addresses)
             # Where nothing is to be written, the rules matter no more than those of the addresses beside: most often
             # that is the row which says that this node has acknowledged.
-            if part.own and (asked or self._differs(at_work)) and not drivers.nat.unchanged():
+            six = _any_six((*part.given, *part.found.addresses))
+            if part.own and (asked or self._differs(at_work)) and not drivers.nat.unchanged(six=six):
                 return None
             self._facts_age += 1
             with ThreadPoolExecutor(1) as pool:
@@ -219,9 +222,9 @@ class Programmer:
         self._facts_age += 1
         if fresh:
             self._drivers.links.sweep()
-        given = {hop.address: row.netid for row in rows for hop in row.hops if hop.node == self._name}
+        given = self._given(rows)
         with ThreadPoolExecutor(4) as pool:
-            reading = self._start_reading(pool, everywhere=fresh or self._retreated)
+            reading = self._start_reading(pool, everywhere=fresh or self._retreated, six=_any_six(given))
             knowing = pool.submit(self._bridge_facts)
             sight = self._drivers.links.look(given)
             link, here = sight.facts, sight.addresses
@@ -235,12 +238,15 @@ class Programmer:
             # Most often the marks are what they would be on an empty node: this is done while the tools still read.
             self._render(at_work, knowing.result(), asked | refused.keys(), {})
             at_work.found = reading(here)
+            if unmet := self._unmet(given, at_work.found):
+                at_work.refused |= {address: why for address, why in unmet.items() if address not in refused}
+                asked -= unmet.keys()
             taken = self._rounds(at_work, link, asked, early)
         found = at_work.found
         if at_work.failed:
             # Their flows must go, or the packets would leave with whatever source the other rules give them.
             at_work.refused |= at_work.failed
-            at_work.found = self._read()
+            at_work.found = self._read(six=_any_six(given))
             self._round(at_work, withheld=at_work.refused.keys())
         if ending is not None and (ended := ending.result()):
             _log.info("ended connections that the guard had cut", connections=ended)
@@ -277,7 +283,8 @@ class Programmer:
         if not asked:
             return frozenset()
         with self._drivers.nat.ready(), self._drivers.flows.ready():
-            at_work.refused |= early.result() if early is not None else self._probe(link, asked)
+            answered = early.result() if early is not None else self._probe(link, asked)
+            at_work.refused |= {address: why for address, why in answered.items() if address in asked}
             return self._round(at_work, withheld=at_work.refused.keys())
 
     def _probe(self, link: LinkFacts, asked: AbstractSet[Address]) -> dict[Address, Refusal]:
@@ -286,6 +293,29 @@ class Programmer:
             address: Refusal("AddressInUse", f"{mac} answers for {address} on {link.interface}")
             for address, mac in answers.items()
         }
+
+    def _given(self, rows: Iterable[Steering]) -> dict[Address, int]:
+        """The addresses that `rows` give this node, each with its NetID."""
+        return {hop.address: row.netid for row in rows for hop in row.hops if hop.node == self._name}
+
+    def _unmet(self, given: Iterable[Address], found: Found) -> dict[Address, Refusal]:
+        """Those of `given` that cannot be translated on this node, and why: others go on without them. Only of IPv6:
+        without the chain of IPv4 nothing can be done at all."""
+        six = [address for address in given if address.version == 6]
+        if not six:
+            return {}
+        chain = self._layout.masquerade_chain
+        if not self._layout.networks(6):
+            why = Refusal("NoClusterNetwork", "the pods have no IPv6 network: add it to HAWSE_CLUSTER_NETWORKS")
+        elif (table_name("nat", 6), chain) not in found.rules.parents:
+            why = Refusal(
+                ChainMissing.reason,
+                f"chain {chain} does not exist in table nat of ip6tables: set the masquerade chain to one that "
+                "POSTROUTING of iptables and of ip6tables jumps to (POSTROUTING itself will do)",
+            )
+        else:
+            return {}
+        return dict.fromkeys(six, why)
 
     def _refused(
         self, given: Mapping[Address, int], resting: Mapping[Address, Refusal], errors: Mapping[Address, NodeError]
@@ -346,10 +376,12 @@ class Programmer:
             self._facts, self._facts_age = facts, 0
         return facts
 
-    def _start_reading(self, pool: Executor, *, everywhere: bool = False) -> Callable[[frozenset[Address]], Found]:
+    def _start_reading(
+        self, pool: Executor, *, everywhere: bool = False, six: bool
+    ) -> Callable[[frozenset[Address]], Found]:
         """Has Open vSwitch and iptables read at the same time; gives what the node holds when told its addresses."""
         flows_read = pool.submit(self._drivers.flows.read, everywhere=everywhere)
-        rules_read = pool.submit(self._drivers.nat.read)
+        rules_read = pool.submit(self._drivers.nat.read, six=six)
 
         def found(addresses: frozenset[Address]) -> Found:
             flows = flows_read.result()
@@ -357,9 +389,9 @@ class Programmer:
 
         return found
 
-    def _read(self) -> Found:
+    def _read(self, *, six: bool = False) -> Found:
         with ThreadPoolExecutor(3) as pool:
-            reading, addresses = self._start_reading(pool), pool.submit(self._drivers.links.read)
+            reading, addresses = self._start_reading(pool, six=six), pool.submit(self._drivers.links.read)
             return replace(reading(frozenset()), addresses=addresses.result())  # a missing bridge is said first
 
     def _apply(self, step: Change) -> tuple[dict[Address, Refusal], dict[Address, Refusal]]:
@@ -407,7 +439,7 @@ class Programmer:
             found = Found(flows=flows.flows, groups=flows.groups, foreign_flows=flows.foreign)
             try:
                 found = replace(found, addresses=self._drivers.links.read())
-                found = replace(found, rules=self._drivers.nat.read())
+                found = replace(found, rules=self._drivers.nat.read(six=_any_six(found.addresses)))
             except NodeError as error:
                 _log.warning("not all is known of the node's addresses and rules", error=str(error))
             drops = retreat(rows, self._name, found, self._layout)
@@ -415,7 +447,7 @@ class Programmer:
                 with self._writing():
                     self._drivers.flows.apply(drops)
                 _log.warning("traffic dropped", flows=len(drops.add))
-            self._let_go(found.addresses - {hop.address for row in rows for hop in row.hops if hop.node == self._name})
+            self._let_go(found.addresses - self._given(rows).keys())
         except NodeError as error:
             _log.error("the retreat is not complete", reason=error.reason, error=str(error))
 
@@ -439,6 +471,11 @@ class Programmer:
             self.wrote = time.monotonic()
 
 
+def _any_six(addresses: Iterable[Address]) -> bool:
+    """Whether there is an IPv6 address among `addresses`."""
+    return 6 in versions_among(addresses)
+
+
 def _unlinked(link: LinkFacts, addresses: Iterable[Address]) -> dict[Address, Refusal]:
     """Why the node takes none of `addresses` now: without a link it could not ask who has them."""
     why = Refusal(NO_CARRIER, f"{link.interface} has no link: the address is taken when it has one")
@@ -456,7 +493,7 @@ def _standing_but_for_the_interface(
     if not asked:
         return frozenset()
     carrying = standing(replace(found, addresses=found.addresses | asked))
-    return frozenset(address for address in asked if carrying.get(given[address]) == address)
+    return frozenset(address for address in asked if carrying.get((given[address], address.version)) == address)
 
 
 def _but_for(step: Change, kept: Mapping[Address, Refusal]) -> Change:
@@ -480,7 +517,7 @@ def _claims(
         if refusal is not None:
             claims.append(Claim(address, netid, held=False, reason=refusal.reason, message=refusal.message))
         else:
-            claims.append(Claim(address, netid, held=program.own.get(netid) == address))
+            claims.append(Claim(address, netid, held=program.own.get((netid, address.version)) == address))
     return tuple(claims)
 
 

@@ -70,7 +70,7 @@ class Runner:
         self._untold: dict[int, Steering] = {}
         self._held: frozenset[Address] = frozenset()
         self._announced: frozenset[Address] = frozenset()
-        self._told: tuple[object, ...] = ((), "", "", True)
+        self._told: tuple[object, ...] = ((), "", (), "", True)
         self._resting: dict[Address, tuple[float, Refusal]] = {}
         self._announcements: list[tuple[float, frozenset[Address]]] = []
         self._repairs = 0
@@ -378,12 +378,13 @@ class Runner:
             problem,
             link.carrier if link is not None else True,
             link.gateways if link is not None else (),
+            tuple(map(str, link.other_ips)) if link is not None else (),
             last_problem=self._last_problem,
             last_problem_at=self._last_problem_at,
         )
         try:
             self._ledger.report(report)
-            news = (claims, report.link, report.problem, report.carrier)
+            news = (claims, report.link, report.other_links, report.problem, report.carrier)
             behind = unacknowledged(self._mine, self._name, claims)
             if report.carrier != self._told[-1]:
                 self._tell(FAILOVER_TASK)

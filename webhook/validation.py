@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from egress import pools
 from egress.addresses import Address, AddressError, Range, addresses_of, parse_address, subtract
@@ -41,7 +41,7 @@ class Facts:
     entries: Mapping[Address, Entry] = field(default_factory=dict)
     listed: Mapping[Address, Listed] = field(default_factory=dict)
     netids: Mapping[int, str] = field(default_factory=dict)
-    links: Mapping[str, IPv4Interface | IPv6Interface] = field(default_factory=dict)
+    links: Mapping[str, tuple[IPv4Interface | IPv6Interface, ...]] = field(default_factory=dict)
 
     def hosts(self, address: Address) -> frozenset[str]:
         """The HostSubnets that list the address."""
@@ -92,7 +92,7 @@ def host_subnet(new: HostSubnet, old: HostSubnet | None, facts: Facts) -> list[s
     """The warnings for a HostSubnet that is created or changed. RefusedError if it must not be."""
     warnings = []
     own = {*facts.node_ips, *addresses_of([new.host_ip])}
-    link = facts.links.get(new.name)
+    links = facts.links.get(new.name, ())
     added = _added(new.egress_ips, old.egress_ips if old else ())
     for address in added:
         if address in own:
@@ -103,8 +103,9 @@ def host_subnet(new: HostSubnet, old: HostSubnet | None, facts: Facts) -> list[s
                 f"address {address} is on node {there}, and on {new.name} now: its traffic is dropped until only one "
                 f"has it; take it out of HostSubnet {there}"
             )
-        if link is not None and address not in link.network:
-            warnings.append(f"address {address} is outside {link.network}, the subnet of {new.name}, which refuses it")
+        if links and not any(address in link.network for link in links):
+            subnets = " and ".join(str(link.network) for link in links)
+            warnings.append(f"address {address} is outside {subnets}, the subnet of {new.name}, which refuses it")
         if address not in facts.entries:
             warnings += _pooled(address, facts)
     for namespace, together in _grouped(new.egress_ips, added, facts.namespaces):
@@ -113,7 +114,7 @@ def host_subnet(new: HostSubnet, old: HostSubnet | None, facts: Facts) -> list[s
 
 
 def pool(
-    new: EgressPool, old: EgressPool | None, facts: Facts, cluster_networks: Iterable[IPv4Network] = ()
+    new: EgressPool, old: EgressPool | None, facts: Facts, cluster_networks: Iterable[IPv4Network | IPv6Network] = ()
 ) -> list[str]:
     """The warnings for a pool that is created or changed. RefusedError if it must not be.
 
@@ -133,7 +134,7 @@ def pool(
     if nodes:
         warnings.append(f"pool {new.name} leaves out the nodes' own IPs: {_listed(nodes)}")
     for network in cluster_networks:
-        inside = _shared(gained, [Range(4, int(network.network_address), int(network.broadcast_address))])
+        inside = _shared(gained, [Range(network.version, int(network.network_address), int(network.broadcast_address))])
         if inside:
             warnings.append(f"{_listed(inside)} is in the cluster's own network {network}: nothing outside can answer")
     stranded = _in_use(lost, facts)
@@ -201,13 +202,16 @@ def _added(texts: Sequence[str], before: Sequence[str]) -> list[Address]:
 def _grouped(
     texts: Iterable[str], added: Collection[Address], names: Callable[[Address], Iterable[str]]
 ) -> list[tuple[str, list[Address]]]:
-    """Each name that several addresses of a list share, one of them at least an added one, with these addresses."""
-    groups: dict[str, list[Address]] = defaultdict(list)
+    """Each name that several addresses of a list share, one of them at least an added one, with these addresses. One of
+    each IP version is as it should be."""
+    groups: dict[tuple[str, int], list[Address]] = defaultdict(list)
     for address in dict.fromkeys(addresses_of(texts)):
         for name in names(address):
-            groups[name].append(address)
+            groups[name, address.version].append(address)
     new = set(added)
-    return [(name, group) for name, group in sorted(groups.items()) if len(group) > 1 and not new.isdisjoint(group)]
+    return [
+        (name, group) for (name, _), group in sorted(groups.items()) if len(group) > 1 and not new.isdisjoint(group)
+    ]
 
 
 def _on_one_node(addresses: Sequence[Address], namespace: str, node: str) -> str:

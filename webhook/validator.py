@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
 
 import structlog
@@ -33,7 +33,7 @@ class Validator:
 
     ledger: Ledger
     trusted_users: AbstractSet[str]
-    cluster_networks: tuple[IPv4Network, ...] = ()
+    cluster_networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
     def namespace(self, request: Request[NamespaceObject]) -> Answer:
         """The last word on a namespace's addresses annotation, when every mutating webhook has had its own."""
@@ -132,7 +132,8 @@ class Validator:
         rows = self.ledger.read_table().rows.values() if table else ()
         netids = {row.netid: row.namespace for row in rows if row is not None and not row.former}
         report = self.ledger.reports([node]).get(node) if node else None
-        links = {node: ipaddress.ip_interface(report.link)} if report is not None and report.link else {}
+        texts_of = (report.link, *report.other_links) if report is not None and report.link else ()
+        links = {node: tuple(map(ipaddress.ip_interface, texts_of))}
         return Facts(offer.pools, offer.node_ips, entries, listed or {}, netids, links), warnings
 
 

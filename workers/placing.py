@@ -148,6 +148,7 @@ def _candidate(
         gone=bool(gone),
         drained=drained,
         link=ipaddress.ip_interface(report.link) if report is not None and report.link else None,
+        other_links=tuple(map(ipaddress.ip_interface, report.other_links)) if report is not None else (),
         hosted=frozenset(addresses_of(subnet.egress_ips)),
         capacity=node.capacity if node is not None else NO_LIMIT,
         cidrs=cidrs_of(subnet),

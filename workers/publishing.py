@@ -235,7 +235,9 @@ def _go_on(context: Context, promised: Mapping[str, int], nodes: Collection[str]
 
 def _looks_of(reports: Mapping[str, NodeReport]) -> str:
     """What placement sees of the reports."""
-    return repr(sorted((report.node, report.link, bool(report.problem)) for report in reports.values()))
+    return repr(
+        sorted((report.node, report.link, report.other_links, bool(report.problem)) for report in reports.values())
+    )
 
 
 def _await_reports(context: Context, hosts: set[str], reports: Mapping[str, NodeReport]) -> None:

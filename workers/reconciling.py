@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from ipaddress import ip_interface
 
 import structlog
 
@@ -52,7 +53,8 @@ def _reconcile(context: Context, before: str) -> int:
     pooling.protect(context, pool_items)
     subnets = makers.of(context).nodes(context)
     reports = context.ledger.reports(subnet.name for subnet in subnets)
-    offer = Offer(tuple(pooling.read(pool_items)), _node_ips(subnets), gateways(reports.values()))
+    node_ips = _node_ips(subnets) | other_ips(reports.values())
+    offer = Offer(tuple(pooling.read(pool_items)), node_ips, gateways(reports.values()))
     context.ledger.set_offer(offer)
     bindings = {item.name: item for item in makers.of(context).bindings(context)}
     context.ledger.see_netids({item.netid for item in bindings.values()})
@@ -86,6 +88,11 @@ def _reconcile(context: Context, before: str) -> int:
 def gateways(reports: Iterable[NodeReport]) -> frozenset[Address]:
     """The gateways that the nodes have found: somebody's own addresses, which no pool may give."""
     return frozenset(gateway for report in reports for gateway in report.gateways)
+
+
+def other_ips(reports: Iterable[NodeReport]) -> frozenset[Address]:
+    """The nodes' own IPs beside those of the HostSubnets: of the other IP version on their links."""
+    return frozenset(ip_interface(text).ip for report in reports for text in report.other_links)
 
 
 def sweep(context: Context) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
 import click
@@ -15,6 +15,7 @@ from egress.cli.files import Document, InputError, documents
 from egress.objects import EgressAddress, EgressPool, HostSubnet, NetNamespace, Node
 from egress.planning import NamespacePlan, Plan, plan, with_claims, withheld
 from egress.program import UNKNOWN_MAC, Layout, NodeFacts, NodeProgram, render
+from egress.rules import table_name
 from egress.table import table_of
 
 _MAC = r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}"
@@ -33,11 +34,11 @@ class _Objects:
     addresses: dict[str, EgressAddress] = field(default_factory=dict)
 
 
-def _network(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[IPv4Network, ...]:
+def _network(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
     try:
-        return tuple(IPv4Network(text) for text in texts)
+        return tuple(ip_network(text) for text in texts)
     except ValueError as error:
-        raise click.BadParameter(f"{error}; give an IPv4 CIDR such as 10.128.0.0/14") from None
+        raise click.BadParameter(f"{error}; give a CIDR such as 10.128.0.0/14 or fd01::/48") from None
 
 
 def _mac(_: click.Context, __: click.Parameter, text: str) -> str:
@@ -93,7 +94,7 @@ def command(  # noqa: PLR0913 - one argument for each option
     more_paths: tuple[str, ...],
     output: str,
     offline: tuple[str, ...],
-    cluster_networks: tuple[IPv4Network, ...],
+    cluster_networks: tuple[IPv4Network | IPv6Network, ...],
     egress_table: int,
     tun_mac: str,
     verbose: bool,
@@ -185,7 +186,8 @@ def _as_data(outcome: Plan, programs: Mapping[str, NodeProgram]) -> dict[str, An
             name: {
                 "addresses": _addresses(program),
                 "flows": [str(flow) for flow in sorted(program.flows)],
-                "nat": list(_nat(program)),
+                "nat": list(_nat(program, 4)),
+                **({"nat6": six} if (six := list(_nat(program, 6))) else {}),
             }
             for name, program in programs.items()
         },
@@ -197,12 +199,13 @@ def _addresses(program: NodeProgram) -> list[str]:
     return [str(address) for address in sorted(program.addresses, key=lambda a: (a.version, int(a)))]
 
 
-def _nat(program: NodeProgram) -> Iterator[str]:
-    """The rules of the nat table: the jump, then our chains in the order of their packets, each chain together."""
-    rules = program.rules
-    yield from (str(rule) for rule in rules.jumps if rule.table == "nat")
-    yield from (str(rule) for rule in rules.spine if rule.table == "nat")
-    yield from (str(rule) for rule in sorted(rules.leaves) if rule.table == "nat")
+def _nat(program: NodeProgram, version: int) -> Iterator[str]:
+    """The rules of the nat table of iptables, or of ip6tables: the jump, then our chains in the order of their packets,
+    each chain together."""
+    rules, nat = program.rules, table_name("nat", version)
+    yield from (str(rule) for rule in rules.jumps if rule.table == nat)
+    yield from (str(rule) for rule in rules.spine if rule.table == nat)
+    yield from (str(rule) for rule in sorted(rules.leaves) if rule.table == nat)
 
 
 def _as_text(outcome: Plan, programs: Mapping[str, NodeProgram]) -> Iterator[str]:
@@ -221,7 +224,8 @@ def _as_text(outcome: Plan, programs: Mapping[str, NodeProgram]) -> Iterator[str
         yield f"Node {name}: {', '.join(_addresses(program)) or 'hosts no egress address'}"
         yield from (f"  flow   {flow}" for flow in sorted(program.flows))
         yield from (f"  group  {group}" for group in sorted(program.groups))
-        yield from (f"  nat    {rule}" for rule in _nat(program))
+        yield from (f"  nat    {rule}" for rule in _nat(program, 4))
+        yield from (f"  nat6   {rule}" for rule in _nat(program, 6))
 
 
 def _namespace_lines(namespaces: Iterable[NamespacePlan]) -> Iterator[str]:

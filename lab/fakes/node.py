@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_interface
 from threading import Event
 
 from egress.addresses import Address
-from egress.delta import FlowChange, RuleChange, RulesFound, is_ours
-from egress.program import Flow, Group, Layout
-from egress.rules import OWN_PREFIX, is_own
+from egress.delta import FlowChange, RuleChange, RulesFound, is_ours, traffic_of
+from egress.program import Flow, Group, Layout, Traffic
+from egress.rules import OWN_PREFIX, is_own, table_name, version_of
 from node_runner.drivers.errors import (
     AddressForeign,
     AddressIsNodeIP,
@@ -27,11 +27,19 @@ from node_runner.drivers.errors import (
     InterfaceMissing,
     IptablesFailed,
     NodeError,
-    NotSupported,
     OpenVSwitchRefused,
 )
 from node_runner.drivers.flows import path_of
-from node_runner.drivers.ports import BridgeFacts, FlowCount, FlowsFound, LinkFacts, LinkSight, Node, ProbeTiming
+from node_runner.drivers.ports import (
+    BridgeFacts,
+    FlowCount,
+    FlowsFound,
+    LinkFacts,
+    LinkSight,
+    Node,
+    ProbeTiming,
+    askable,
+)
 
 _GROUP_ACTION = re.compile(r"\bgroup:(\d+)")
 _TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
@@ -40,8 +48,12 @@ _BUILTIN_TARGETS = frozenset(
     {"ACCEPT", "DROP", "RETURN", "REJECT", "MASQUERADE", "SNAT", "DNAT", "MARK", "CONNMARK", "LOG"}
 )
 _BUILTIN_CHAINS = {
-    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
-    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    f"{table}{suffix}": chains
+    for suffix in ("", "6")
+    for table, chains in {
+        "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+        "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    }.items()
 }
 _DEFAULT_TIMING = ProbeTiming()
 
@@ -72,11 +84,11 @@ class FakeFlows:
         foreign = frozenset(flow.key for flow in seen if not is_ours(flow.cookie) and flow.table == self._table)
         return FlowsFound(flows, frozenset(self._groups.values()) if in_use else frozenset(), foreign)
 
-    def counts(self) -> dict[int, FlowCount]:
+    def counts(self) -> dict[Traffic, FlowCount]:
         """See ports.Flows. Nothing passes here."""
         self._check()
         ours = [flow for flow in self._flows.values() if flow.table == self._table and is_ours(flow.cookie)]
-        return {int(flow.match.rpartition("=")[2], 16): FlowCount(path_of(flow.actions), 0, 0) for flow in ours}
+        return {traffic_of(flow): FlowCount(path_of(flow.actions), 0, 0) for flow in ours}
 
     def ready(self) -> AbstractContextManager[None]:
         """See ports."""
@@ -139,33 +151,44 @@ class FakeFlows:
 
 
 class FakeNat:
-    """iptables' nat and filter tables, with `masquerade_chain` there unless `present` is False."""
+    """iptables' and ip6tables' nat and filter tables, with `masquerade_chain` there: of IPv4 unless `present` is False,
+    of IPv6 unless `present_six` is. `reads_six` counts the looks at ip6tables."""
 
-    def __init__(self, masquerade_chain: str = "OPENSHIFT-MASQUERADE", *, present: bool = True) -> None:
+    def __init__(
+        self, masquerade_chain: str = "OPENSHIFT-MASQUERADE", *, present: bool = True, present_six: bool = True
+    ) -> None:
         self.writes = 0
+        self.reads_six = 0
         self._parent = masquerade_chain
         self._touched = True
+        self._six = False
         self._chains: dict[tuple[str, str], list[str]] = {
             (table, chain): [] for table, chains in _BUILTIN_CHAINS.items() for chain in chains
         }
         if present:
             self._chains.setdefault(("nat", masquerade_chain), [])
+        if present_six:
+            self._chains.setdefault(("nat6", masquerade_chain), [])
 
-    def read(self) -> RulesFound:
+    def read(self, *, six: bool = False) -> RulesFound:
         """See ports.Nat."""
         self._touched = False
-        own = {key: tuple(specs) for key, specs in self._chains.items() if is_own(*key)}
+        self._six = six or any(version_of(key[0]) == 6 for key in self._chains if is_own(*key))
+        self.reads_six += self._six
+        chains = {key: specs for key, specs in self._chains.items() if self._six or version_of(key[0]) == 4}
+        own = {key: tuple(specs) for key, specs in chains.items() if is_own(*key)}
         usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}
         parents = {
-            key: tuple(specs)
-            for key, specs in self._chains.items()
-            if not is_own(*key) and (key in usual or any(map(_JUMP.fullmatch, specs)))
+            (table, chain): tuple(specs)
+            for (table, chain), specs in chains.items()
+            if not is_own(table, chain)
+            and ((table.removesuffix("6"), chain) in usual or any(map(_JUMP.fullmatch, specs)))
         }
         return RulesFound(own, parents)
 
-    def unchanged(self) -> bool:
+    def unchanged(self, *, six: bool = False) -> bool:
         """See ports.Nat."""
-        return not self._touched
+        return not self._touched and (self._six or not six)
 
     def ready(self) -> AbstractContextManager[None]:
         """See ports."""
@@ -173,9 +196,11 @@ class FakeNat:
 
     def apply(self, change: RuleChange) -> None:
         """See ports.Nat. As iptables-restore --noflush does: each table at once or not at all, one after the other."""
-        for script in change.scripts.values():
+        for table, script in change.scripts.items():
             first, *lines = script.splitlines()
-            self._restore(first.removeprefix("*"), lines)
+            if first != f"*{table.removesuffix('6')}":
+                raise IptablesFailed(f"a script for {table} that begins with {first}")
+            self._restore(table, lines)
 
     def put(self, table: str, chain: str, spec: str) -> None:
         """Appends a rule as somebody else would, creating the chain where need be."""
@@ -202,7 +227,7 @@ class FakeNat:
             try:
                 _restore_line(chains, line)
             except (KeyError, ValueError):
-                if ("nat", self._parent) not in self._chains:
+                if (table_name("nat", version_of(table)), self._parent) not in self._chains:
                     raise ChainMissing(f"chain {self._parent} does not exist: set the masquerade chain") from None
                 raise IptablesFailed(f"iptables-restore refused {line!r}; nothing of table {table} changed") from None
         for specs in chains.values():
@@ -248,7 +273,7 @@ def _restore_line(chains: dict[str, list[str]], line: str) -> None:
 class FakeLinks:
     """An interface with the node's IP. `foreign` are addresses that somebody else has put on the node."""
 
-    def __init__(self, node_ip: IPv4Address, facts: LinkFacts) -> None:
+    def __init__(self, node_ip: Address, facts: LinkFacts) -> None:
         self.present = True
         self.carrier = True
         self.writes = 0
@@ -297,15 +322,14 @@ class FakeLinks:
     def refusals(self, addresses: Iterable[Address]) -> dict[Address, NodeError]:
         """See ports.Links."""
         self.facts()
-        subnet = IPv4Interface((int(self._node_ip), self._facts.prefix_length)).network
+        own = (ip_interface((self._node_ip, self._facts.prefix_length)), *self._facts.other_ips)
         refused: dict[Address, NodeError] = {}
         for address in addresses:
-            if not isinstance(address, IPv4Address):
-                refused[address] = NotSupported.ipv6(address)
-            elif address == self._node_ip:
+            subnet = next((each.network for each in own if address in each.network), None)
+            if address in {each.ip for each in own}:
                 refused[address] = AddressIsNodeIP(f"{address} is the node's own IP; assign another address")
-            elif address not in subnet or address in (subnet.network_address, subnet.broadcast_address):
-                refused[address] = AddressOutsideSubnet(f"{address} is not a host address of {subnet}")
+            elif subnet is None or address in reserved_in(subnet):
+                refused[address] = AddressOutsideSubnet(f"{address} is not a host address of this node's subnets")
             elif address in self.foreign:
                 refused[address] = _foreign(address)
         return refused
@@ -346,12 +370,11 @@ class FakeArp:
     ) -> dict[Address, str]:
         """See ports.Arp."""
         del timing
-        _all_ipv4([source])
-        return self._others(link.mac, addresses)
+        return self._others(link.mac, [each for each in addresses if askable(link, source, each) is not None])
 
     def _others(self, mac: str, addresses: Iterable[Address]) -> dict[Address, str]:
         found: dict[Address, str] = {}
-        for address in _all_ipv4(addresses):
+        for address in addresses:
             holder = self.neighbours.get(address, mac)
             if holder != mac:
                 found[address] = holder
@@ -360,7 +383,7 @@ class FakeArp:
     def announce(self, interface: str, mac: str, addresses: Iterable[Address]) -> None:
         """See ports.Arp."""
         del interface
-        self.announced += [(mac, address) for address in _all_ipv4(addresses)]
+        self.announced += [(mac, address) for address in addresses]
 
 
 class FakeConntrack:
@@ -414,6 +437,7 @@ def fake_node(
     *,
     layout: Layout | None = None,
     prefix_length: int = 24,
+    other_ips: Iterable[str] = (),
     neighbours: dict[Address, str] | None = None,
 ) -> FakeNode:
     """A node as the reference example has it (DESIGN.md §6). Nodes that share `neighbours` share a link."""
@@ -424,17 +448,18 @@ def fake_node(
     return FakeNode(
         flows=FakeFlows(BridgeFacts(1, tun_mac), layout.egress_table),
         nat=FakeNat(layout.masquerade_chain),
-        links=FakeLinks(address, LinkFacts("eth0", 2, mac, prefix_length)),
+        links=FakeLinks(
+            address, LinkFacts("eth0", 2, mac, prefix_length, other_ips=tuple(map(ip_interface, other_ips)))
+        ),
         arp=FakeArp(neighbours),
     )
 
 
-def _all_ipv4(addresses: Iterable[Address]) -> list[Address]:
-    wanted = list(addresses)
-    for address in wanted:
-        if not isinstance(address, IPv4Address):
-            raise NotSupported.ipv6(address)
-    return wanted
+def reserved_in(subnet: IPv4Network | IPv6Network) -> tuple[Address, ...]:
+    """The addresses of a subnet that no node may have: its network and broadcast address, of IPv6 its routers'."""
+    if subnet.num_addresses < 3:
+        return ()
+    return (subnet.network_address, *((subnet.broadcast_address,) if subnet.version == 4 else ()))
 
 
 def _foreign(address: Address) -> AddressForeign:

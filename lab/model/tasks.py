@@ -103,6 +103,7 @@ class Tasks(NamespaceTasks):
             gone=gone,
             drained=node.drain,
             link=ip_interface(report.link) if report is not None and report.link else None,
+            other_links=tuple(map(ip_interface, report.other_links)) if report is not None else (),
             hosted=frozenset(parse_address(text) for text in subnet.egress_ips) - surplus,
         )
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from egress.addresses import Address
 from egress.delta import Found, mark_in
 from egress.program import Flow, Layout
-from egress.rules import GUARD_CHAIN, SPINE_CHAIN
+from egress.rules import GUARD_CHAIN, SPINE_CHAIN, table_name
 
 _STEER = re.compile(r"set_field:([0-9.]+)->tun_dst")
 _MARK = re.compile(r"-m mark --mark (0x[0-9a-f]+)(?:/(0x[0-9a-f]+))?(?: |$)")
-_SNAT = re.compile(r"-s \S+ -m mark --mark 0x[0-9a-f]+ -j SNAT --to-source ([0-9.]+)")
+_SNAT = re.compile(r"-s \S+ -m mark --mark 0x[0-9a-f]+ -j SNAT --to-source ([0-9a-f.:]+)")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -75,24 +75,27 @@ def _sent_out(flow: Flow, node: str, found: Found, layout: Layout) -> Exit:
     mark = mark_in(flow)
     if mark is None or found.rules.parents.get(("nat", layout.masquerade_chain), ())[:1] != (jump,):
         return Exit(node, None)
-    return Exit(node, translation(found.rules.own, mark, layout.cluster_networks[0]))
+    return Exit(node, translation(found.rules.own, mark, IPv4Network(layout.networks(4)[0])))
 
 
-def translation(own: Mapping[tuple[str, str], Sequence[str]], mark: int, source: IPv4Network) -> Address | None:
+def translation(
+    own: Mapping[tuple[str, str], Sequence[str]], mark: int, source: IPv4Network | IPv6Network
+) -> Address | None:
     """The address that our chains give a packet with `mark` that leaves the cluster, of a pod in `source`: walked as
     the kernel walks them. None where they give it none, or would not load."""
+    nat = table_name("nat", source.version)
     frames = [(SPINE_CHAIN, 0)]
     while frames:
         chain, position = frames.pop()
-        if ("nat", chain) not in own:
+        if (nat, chain) not in own:
             return None  # no kernel takes a jump to nowhere
-        for number, spec in enumerate(own["nat", chain][position:], start=position):
+        for number, spec in enumerate(own[nat, chain][position:], start=position):
             if not _meets(spec, mark, source):
                 continue
             if (snat := _SNAT.fullmatch(spec)) is not None:
-                return IPv4Address(snat[1])
+                return ip_address(snat[1])
             verb, _, target = spec.rpartition(" ")
-            if ("nat", target) in own:
+            if (nat, target) in own:
                 frames += [(chain, number + 1)] if verb.endswith("-j") else []
                 frames.append((target, 0))
             elif target != "RETURN":
@@ -101,7 +104,7 @@ def translation(own: Mapping[tuple[str, str], Sequence[str]], mark: int, source:
     return None
 
 
-def _meets(spec: str, mark: int, source: IPv4Network) -> bool:
+def _meets(spec: str, mark: int, source: IPv4Network | IPv6Network) -> bool:
     """Whether a rule is for such a packet. Its destination is not in the cluster, which a -d of ours names."""
     found = _MARK.search(spec)
     value, mask = (int(found[1], 16), int(found[2] or "0xffffffff", 16)) if found is not None else (0, 0)

@@ -1,4 +1,4 @@
-"""The only code that touches the node: Open vSwitch, iptables, addresses, ARP, conntrack. One driver a file."""
+"""The only code that touches the node: Open vSwitch, iptables, addresses, ARP and NDP, conntrack. One driver a file."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ def open_node(
 
     `iptables` is "nft", "legacy" or None to find out which one the node's rules are in.
     """
-    from node_runner.drivers.arp import LinkArp  # noqa: PLC0415 - they import pyroute2, which offline use does without
+    # They import pyroute2, which offline use does without.
     from node_runner.drivers.conntrack import KernelConntrack  # noqa: PLC0415
     from node_runner.drivers.flows import Bridge  # noqa: PLC0415
     from node_runner.drivers.links import InterfaceLinks  # noqa: PLC0415
     from node_runner.drivers.nat import Iptables  # noqa: PLC0415
+    from node_runner.drivers.neighbours import LinkNeighbours  # noqa: PLC0415
 
     return Node(
         flows=Bridge(bridge, vxlan, tun, layout.egress_table),
         nat=Iptables(layout.masquerade_chain, iptables),
         links=InterfaceLinks(node_ip, {OWN_PREFIX, layout.masquerade_chain, "INPUT", "FORWARD"}),
-        arp=LinkArp(),
+        arp=LinkNeighbours(),
         conntrack=KernelConntrack(),
     )

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 
 from egress.addresses import Address
 from node_runner.drivers.closing import closed_aside
-from node_runner.drivers.errors import LinkFailed, NotSupported
+from node_runner.drivers.errors import LinkFailed
 from node_runner.drivers.ports import MAC, LinkFacts, ProbeTiming
 
 _ETH_P_ARP = 0x0806
@@ -45,7 +45,7 @@ class _Packet:
 
 
 class LinkArp:
-    """ARP on the link of an interface."""
+    """ARP on the link of an interface, for IPv4 addresses alone."""
 
     def probe(
         self, interface: str, mac: str, addresses: Iterable[Address], timing: ProbeTiming = _DEFAULT_TIMING
@@ -69,7 +69,7 @@ class LinkArp:
         wanted = _checked(addresses)
         if not wanted:
             return
-        own = _mac_bytes(mac)
+        own = mac_bytes(mac)
         with closed_aside(_open(interface)) as link:
             for address in wanted:
                 _send(link, interface, _Packet(_REQUEST, own, address, bytes(6), address))
@@ -82,7 +82,7 @@ def _ask(
     """Asks for `wanted` as `source`, repeatedly; those that somebody has, or, where `source` is nobody, claims."""
     if not wanted:
         return {}
-    own = _mac_bytes(mac)
+    own = mac_bytes(mac)
     taken: dict[Address, str] = {}
     with closed_aside(_open(interface)) as link:
         for number in range(1, timing.count + 1):
@@ -98,17 +98,18 @@ def _ask(
 
 
 def _checked(addresses: Iterable[Address]) -> list[IPv4Address]:
-    wanted: list[IPv4Address] = []
+    wanted: set[IPv4Address] = set()
     for address in addresses:
         if not isinstance(address, IPv4Address):
-            raise NotSupported.ipv6(address)
-        wanted.append(address)
-    return sorted(set(wanted))
+            raise TypeError(f"{address} is not IPv4; IPv6 has NDP")
+        wanted.add(address)
+    return sorted(wanted)
 
 
-def _mac_bytes(mac: str) -> bytes:
+def mac_bytes(mac: str) -> bytes:
+    """A MAC as it stands in a frame; LinkFailed if it is none."""
     if not MAC.fullmatch(mac):
-        raise LinkFailed(f"{mac!r} is no Ethernet MAC; ARP needs an Ethernet interface")
+        raise LinkFailed(f"{mac!r} is no Ethernet MAC; ARP and NDP need an Ethernet interface")
     return bytes.fromhex(mac.replace(":", ""))
 
 

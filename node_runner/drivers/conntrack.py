@@ -13,8 +13,8 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from ipaddress import IPv4Address
 from pathlib import Path
+from typing import NamedTuple
 
 from pyroute2.netlink import NETLINK_NETFILTER
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
@@ -27,20 +27,21 @@ from node_runner.drivers.netlink import Message, Netlink, attribute, attributes
 
 _GET = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 _DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
-_NFGENMSG = struct.pack("=BBH", socket.AF_INET, 0, 0)
+_NFGENMSG = struct.Struct("=BBH")  # family; version, resource
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _TUPLE_ORIG, _TUPLE_REPLY, _MARK, _ID, _ZONE, _MARK_MASK = 1, 2, 8, 12, 18, 21
-_TUPLE_IP, _IP_V4_DST = 1, 2
+_TUPLE_IP, _IP_V4_DST, _IP_V6_DST = 1, 2, 4
 _NESTED = 0x8000
 _ABSENT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
 """What a kernel answers that has no ctnetlink."""
 _STALE = struct.pack("!I", STALE_CONNMARK)
-_STALE_ALONE = _NFGENMSG + attribute(_MARK, _STALE) + attribute(_MARK_MASK, b"\xff" * 4)
+_STALE_ALONE = _NFGENMSG.pack(socket.AF_UNSPEC, 0, 0) + attribute(_MARK, _STALE) + attribute(_MARK_MASK, b"\xff" * 4)
 """A dump of the entries with our connmark: the kernel looks through its table, and copies out only these."""
 _TRACKED = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 
 class KernelConntrack:
-    """The conntrack table of the network namespace. IPv4 only: node runners program nothing else."""
+    """The conntrack table of the network namespace."""
 
     def count(self, addresses: Iterable[Address]) -> Mapping[Address, int]:
         """See ports.Conntrack."""
@@ -77,11 +78,11 @@ class KernelConntrack:
             return 0
 
 
-def _end(find: Callable[[Netlink], Iterator[Mapping[int, bytes]]]) -> int:
+def _end(find: Callable[[Netlink], Iterator[_Entry]]) -> int:
     """Ends the connections whose entries `find` reads; how many."""
     with Netlink(NETLINK_NETFILTER) as netlink:
         entries = list(find(netlink))
-        failed = netlink.batch([Message(_DELETE, _identity(entry)) for entry in entries])
+        failed = netlink.batch([Message(_DELETE, entry.identity()) for entry in entries])
     lasting = [code for code in failed.values() if code != errno.ENOENT]  # ENOENT: it ended by itself meanwhile
     if lasting:
         raise NetlinkFailed(
@@ -111,31 +112,40 @@ def _tracked() -> int | None:
 
 
 def _packed(addresses: Iterable[Address]) -> dict[bytes, Address]:
-    return {address.packed: address for address in addresses if isinstance(address, IPv4Address)}
+    return {address.packed: address for address in addresses}
 
 
-def _translated(netlink: Netlink, wanted: Mapping[bytes, Address]) -> Iterator[tuple[Address, dict[int, bytes]]]:
-    """The entries whose replies come to one of `wanted`, with that address."""
-    for body in netlink.dump(Message(_GET, _NFGENMSG)):
-        entry = attributes(body, len(_NFGENMSG))
-        reply = attributes(attributes(entry.get(_TUPLE_REPLY, b"")).get(_TUPLE_IP, b""))
-        address = wanted.get(reply.get(_IP_V4_DST, b""))
-        if address is not None:
-            yield address, entry
+def _translated(netlink: Netlink, wanted: Mapping[bytes, Address]) -> Iterator[tuple[Address, _Entry]]:
+    """The entries whose replies come to one of `wanted`, with that address. One dump for each IP version: of all at
+    once the kernel would send those that nobody asked for."""
+    for version in sorted({address.version for address in wanted.values()}):
+        kind = _IP_V4_DST if version == 4 else _IP_V6_DST
+        for body in netlink.dump(Message(_GET, _NFGENMSG.pack(_FAMILIES[version], 0, 0))):
+            entry = attributes(body, _NFGENMSG.size)
+            reply = attributes(attributes(entry.get(_TUPLE_REPLY, b"")).get(_TUPLE_IP, b""))
+            address = wanted.get(reply.get(kind, b""))
+            if address is not None:
+                yield address, _Entry(body[0], entry)
 
 
-def _stale(netlink: Netlink) -> Iterator[Mapping[int, bytes]]:
+def _stale(netlink: Netlink) -> Iterator[_Entry]:
     """The entries with our connmark; looked at again, for a kernel that cannot filter sends all."""
     for body in netlink.dump(Message(_GET, _STALE_ALONE)):
-        entry = attributes(body, len(_NFGENMSG))
+        entry = attributes(body, _NFGENMSG.size)
         if entry.get(_MARK) == _STALE:
-            yield entry
+            yield _Entry(body[0], entry)
 
 
-def _identity(entry: Mapping[int, bytes]) -> bytes:
-    """Original tuple, zone and id: without the id a new connection with the same tuple could be hit."""
-    body = _NFGENMSG + attribute(_TUPLE_ORIG | _NESTED, entry[_TUPLE_ORIG])
-    for kind in (_ZONE, _ID):
-        if kind in entry:
-            body += attribute(kind, entry[kind])
-    return body
+class _Entry(NamedTuple):
+    """An entry of the table: its address family, and its attributes by kind."""
+
+    family: int
+    parts: Mapping[int, bytes]
+
+    def identity(self) -> bytes:
+        """Original tuple, zone and id: without the id a new connection with the same tuple could be hit."""
+        body = _NFGENMSG.pack(self.family, 0, 0) + attribute(_TUPLE_ORIG | _NESTED, self.parts[_TUPLE_ORIG])
+        for kind in (_ZONE, _ID):
+            if kind in self.parts:
+                body += attribute(kind, self.parts[kind])
+        return body

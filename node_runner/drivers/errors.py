@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from egress.addresses import Address
-
 
 class NodeError(Exception):
     """Something on the node is not as it must be. `reason` is stable CamelCase, fit for a Kubernetes condition."""
 
     reason: ClassVar[str] = "NodeError"
-
-
-class NotSupported(NodeError):
-    """The driver does not do this (yet)."""
-
-    reason = "NotSupported"
-
-    @classmethod
-    def ipv6(cls, address: Address) -> NotSupported:
-        """An IPv6 address where only IPv4 is done."""
-        return cls(f"{address} is IPv6, which node runners do not program yet; use an IPv4 pool")
 
 
 class NameInvalid(NodeError):
@@ -82,6 +69,12 @@ class InterfaceNameTooLong(NodeError):
     """The interface's name leaves no room for our label, and the kernel does not keep an address's protocol."""
 
     reason = "InterfaceNameTooLong"
+
+
+class KernelTooOld(NodeError):
+    """The kernel keeps nothing that would tell an IPv6 address of ours from others."""
+
+    reason = "KernelTooOld"
 
 
 class AddressOutsideSubnet(NodeError):

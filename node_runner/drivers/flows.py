@@ -14,7 +14,7 @@ from ovs.flow.kv import ParseError
 from ovs.flow.ofp import OFPFlow
 
 from egress.delta import FlowChange, is_ours
-from egress.program import COOKIE, COOKIE_MASK, GROUP, Flow, Group
+from egress.program import COOKIE, COOKIE_MASK, GROUPS, Flow, Group, Traffic
 from node_runner.commands import CommandFailed, Standby, follow, run
 from node_runner.drivers.errors import (
     BridgeMissing,
@@ -38,16 +38,16 @@ _DEFAULT_PRIORITY = 0x8000
 
 _FLOW = re.compile(
     r" cookie=0x(?P<cookie>[0-9a-f]{1,16}), (?:table=(?P<table>\d{1,3}), )?"
-    r"priority=(?P<priority>\d{1,5}),(?P<match>ip,reg0=0x[0-9a-f]{1,8}) actions=(?P<actions>\S+)"
+    r"priority=(?P<priority>\d{1,5}),(?P<match>ip(?:v6)?,reg0=0x[0-9a-f]{1,8}) actions=(?P<actions>\S+)"
 )
 """Exactly the form of our own flows; whatever else a bridge holds is parsed by the OVS library."""
 _COUNT = re.compile(
     r" cookie=0x(?P<cookie>[0-9a-f]{1,16}), .*?n_packets=(?P<packets>\d+), "
-    r"n_bytes=(?P<bytes>\d+), .*?priority=\d+,ip,reg0=0x(?P<netid>[0-9a-f]{1,8}) actions=(?P<actions>\S+)"
+    r"n_bytes=(?P<bytes>\d+), .*?priority=\d+,ip(?P<six>v6)?,reg0=0x(?P<netid>[0-9a-f]{1,8}) actions=(?P<actions>\S+)"
 )
 """One of our flows as it is printed with its counts."""
 _GROUP = re.compile(r" group_id=(?P<id>\d{1,10}),type=")
-_BUCKET = re.compile(r"bucket=actions=(move:[^,]+,set_field:[^,]+->tun_dst,output:\d+)")
+_BUCKET = re.compile(r"bucket=actions=(move:[^,]+,set_field:[^,]+->tun_(?:ipv6_)?dst,output:\d+)")
 
 
 class Bridge:
@@ -103,12 +103,14 @@ class Bridge:
             groups = _groups(self._ofctl("dump-groups", self._name))
         return FlowsFound(frozenset(flows), groups, frozenset(foreign))
 
-    def counts(self) -> dict[int, FlowCount]:
+    def counts(self) -> dict[Traffic, FlowCount]:
         """See ports.Flows. One process."""
         lines = self._ofctl("dump-flows", self._name, f"table={self._table}").splitlines()
         found = [match for line in lines if (match := _COUNT.fullmatch(line)) and is_ours(int(match["cookie"], 16))]
         return {
-            int(match["netid"], 16): FlowCount(path_of(match["actions"]), int(match["packets"]), int(match["bytes"]))
+            (int(match["netid"], 16), 6 if match["six"] else 4): FlowCount(
+                path_of(match["actions"]), int(match["packets"]), int(match["bytes"])
+            )
             for match in found
         }
 
@@ -211,7 +213,7 @@ def _groups(text: str) -> frozenset[Group]:
     groups: set[Group] = set()
     for line in text.splitlines():
         found = _GROUP.match(line)
-        if found is None or int(found["id"]) & 0xFF000000 != GROUP:
+        if found is None or int(found["id"]) & 0xFF000000 not in GROUPS.values():
             continue
         group = Group(int(found["id"]), tuple(_BUCKET.findall(line)))
         groups.add(group if str(group) == line.strip() else Group(group.group_id, (line.strip(),)))

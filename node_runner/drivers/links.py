@@ -6,11 +6,12 @@ import errno
 import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,9 +19,15 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL
 from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_GETADDR, RTM_GETLINK, RTM_NEWADDR
-from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_SECONDARY
+from pyroute2.netlink.rtnl.ifaddrmsg import (
+    IFA_F_DADFAILED,
+    IFA_F_NODAD,
+    IFA_F_NOPREFIXROUTE,
+    IFA_F_SECONDARY,
+    IFA_F_TEMPORARY,
+)
 
-from egress.addresses import Address
+from egress.addresses import VERSIONS, Address, make_address
 from node_runner.drivers.errors import (
     AddressForeign,
     AddressIsNodeIP,
@@ -28,9 +35,9 @@ from node_runner.drivers.errors import (
     AddressOutsideSubnet,
     InterfaceMissing,
     InterfaceNameTooLong,
+    KernelTooOld,
     NetlinkFailed,
     NodeError,
-    NotSupported,
 )
 from node_runner.drivers.netlink import Message, Netlink, attribute, attributes
 from node_runner.drivers.ports import LinkFacts, LinkSight
@@ -41,6 +48,9 @@ LONGEST_LABELLED = 15 - len(LABEL_SUFFIX)
 """A label has 15 characters and must begin with the interface's name."""
 ADDRESS_PROTOCOL = 72
 """'H': the IFA_PROTO (Linux 5.18) of our addresses where the name leaves no room for the label; 0 to 3 are taken."""
+ADDRESS_METRIC = 0x48415753
+"""'HAWS': the IFA_RT_PRIORITY (Linux 4.18) of our IPv6 addresses, which have no labels. It is the metric of the prefix
+route that an address makes, and ours make none."""
 
 _DUMP_ATTEMPTS = 5
 _MAIN_TABLE = 254
@@ -49,24 +59,33 @@ _GATEWAYS_SECONDS = 60.0
 _IFINFOMSG = struct.Struct("=xxxxixxxxxxxx")  # family, type; interface index; flags, change
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_CARRIER = 1, 3, 33
 _IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface index
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_FLAGS, _IFA_PROTO = 1, 2, 3, 8, 11
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_RT_PRIORITY, _IFA_PROTO = 1, 2, 3, 6, 8, 9, 11
+_CACHEINFO = struct.Struct("=IIII")  # seconds for which it is preferred, and valid; when it was made, and changed
+_FOREVER = 0xFFFFFFFF
+_GLOBAL = 0  # RT_SCOPE_UNIVERSE
+_PASSING = IFA_F_TEMPORARY | IFA_F_DADFAILED
+_SIX = 1 << 128
+"""Added to the number of an IPv6 address: no IPv4 address has it."""
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """An IPv4 address as some interface of the node holds it."""
+    """An address as some interface of the node holds it. `lasting`: it is of global scope and does not change by
+    itself, as temporary ones do."""
 
-    address: IPv4Address
+    address: Address
     number: int
     index: int
     prefix_length: int
     label: str
     ours: bool
     secondary: bool
+    lasting: bool
 
     @property
-    def network(self) -> IPv4Interface:
-        return IPv4Interface((int(self.address), self.prefix_length))
+    def network(self) -> IPv4Interface | IPv6Interface:
+        return _interface(self.address, self.prefix_length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +104,16 @@ class InterfaceLinks:
     """
 
     def __init__(self, node_ip: Address, chains: Iterable[str] = ()) -> None:
-        if not isinstance(node_ip, IPv4Address):
-            raise NotSupported.ipv6(node_ip)
         self._node_ip = node_ip
         self._chains = frozenset(chains)
         self._gateways: tuple[int, float, tuple[Address, ...]] = (0, 0.0, ())
         self._dumped: dict[bytes, _Held | None] = {}
         self._ours = _Ours()
+        self._marks_six = False
 
     def facts(self) -> LinkFacts:
         """See ports.Links."""
-        return self._facts(self._primary(self._held()))
+        return self._facts(self._held())
 
     def read(self) -> frozenset[Address]:
         """See ports.Links."""
@@ -105,7 +123,7 @@ class InterfaceLinks:
     def look(self, addresses: Iterable[Address]) -> LinkSight:
         """See ports.Links. One dump."""
         held = self._held()
-        facts = self._facts(self._primary(held))
+        facts = self._facts(held)
         return LinkSight(facts, self._ours_on(held, facts.index), self._refusals(addresses, held, facts))
 
     def apply(self, add: AbstractSet[Address], remove: AbstractSet[Address]) -> dict[Address, NodeError]:
@@ -113,15 +131,15 @@ class InterfaceLinks:
         if not add and not remove:
             return {}
         held = self._held()
-        facts = self._facts(self._primary(held))
+        facts = self._facts(held)
         refused = self._refusals(add, held, facts)
-        requests: list[tuple[IPv4Address, Message]] = []
-        there: dict[int, list[_Held]] = {int(address): [] for address in sorted(remove, key=int)}
+        requests: list[tuple[Address, Message]] = []
+        there: dict[int, list[_Held]] = {_number(address): [] for address in sorted(remove, key=_number)}
         for entry in held:
             if entry.number in there:
                 there[entry.number].append(entry)
         for number, found in there.items():
-            address = IPv4Address(number)
+            address = _address(number)
             ours = [entry for entry in found if entry.ours]
             if found and not ours:
                 refused[address] = _foreign(address)
@@ -131,10 +149,11 @@ class InterfaceLinks:
                 else:
                     requests.append((entry.address, _removal(entry)))
         here = {entry.number for entry in held if entry.ours and entry.index == facts.index} - there.keys()
+        subnets = self._subnets(facts)
         requests += [
-            (address, _addition(address, facts))
-            for address in sorted(add, key=int)
-            if isinstance(address, IPv4Address) and address not in refused and int(address) not in here
+            (address, _addition(address, _length(address, subnets), facts))
+            for address in sorted(add, key=_number)
+            if address not in refused and _number(address) not in here
         ]
         return refused | self._perform(requests, facts)
 
@@ -150,7 +169,7 @@ class InterfaceLinks:
     def refusals(self, addresses: Iterable[Address]) -> dict[Address, NodeError]:
         """See ports.Links."""
         held = self._held()
-        return self._refusals(addresses, held, self._facts(self._primary(held)))
+        return self._refusals(addresses, held, self._facts(held))
 
     def watch(self, callback: Callable[[], None], stop: Event) -> None:
         """See ports.Links."""
@@ -165,7 +184,7 @@ class InterfaceLinks:
     def _held(self) -> list[_Held]:
         known = self._dumped  # most of a dump is byte for byte what it was; only what is not is parsed
         with Netlink(NETLINK_ROUTE) as netlink:
-            request = Message(RTM_GETADDR, _IFADDRMSG.pack(socket.AF_INET, 0, 0, 0, 0))
+            request = Message(RTM_GETADDR, _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
             for _ in range(_DUMP_ATTEMPTS):
                 dumped = {body: known[body] if body in known else _parsed(body) for body in netlink.dump(request)}
                 if not netlink.interrupted:
@@ -178,13 +197,13 @@ class InterfaceLinks:
         numbers = frozenset(entry.number for entry in held if entry.ours and entry.index == index)
         known = self._ours
         if numbers != known.numbers:
-            came = frozenset(IPv4Address(number) for number in numbers - known.numbers)
-            went = frozenset(IPv4Address(number) for number in known.numbers - numbers)
+            came = frozenset(map(_address, numbers - known.numbers))
+            went = frozenset(map(_address, known.numbers - numbers))
             known = self._ours = _Ours(numbers, known.addresses - went | came)
         return known.addresses
 
     def _primary(self, held: list[_Held]) -> _Held:
-        number = int(self._node_ip)
+        number = _number(self._node_ip)
         for entry in held:
             if entry.number == number and not entry.ours:
                 return entry
@@ -193,7 +212,8 @@ class InterfaceLinks:
             "in its HostSubnet"
         )
 
-    def _facts(self, primary: _Held) -> LinkFacts:
+    def _facts(self, held: list[_Held]) -> LinkFacts:
+        primary = self._primary(held)
         try:
             with Netlink(NETLINK_ROUTE) as netlink:
                 link = attributes(netlink.get(Message(RTM_GETLINK, _IFINFOMSG.pack(primary.index))), _IFINFOMSG.size)
@@ -201,47 +221,56 @@ class InterfaceLinks:
             raise InterfaceMissing(
                 f"the interface of {self._node_ip} (index {primary.index}) has just gone: {error}"
             ) from error
+        others = _own_subnets(held, primary)
         return LinkFacts(
             link[_IFLA_IFNAME].rstrip(b"\0").decode("ascii", "replace"),
             primary.index,
             link.get(_IFLA_ADDRESS, b"").hex(":"),
             primary.prefix_length,
             link.get(_IFLA_CARRIER, b"\1") != b"\0",
-            self._known_gateways(primary),
+            self._known_gateways(primary, others),
+            others,
         )
 
-    def _known_gateways(self, primary: _Held) -> tuple[Address, ...]:
+    def _subnets(self, facts: LinkFacts) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        """The node's own IPs with the subnets that its egress addresses may be of."""
+        return (_interface(self._node_ip, facts.prefix_length), *facts.other_ips)
+
+    def _known_gateways(self, primary: _Held, others: tuple[IPv4Interface | IPv6Interface, ...]) -> tuple[Address, ...]:
         """Read once a minute: a node may have thousands of routes, and gateways seldom change."""
         index, read_at, gateways = self._gateways
         if index != primary.index or time.monotonic() - read_at > _GATEWAYS_SECONDS:
+            subnets = (primary.network, *others)
+            found: set[Address] = set()
             with IPRoute() as route:
-                gateways = _gateways(route.get_routes(family=socket.AF_INET, table=_MAIN_TABLE), primary)
+                for family in {_FAMILIES[subnet.version] for subnet in subnets}:
+                    found |= _gateways(route.get_routes(family=family, table=_MAIN_TABLE), primary.index, subnets)
+            gateways = tuple(sorted(found, key=_number))
             self._gateways = (primary.index, time.monotonic(), gateways)
         return gateways
 
     def _refusals(self, addresses: Iterable[Address], held: list[_Held], facts: LinkFacts) -> dict[Address, NodeError]:
-        subnet = IPv4Interface((int(self._node_ip), facts.prefix_length)).network
-        first, last = int(subnet.network_address), int(subnet.broadcast_address)
+        subnets = self._subnets(facts)
+        spans = [(_number(own.network.network_address), _number(own.network.broadcast_address)) for own in subnets]
+        own_ips = {_number(own.ip) for own in subnets}
+        reserved = {number for first, last in spans for number in _reserved(first, last)}
         foreign = {entry.number for entry in held if not entry.ours}
         refused: dict[Address, NodeError] = {}
         for address in addresses:
-            if not isinstance(address, IPv4Address):
-                refused[address] = NotSupported.ipv6(address)
-            elif address == self._node_ip:
+            number = _number(address)
+            if number in own_ips:
                 refused[address] = AddressIsNodeIP(f"{address} is the node's own IP; assign another address")
-            elif not first <= int(address) <= last:
+            elif not any(first <= number <= last for first, last in spans):
+                refused[address] = _outside(address, subnets, facts.interface)
+            elif number in reserved:
                 refused[address] = AddressOutsideSubnet(
-                    f"{address} is not in {subnet}, the subnet of {facts.interface}; host it on a node of its subnet"
+                    f"{address} is the network or broadcast address of its subnet; assign another address"
                 )
-            elif subnet.prefixlen < 31 and int(address) in (first, last):
-                refused[address] = AddressOutsideSubnet(
-                    f"{address} is the network or broadcast address of {subnet}; assign another address"
-                )
-            elif int(address) in foreign:
+            elif number in foreign:
                 refused[address] = _foreign(address)
         return refused
 
-    def _perform(self, requests: list[tuple[IPv4Address, Message]], facts: LinkFacts) -> dict[Address, NodeError]:
+    def _perform(self, requests: list[tuple[Address, Message]], facts: LinkFacts) -> dict[Address, NodeError]:
         with Netlink(NETLINK_ROUTE) as netlink:
             failed = netlink.batch([message for _, message in requests])
         errors: dict[Address, NodeError] = {}
@@ -256,22 +285,35 @@ class InterfaceLinks:
                 verb = "add" if adding else "remove"
                 errors[address] = NetlinkFailed(
                     f"cannot {verb} {address} on {facts.interface}: {os.strerror(code)}"
-                    + ("; the runner needs CAP_NET_ADMIN" if code == errno.EPERM else "")
+                    + _HINTS.get((address.version, code), "")
                 )
         added = {address for address, message in requests if message.kind == RTM_NEWADDR} - errors.keys()
-        if added and len(facts.interface) > LONGEST_LABELLED:
-            errors |= self._unrecognisable(added, facts)
+        doubted = {
+            address
+            for address in added
+            if (not self._marks_six if address.version == 6 else len(facts.interface) > LONGEST_LABELLED)
+        }
+        if doubted:
+            unmarked = self._unrecognisable(doubted, facts)
+            self._marks_six = self._marks_six or not any(address.version == 6 for address in unmarked)
+            errors |= unmarked
         return errors
 
-    def _unrecognisable(self, added: AbstractSet[IPv4Address], facts: LinkFacts) -> dict[Address, NodeError]:
-        """A kernel before 5.18 drops the protocol without a word; such an address is taken away again at once."""
+    def _unrecognisable(self, added: AbstractSet[Address], facts: LinkFacts) -> dict[Address, NodeError]:
+        """An old kernel drops what it does not know without a word; an address that cannot be told from others is taken
+        away again at once."""
         lost = [
             entry for entry in self._held() if entry.address in added and entry.index == facts.index and not entry.ours
         ]
         with Netlink(NETLINK_ROUTE) as netlink:
             netlink.batch([_removal(entry) for entry in lost])
         return {
-            entry.address: InterfaceNameTooLong(
+            entry.address: KernelTooOld(
+                f"this kernel (older than 4.18) keeps nothing that would tell {entry.address} from others: host it on "
+                "another node"
+            )
+            if entry.address.version == 6
+            else InterfaceNameTooLong(
                 f"{facts.interface} has more than {LONGEST_LABELLED} characters and this kernel (older than 5.18) "
                 "keeps no protocol of an address, so ours could not be told from others: rename the interface"
             )
@@ -279,60 +321,143 @@ class InterfaceLinks:
         }
 
 
-def _gateways(routes: Iterable[Any], primary: _Held) -> tuple[Address, ...]:
-    """The next hops that `routes` have on the primary address's interface and in its subnet."""
+_HINTS = {
+    **{(version, errno.EPERM): "; the runner needs CAP_NET_ADMIN" for version in VERSIONS},
+    (6, errno.EACCES): "; IPv6 is disabled on it, see `sysctl net.ipv6.conf`",
+    (6, errno.EOPNOTSUPP): "; this kernel has no IPv6",
+}
+
+
+def _number(address: Address) -> int:
+    return int(address) if address.version == 4 else int(address) + _SIX
+
+
+def _address(number: int) -> Address:
+    return make_address(number, 4) if number < _SIX else make_address(number - _SIX, 6)
+
+
+def _interface(address: Address, prefix_length: int) -> IPv4Interface | IPv6Interface:
+    if isinstance(address, IPv4Address):
+        return IPv4Interface((int(address), prefix_length))
+    return IPv6Interface((int(address), prefix_length))
+
+
+def _length(address: Address, subnets: Iterable[IPv4Interface | IPv6Interface]) -> int:
+    """The prefix length that the node's own IP has in the subnet of `address`."""
+    return next(own.network.prefixlen for own in subnets if address in own.network)
+
+
+def _own_subnets(held: Iterable[_Held], primary: _Held) -> tuple[IPv4Interface | IPv6Interface, ...]:
+    """The node's own addresses of the other IP version on its interface, the lowest of each subnet that has room."""
+    found: dict[object, _Held] = {}
+    for entry in held:
+        if entry.index != primary.index or entry.ours or not entry.lasting:
+            continue
+        room = entry.address.max_prefixlen - entry.prefix_length
+        if entry.address.version == primary.address.version or not room:
+            continue
+        first = found.setdefault(entry.network.network, entry)
+        if entry.number < first.number:
+            found[entry.network.network] = entry
+    return tuple(entry.network for entry in sorted(found.values(), key=lambda entry: entry.number))
+
+
+def _reserved(first: int, last: int) -> tuple[int, ...]:
+    """A subnet's network and broadcast address; of IPv6, the anycast address of its routers."""
+    if last - first < 2:
+        return ()
+    return (first, last) if last < _SIX else (first,)
+
+
+def _outside(
+    address: Address, subnets: Iterable[IPv4Interface | IPv6Interface], interface: str
+) -> AddressOutsideSubnet:
+    there = [str(own.network) for own in subnets if own.version == address.version]
+    if not there:
+        return AddressOutsideSubnet(
+            f"{interface} has no IPv{address.version} address of the node's own whose subnet could hold {address}; "
+            "host it on a node that has"
+        )
+    return AddressOutsideSubnet(
+        f"{address} is not in {' or '.join(there)}, the subnet of {interface}; host it on a node of its subnet"
+    )
+
+
+def _gateways(routes: Iterable[Any], index: int, subnets: Iterable[IPv4Interface | IPv6Interface]) -> set[Address]:
+    """The next hops that `routes` have on an interface and in one of its subnets."""
     hops = [hop for route in routes for hop in (route, *(route.get("multipath") or ()))]
-    found = {
-        IPv4Address(gateway) for hop in hops if hop.get("oif") == primary.index and (gateway := hop.get("gateway"))
-    }
-    return tuple(sorted(gateway for gateway in found if gateway in primary.network.network))
+    found = {ip_address(gateway) for hop in hops if hop.get("oif") == index and (gateway := hop.get("gateway"))}
+    return {gateway for gateway in found if any(gateway in own.network for own in subnets)}
 
 
 def _parsed(body: bytes) -> _Held | None:
-    _family, prefix_length, flags, _scope, index = _IFADDRMSG.unpack_from(body)
+    family, prefix_length, flags, scope, index = _IFADDRMSG.unpack_from(body)
     found = attributes(body, _IFADDRMSG.size)
-    local = found.get(_IFA_LOCAL)
-    if local is None:
+    # Only IPv4 always has both; of IPv6 there is a local one where the other is a peer's.
+    local = found.get(_IFA_LOCAL) or (found.get(_IFA_ADDRESS) if family == socket.AF_INET6 else None)
+    if local is None or family not in _FAMILIES.values():
         return None
     if _IFA_FLAGS in found:
         (flags,) = struct.unpack("=I", found[_IFA_FLAGS])
     label = found.get(_IFA_LABEL, b"").rstrip(b"\0").decode("ascii", "replace")
     protocol = found.get(_IFA_PROTO, b"\0")[0]
+    metric = int.from_bytes(found.get(_IFA_RT_PRIORITY, b""), sys.byteorder)
     ours = label.endswith(LABEL_SUFFIX) or protocol == ADDRESS_PROTOCOL
+    ours = ours or (family == socket.AF_INET6 and metric == ADDRESS_METRIC)
+    address = make_address(int.from_bytes(local, "big"), 4 if family == socket.AF_INET else 6)
     return _Held(
-        IPv4Address(local),
-        int.from_bytes(local, "big"),
+        address,
+        _number(address),
         index,
         prefix_length,
         label,
         ours,
         bool(flags & IFA_F_SECONDARY),
+        scope == _GLOBAL and not flags & (_PASSING if family == socket.AF_INET6 else IFA_F_SECONDARY),
     )
 
 
-def _addition(address: IPv4Address, facts: LinkFacts) -> Message:
-    # No broadcast and no scope: as `ip address add` does. No IFA_F_NOPREFIXROUTE: a secondary address makes no prefix
-    # route, and should the kernel promote it to primary one day, the subnet must stay reachable.
-    mark = attribute(_IFA_PROTO, bytes([ADDRESS_PROTOCOL]))
-    if len(facts.interface) <= LONGEST_LABELLED:
-        mark = attribute(_IFA_LABEL, f"{facts.interface}{LABEL_SUFFIX}".encode() + b"\0")
-    body = (
-        _IFADDRMSG.pack(socket.AF_INET, facts.prefix_length, 0, 0, facts.index)
-        + attribute(_IFA_LOCAL, address.packed)
-        + attribute(_IFA_ADDRESS, address.packed)
-        + mark
-    )
+def _addition(address: Address, prefix_length: int, facts: LinkFacts) -> Message:
+    if isinstance(address, IPv6Address):
+        body = _addition_six(address, prefix_length, facts)
+    else:
+        # No broadcast and no scope: as `ip address add` does. No IFA_F_NOPREFIXROUTE: a secondary address makes no
+        # prefix route, and should the kernel promote it to primary one day, the subnet must stay reachable.
+        mark = attribute(_IFA_PROTO, bytes([ADDRESS_PROTOCOL]))
+        if len(facts.interface) <= LONGEST_LABELLED:
+            mark = attribute(_IFA_LABEL, f"{facts.interface}{LABEL_SUFFIX}".encode() + b"\0")
+        body = (
+            _IFADDRMSG.pack(socket.AF_INET, prefix_length, 0, 0, facts.index)
+            + attribute(_IFA_LOCAL, address.packed)
+            + attribute(_IFA_ADDRESS, address.packed)
+            + mark
+        )
     return Message(RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_EXCL)
 
 
+def _addition_six(address: IPv6Address, prefix_length: int, facts: LinkFacts) -> bytes:
+    """Usable at once, for the link was asked already. Preferred for no time at all, that is deprecated: not chosen as
+    the source of the node's own packets. Without a prefix route: the node's own address has made that."""
+    return (
+        _IFADDRMSG.pack(socket.AF_INET6, prefix_length, 0, 0, facts.index)
+        + attribute(_IFA_LOCAL, address.packed)
+        + attribute(_IFA_ADDRESS, address.packed)
+        + attribute(_IFA_FLAGS, struct.pack("=I", IFA_F_NODAD | IFA_F_NOPREFIXROUTE))
+        + attribute(_IFA_CACHEINFO, _CACHEINFO.pack(0, _FOREVER, 0, 0))
+        + attribute(_IFA_RT_PRIORITY, struct.pack("=I", ADDRESS_METRIC))
+        + attribute(_IFA_PROTO, bytes([ADDRESS_PROTOCOL]))
+    )
+
+
 def _removal(entry: _Held) -> Message:
-    """The kernel removes the address only where all of these agree: a foreign one of another label is safe."""
+    """The kernel removes an IPv4 address only where all of these agree: a foreign one of another label is safe."""
     body = (
-        _IFADDRMSG.pack(socket.AF_INET, entry.prefix_length, 0, 0, entry.index)
+        _IFADDRMSG.pack(_FAMILIES[entry.address.version], entry.prefix_length, 0, 0, entry.index)
         + attribute(_IFA_LOCAL, entry.address.packed)
         + attribute(_IFA_ADDRESS, entry.address.packed)
-        + attribute(_IFA_LABEL, entry.label.encode() + b"\0")
     )
+    if entry.address.version == 4:
+        body += attribute(_IFA_LABEL, entry.label.encode() + b"\0")
     return Message(RTM_DELADDR, body)
 
 
@@ -341,7 +466,7 @@ def _would_drag(entry: _Held, held: list[_Held], interface: str) -> bool:
 
     Ours are secondary from birth; one becomes primary when somebody removes the node's IP and puts it back.
     """
-    if entry.secondary:
+    if entry.secondary or entry.address.version == 6:
         return False
     others = any(
         other.secondary

@@ -1,25 +1,28 @@
-"""iptables: our chains and the jumps to them, read with one iptables-save, changed with one iptables-restore."""
+"""iptables and ip6tables: our chains and the jumps to them, of each read with one -save, changed with one -restore."""
 
 from __future__ import annotations
 
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
-from pathlib import Path
 
+from egress.addresses import VERSIONS
 from egress.delta import RuleChange, RulesFound
-from egress.rules import OWN_PREFIX, is_own
+from egress.rules import GUARD_CHAIN, INPUT_CHAIN, OWN_PREFIX, SPINE_CHAIN, TABLES, is_own, table_name, version_of
 from node_runner.commands import CommandFailed, Standby, run, search_path
 from node_runner.drivers.errors import ChainMissing, IptablesFailed
-from node_runner.drivers.generation import Rules, rules_now
+from node_runner.drivers.generation import Rules, legacy_shapes, legacy_tables, nft_has_chain, rules_now
 from node_runner.drivers.ports import checked_name
 
 _READ_SECONDS = 20.0
 _WRITE_SECONDS = 60.0
 """10,000 addresses take 2.5 s; the lock of the legacy variant may have to be waited for."""
 _RESTORE = ("--noflush", "--wait=10")
+_COMMANDS = {4: "iptables", 6: "ip6tables"}
+_TABLES_SIX = {table for table in TABLES if version_of(table) == 6}
 
 _DECLARATION = re.compile(r":(?P<chain>\S+) ")
 _JUMP = re.compile(rf"-[jg] {re.escape(OWN_PREFIX)}\S+")
@@ -36,15 +39,17 @@ class Iptables:
     """The iptables rules of the node. `masquerade_chain` (of table nat) is the chain that ours hangs from.
 
     Most distributions install both variants, and each is blind to the other's rules: ours must be in the one that
-    holds `masquerade_chain`. `variant` overrides the search.
+    holds `masquerade_chain`. `variant` overrides the search. ip6tables is of the same variant.
     """
 
     def __init__(self, masquerade_chain: str = "OPENSHIFT-MASQUERADE", variant: Variant | str | None = None) -> None:
         self._parent = checked_name(masquerade_chain)
         self._fixed = None if variant is None else Variant(variant)
         self._found: Variant | None = None
+        self._six = False
         self._known: Rules | None = None
         self._standby = Standby()
+        self._without: tuple[tuple[bytes, int], ...] | None = None
 
     def variant(self) -> Variant | None:
         """The variant in use; None while neither holds the chain, which means whatever `iptables` is on this node."""
@@ -52,43 +57,34 @@ class Iptables:
             return self._fixed
         if self._found is None:
             # Asking the legacy tool makes the kernel load legacy tables, and a node must not get those by being asked.
-            if "nat" in _legacy_tables() and self._holds_parent(Variant.LEGACY):
+            if "nat" in legacy_tables(4) and self._holds_parent(Variant.LEGACY):
                 self._found = Variant.LEGACY
             elif shutil.which("iptables-nft-save", path=search_path()) and self._holds_parent(Variant.NFT):
                 self._found = Variant.NFT
         return self._found
 
-    def check(self) -> None:
-        """ChainMissing unless the chain that ours hangs from exists."""
-        if ("nat", self._parent) not in self.read().parents:
-            raise self._missing()
+    def check(self, version: int = 4) -> None:
+        """ChainMissing unless the chain that ours hangs from exists, in iptables or (`version` 6) in ip6tables."""
+        if (table_name("nat", version), self._parent) not in self.read(six=version == 6).parents:
+            raise self._missing(version)
 
-    def read(self) -> RulesFound:
-        """See ports.Nat. One process for all tables: mangle and raw are short, and a second one costs more."""
+    def read(self, *, six: bool = False) -> RulesFound:
+        """See ports.Nat. One process for all tables of an IP version: mangle and raw are short, and a second one costs
+        more."""
+        variant = self.variant()  # found once, and not by two threads
+        self._six = (six or self._may_hold_six(variant)) and _is_installed(self._tool("save", 6))
         before, self._known = self._now(), None
         own: dict[tuple[str, str], list[str]] = {}
         others: dict[tuple[str, str], list[str]] = {}
-        table = ""
-        for line in _call(self._tool("save"), timeout=_READ_SECONDS).splitlines():
-            if line.startswith("-A "):
-                _, chain, spec = (line + " ").split(" ", 2)
-                key = table, chain
-                (own if is_own(*key) else others).setdefault(key, []).append(spec[:-1])
-            elif line.startswith("*"):
-                table = line[1:]
-            elif declared := _DECLARATION.match(line):
-                key = table, declared["chain"]
-                (own if is_own(*key) else others)[key] = []
-        usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}
-        parents = {
-            key: tuple(specs)
-            for key, specs in others.items()
-            if key in usual or any(_JUMP.fullmatch(spec) for spec in specs)
-        }
+        for version, text in self._saved().items():
+            _sort(text, version, own, others)
+        parents = {key: tuple(specs) for key, specs in others.items() if self._is_parent(*key, specs)}
         if ("nat", self._parent) not in parents:
             self._found = None  # the next read looks in both variants again
         elif before == self._now():
             self._known = before
+            if self._six and not any(table in _TABLES_SIX for table, _ in own):
+                self._without = legacy_shapes(6)
         return RulesFound({key: tuple(specs) for key, specs in own.items()}, parents)
 
     def ready(self) -> AbstractContextManager[None]:
@@ -103,47 +99,87 @@ class Iptables:
         if not change:
             return
         before, self._known = self._known, None
-        argv = [self._tool("restore"), *_RESTORE]
-        try:
-            _failing(lambda: self._standby.run(argv, stdin=str(change), timeout=_WRITE_SECONDS))
-        except IptablesFailed:
-            self.check()  # the usual cause has a better message
-            raise
+        for version in VERSIONS:
+            if text := change.text(version):
+                self._restore(version, text)
         if before is not None and (after := self._now()) is not None and before.grown_to(after, change):
             self._known = after
 
-    def unchanged(self) -> bool:
+    def unchanged(self, *, six: bool = False) -> bool:
         """See ports.Nat. See `generation` for how far legacy tables can tell."""
-        return self._known is not None and self._now() == self._known
+        return self._known is not None and (self._six or not six) and self._now() == self._known
+
+    def _restore(self, version: int, text: str) -> None:
+        argv = [self._tool("restore", version), *_RESTORE]
+        command = self._standby.run if version == 4 else run
+        try:
+            _failing(lambda: command(argv, stdin=text, timeout=_WRITE_SECONDS))
+        except IptablesFailed:
+            self.check(version)  # the usual cause has a better message
+            raise
 
     def _now(self) -> Rules | None:
         variant = self.variant()
-        return None if variant is None else rules_now(nft=variant is Variant.NFT)
+        return None if variant is None else rules_now(nft=variant is Variant.NFT, six=self._six)
+
+    def _may_hold_six(self, variant: Variant | None) -> bool:
+        """Whether ip6tables may hold rules of ours, as far as can be told in no time."""
+        if variant is Variant.NFT:
+            chains = (("nat", SPINE_CHAIN), ("filter", INPUT_CHAIN), ("filter", GUARD_CHAIN))
+            return any(nft_has_chain(6, table, chain) for table, chain in chains)
+        if not legacy_tables(6):
+            return False
+        return self._without is None or legacy_shapes(6) != self._without
+
+    def _saved(self) -> dict[int, str]:
+        """What each -save prints, side by side."""
+        if not self._six:
+            return {4: _call(self._tool("save"), timeout=_READ_SECONDS)}
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(_call, self._tool("save", 6), timeout=_READ_SECONDS)
+            return {4: _call(self._tool("save"), timeout=_READ_SECONDS), 6: other.result()}
+
+    def _is_parent(self, table: str, chain: str, specs: list[str]) -> bool:
+        usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}
+        return (table.removesuffix("6"), chain) in usual or any(_JUMP.fullmatch(spec) for spec in specs)
 
     def _holds_parent(self, variant: Variant) -> bool:
         saved = _call(f"iptables-{variant}-save", "-t", "nat", timeout=_READ_SECONDS)
         return any(line.startswith(f":{self._parent} ") for line in saved.splitlines())
 
-    def _tool(self, verb: str) -> str:
-        variant = self.variant()
-        tool = f"iptables-{verb}" if variant is None else f"iptables-{variant}-{verb}"
-        if shutil.which(tool, path=search_path()) is None:  # a distribution with one variant only may not name it
-            tool = f"iptables-{verb}"
-        return tool
+    def _tool(self, verb: str, version: int = 4) -> str:
+        """The command's name on this node: a distribution with one variant only may not name it."""
+        variant, plain = self.variant(), f"{_COMMANDS[version]}-{verb}"
+        named = plain if variant is None else f"{_COMMANDS[version]}-{variant}-{verb}"
+        return named if _is_installed(named) else plain
 
-    def _missing(self) -> ChainMissing:
+    def _missing(self, version: int) -> ChainMissing:
+        variant = self.variant() or "nft or legacy"
         return ChainMissing(
-            f"chain {self._parent} does not exist in table nat of {self.variant() or 'nft or legacy'} iptables: set "
+            f"chain {self._parent} does not exist in table nat of {variant} {_COMMANDS[version]}: set "
             "the masquerade chain to the one this cluster's POSTROUTING jumps to (POSTROUTING itself will do)"
         )
 
 
-def _legacy_tables() -> frozenset[str]:
-    """The legacy tables that this network namespace has. The file is that of the calling thread's namespace."""
-    try:
-        return frozenset(Path("/proc/thread-self/net/ip_tables_names").read_text().split())
-    except OSError:
-        return frozenset()
+def _is_installed(tool: str) -> bool:
+    return shutil.which(tool, path=search_path()) is not None
+
+
+def _sort(
+    text: str, version: int, own: dict[tuple[str, str], list[str]], others: dict[tuple[str, str], list[str]]
+) -> None:
+    """Sorts what -save prints into our chains and those of others."""
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("-A "):
+            _, chain, spec = (line + " ").split(" ", 2)
+            key = table, chain
+            (own if is_own(*key) else others).setdefault(key, []).append(spec[:-1])
+        elif line.startswith("*"):
+            table = table_name(line[1:], version)
+        elif declared := _DECLARATION.match(line):
+            key = table, declared["chain"]
+            (own if is_own(*key) else others)[key] = []
 
 
 def _call(tool: str, *arguments: str, timeout: float) -> str:

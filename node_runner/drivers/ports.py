@@ -8,12 +8,13 @@ from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv4Interface, IPv6Interface
 from threading import Event
 from typing import Protocol
 
 from egress.addresses import Address
 from egress.delta import FlowChange, RuleChange, RulesFound
-from egress.program import Flow, Group
+from egress.program import Flow, Group, Traffic
 from node_runner.drivers.errors import NameInvalid, NodeError
 
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -73,7 +74,8 @@ class FlowCount:
 @dataclass(frozen=True, slots=True)
 class LinkFacts:
     """The interface that carries the node's IP: its name, kernel index, MAC and that address's prefix length; whether
-    it has a link, and the gateways of its subnet that the node's routes name."""
+    it has a link, and the gateways of its subnets that the node's routes name. `other_ips` are the node's own addresses
+    there of the other IP version, one of each subnet."""
 
     interface: str
     index: int
@@ -81,6 +83,14 @@ class LinkFacts:
     prefix_length: int
     carrier: bool = True
     gateways: tuple[Address, ...] = ()
+    other_ips: tuple[IPv4Interface | IPv6Interface, ...] = ()
+
+
+def askable(link: LinkFacts, source: Address, address: Address) -> Address | None:
+    """The IP that a node whose own one is `source` asks as for `address`; None if the answer could not reach it."""
+    if address.version == source.version:
+        return source
+    return next((own.ip for own in link.other_ips if address in own.network), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +133,8 @@ class Flows(Watchable, Protocol):
     def read(self, *, everywhere: bool = False) -> FlowsFound:
         """What the bridge holds; with `everywhere` also our flows in other tables and groups that no flow uses."""
 
-    def counts(self) -> Mapping[int, FlowCount]:
-        """What our flows in the egress table have counted, by NetID."""
+    def counts(self) -> Mapping[Traffic, FlowCount]:
+        """What each of our flows in the egress table has counted."""
 
     def ready(self) -> AbstractContextManager[None]:
         """Inside, the first `apply` takes less time. For when it is known that there will be one, and not yet what."""
@@ -134,14 +144,15 @@ class Flows(Watchable, Protocol):
 
 
 class Nat(Protocol):
-    """The node's iptables rules."""
+    """The node's iptables and ip6tables rules."""
 
-    def read(self) -> RulesFound:
-        """Our chains, the chains that we jump from, and POSTROUTING of nat, which leads there."""
+    def read(self, *, six: bool = False) -> RulesFound:
+        """Our chains, the chains that we jump from, and POSTROUTING of nat, which leads there. Those of ip6tables only
+        with `six`, which an IPv6 address needs, or where rules of ours are there: a node without IPv6 does without."""
 
-    def unchanged(self) -> bool:
+    def unchanged(self, *, six: bool = False) -> bool:
         """Whether nobody else has changed rules since the last `read`, as far as can be told without reading; False
-        where that is not known."""
+        where that is not known, and with `six` where that `read` was without."""
 
     def ready(self) -> AbstractContextManager[None]:
         """As for Flows."""
@@ -173,7 +184,7 @@ class Links(Watchable, Protocol):
 
 
 class Arp(Protocol):
-    """Address conflict detection (RFC 5227), and plain questions."""
+    """Address conflict detection (RFC 5227; of IPv6 RFC 4862), and plain questions."""
 
     def probe(
         self, interface: str, mac: str, addresses: Iterable[Address], timing: ProbeTiming = ...
@@ -183,8 +194,9 @@ class Arp(Protocol):
     def who_has(
         self, link: LinkFacts, source: Address, addresses: Iterable[Address], timing: ProbeTiming = ...
     ) -> dict[Address, str]:
-        """Those of `addresses` that another host answers for, with its MAC, when the node asks as `source`. Unlike a
-        probe it claims nothing, so several nodes may ask at once, and while another one probes."""
+        """Those of `addresses` that another host answers for, with its MAC, when the node asks as `source`, or as the
+        one of the link's `other_ips` that shares the address's subnet: see `askable`. Those that it cannot ask for are
+        left out. Unlike a probe it claims nothing, so several nodes may ask at once, and while another one probes."""
 
     def announce(self, interface: str, mac: str, addresses: Iterable[Address]) -> None:
         """Tells the link once that `mac` has `addresses`. Repeat by ANNOUNCE_SCHEDULE."""

@@ -1,4 +1,4 @@
-"""Waiting for somebody to change the node's links, IPv4 addresses or nftables rules, through netlink's notifications.
+"""Waiting for somebody to change the node's links, addresses or nftables rules, through netlink's notifications.
 
 Legacy iptables and Open vSwitch tell nobody; their drift is found by reading.
 """
@@ -16,7 +16,7 @@ from threading import Event
 
 from pyroute2.netlink import NETLINK_NETFILTER, NETLINK_ROUTE
 from pyroute2.netlink.nfnetlink import NFNLGRP_NFTABLES
-from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_LINK
+from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
 from node_runner.drivers.netlink import messages
 
@@ -37,7 +37,7 @@ def watch(
     """
     names = [chain.encode() + (b"" if chain.endswith("-") else b"\0") for chain in chains]
     with ExitStack() as stack:
-        route = stack.enter_context(_listen(NETLINK_ROUTE, RTMGRP_LINK | RTMGRP_IPV4_IFADDR))
+        route = stack.enter_context(_listen(NETLINK_ROUTE, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
         nft = stack.enter_context(_listen(NETLINK_NETFILTER, 1 << (NFNLGRP_NFTABLES - 1)))
         index = find_index()
         while not stop.is_set():

@@ -85,6 +85,7 @@ class _Report(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     problem: str
     carrier: bool = True
     gateways: list[str] = []
+    other_links: list[str] = []
     run: str = ""  # these two are filled in by the script
     heard: float = 0.0
     last_problem: str = ""
@@ -181,6 +182,7 @@ class Table(Connection):
             problem=report.problem,
             carrier=report.carrier,
             gateways=[str(address) for address in report.gateways],
+            other_links=list(report.other_links),
             last_problem=report.last_problem,
             last_problem_at=report.last_problem_at,
         )
@@ -252,15 +254,17 @@ def _look(report: NodeReport) -> str:
         report.problem,
         report.carrier,
         [str(address) for address in report.gateways],
+        report.other_links,
     )
     return hashlib.blake2b(msgspec.json.encode(said), digest_size=8).hexdigest()
 
 
 def _node_report(name: str, wire: _Report) -> NodeReport:
     claims = tuple(Claim(parse_address(c.address), c.netid, c.held, c.reason, c.message) for c in wire.claims)
-    if wire.link:
+    for text in (wire.link, *wire.other_links):
         try:
-            ip_interface(wire.link)
+            if text:
+                ip_interface(text)
         except ValueError as error:
             raise AddressError(f"link: {error}") from None
     return NodeReport(
@@ -275,6 +279,7 @@ def _node_report(name: str, wire: _Report) -> NodeReport:
         wire.problem,
         wire.carrier,
         tuple(map(parse_address, wire.gateways)),
+        tuple(wire.other_links),
         wire.heard,
         wire.last_problem,
         wire.last_problem_at,

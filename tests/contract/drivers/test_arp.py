@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import time
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from lab.fakes.node import FakeArp, fake_node
 from lab.host_node import eventually
 from node_runner.drivers import arp as arp_driver
 from node_runner.drivers.arp import LinkArp
-from node_runner.drivers.errors import LinkFailed, NotSupported
+from node_runner.drivers.errors import LinkFailed
 from node_runner.drivers.links import InterfaceLinks
 from node_runner.drivers.ports import Arp, LinkFacts, ProbeTiming
 
@@ -47,12 +47,6 @@ def test_whoever_answers_is_named_by_its_mac(arp: Arp) -> None:
     assert arp.probe("eth0", mac_of(arp), [NEIGHBOUR, FREE], QUICK) == {NEIGHBOUR: NEIGHBOUR_MAC}
     assert arp.probe("eth0", mac_of(arp), [FREE], QUICK) == {}
     assert arp.probe("eth0", mac_of(arp), []) == {}
-
-
-def test_ipv6_is_refused_not_ignored(arp: Arp) -> None:
-    for call in (arp.probe, arp.announce):
-        with pytest.raises(NotSupported, match="IPv6"):
-            call("eth0", "02:00:00:00:00:01", [IPv6Address("fd00::1")])
 
 
 def test_shared_neighbours_make_a_link() -> None:
@@ -179,8 +173,6 @@ def test_who_has_an_address_is_asked_without_claiming_it(arp: Arp) -> None:
     link = LinkFacts("eth0", 2, mac_of(arp), 24)
     assert arp.who_has(link, NODE_IP, [NEIGHBOUR, FREE], QUICK) == {NEIGHBOUR: NEIGHBOUR_MAC}
     assert arp.who_has(link, NODE_IP, [FREE], QUICK) == {}
-    with pytest.raises(NotSupported, match="IPv6"):
-        arp.who_has(link, NODE_IP, [IPv6Address("fd00::1")])
 
 
 def test_several_may_ask_at_once_and_while_another_probes(neighbour: Netns) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from egress.delta import FlowChange
-from egress.program import COOKIE, GROUP, Flow, Group
+from egress.program import COOKIE, GROUPS, Flow, Group
 from lab.fakes.node import fake_node
 from node_runner.drivers.errors import BridgeMissing, OpenVSwitchRefused, OpenVSwitchUnavailable, PortMissing
 from node_runner.drivers.flows import Bridge
@@ -71,7 +71,7 @@ def test_without_open_vswitch_nothing_hangs(monkeypatch: pytest.MonkeyPatch, tmp
 def test_a_refused_bundle_changes_nothing(flows: Flows) -> None:
     flows.apply(FlowChange(add=(drop(1),)))
     before = flows.read(everywhere=True)
-    bad = Flow(100, 100, "ip,reg0=0x2", COOKIE | 2, f"group:{GROUP | 2}")
+    bad = Flow(100, 100, "ip,reg0=0x2", COOKIE | 2, f"group:{GROUPS[4] | 2}")
     with pytest.raises(OpenVSwitchRefused):
         flows.apply(FlowChange(add=(drop(3), bad), remove=(drop(1),)))
     assert flows.read(everywhere=True) == before
@@ -84,7 +84,7 @@ def test_a_bundle_that_was_made_ready_for_is_as_any_other(flows: Flows) -> None:
         flows.apply(FlowChange(add=(drop(1),)))
         flows.apply(FlowChange(add=(drop(3),)))
     assert flows.read().flows == {drop(1), drop(3)}
-    bad = Flow(100, 100, "ip,reg0=0x2", COOKIE | 2, f"group:{GROUP | 2}")
+    bad = Flow(100, 100, "ip,reg0=0x2", COOKIE | 2, f"group:{GROUPS[4] | 2}")
     with flows.ready(), pytest.raises(OpenVSwitchRefused):
         flows.apply(FlowChange(add=(bad,), remove=(drop(1),)))
     assert flows.read().flows == {drop(1), drop(3)}
@@ -99,7 +99,7 @@ def test_deleting_never_hits_a_foreign_flow_nor_minds_a_missing_one(flows: Flows
 
 def test_our_flows_in_other_tables_and_orphaned_groups_are_found_at_a_start(flows: Flows) -> None:
     tunnel = "move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:192.168.1.19->tun_dst,output:1"
-    orphan = Group(GROUP | 9, (tunnel, tunnel))
+    orphan = Group(GROUPS[4] | 9, (tunnel, tunnel))
     stray = drop(9, table=99)
     flows.apply(FlowChange(add=(drop(1), stray), add_groups=(orphan,)))
     assert flows.read().flows == {drop(1)}
@@ -186,12 +186,14 @@ def test_a_monitor_that_reached_its_limit_is_no_error(monkeypatch: pytest.Monkey
 def test_counts_are_those_of_our_own_flows(flows: Flows) -> None:
     out = Flow(100, 100, "ip,reg0=0x2", COOKIE | 2, "set_field:0xc0a80166->pkt_mark,goto_table:101")
     steer = "move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:192.168.1.18->tun_dst,output:1"
-    flows.apply(FlowChange(add=(drop(1), out, Flow(100, 100, "ip,reg0=0x1094c2", COOKIE | 0x1094C2, steer))))
+    six = Flow(100, 100, "ipv6,reg0=0x2", COOKIE | 2, "drop")
+    flows.apply(FlowChange(add=(drop(1), out, six, Flow(100, 100, "ip,reg0=0x1094c2", COOKIE | 0x1094C2, steer))))
     counts = flows.counts()
-    assert {netid: count.path for netid, count in counts.items()} == {
-        1: Path.DROPPED,
-        2: Path.OUT,
-        0x1094C2: Path.STEERED,
+    assert {traffic: count.path for traffic, count in counts.items()} == {
+        (1, 4): Path.DROPPED,
+        (2, 4): Path.OUT,
+        (2, 6): Path.DROPPED,
+        (0x1094C2, 4): Path.STEERED,
     }
     assert all((count.packets, count.bytes) == (0, 0) for count in counts.values())
 
@@ -205,14 +207,14 @@ def test_packets_and_bytes_are_counted_by_namespace() -> None:
     for _ in range(3):
         run("ovs-ofctl", "-O", "OpenFlow13", "packet-out", "br0", send)
     deadline = time.monotonic() + 15  # Open vSwitch gathers counts about once a second
-    while bridge.counts()[1].packets < 3:
+    while bridge.counts()[1, 4].packets < 3:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     counts = bridge.counts()
-    assert (counts[1].packets, counts[1].bytes) == (3, 180)
-    assert (counts[2].packets, counts[2].bytes) == (0, 0)
+    assert (counts[1, 4].packets, counts[1, 4].bytes) == (3, 180)
+    assert (counts[2, 4].packets, counts[2, 4].bytes) == (0, 0)
     bridge.apply(FlowChange(add=(Flow(100, 100, "ip,reg0=0x1", COOKIE | 1, "goto_table:101"),)))
-    assert bridge.counts()[1].packets == 3  # Open vSwitch goes on counting
+    assert bridge.counts()[1, 4].packets == 3  # Open vSwitch goes on counting
     bridge.apply(FlowChange(remove=(drop(1),)))
     bridge.apply(FlowChange(add=(drop(1),)))
-    assert bridge.counts()[1].packets == 0
+    assert bridge.counts()[1, 4].packets == 0

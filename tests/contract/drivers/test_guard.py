@@ -31,16 +31,22 @@ class Network:
     neighbour: socket.socket
     iptables: Iptables
     variant: Variant
+    sent: int = 0
 
     def sources(self, times: int = 3) -> set[str]:
         """The addresses that the pod's datagrams come from."""
         found = set()
         for _ in range(times):
-            self.pod.sendto(b"x", (str(NEIGHBOUR), 9999))
+            self.sent += 1
+            self.pod.sendto(str(self.sent).encode(), (str(NEIGHBOUR), 9999))
             try:
-                found.add(self.neighbour.recvfrom(16)[1][0])
+                number = 0
+                while number < self.sent:  # an earlier one may have waited for the neighbour's MAC
+                    text, source = self.neighbour.recvfrom(16)
+                    number = int(text)
             except TimeoutError:
                 continue
+            found.add(source[0])
         return found
 
     def flow(self, *marks: int) -> None:

@@ -17,7 +17,6 @@ from node_runner.drivers.errors import (
     AddressIsPrimary,
     AddressOutsideSubnet,
     InterfaceMissing,
-    NotSupported,
 )
 from node_runner.drivers.links import InterfaceLinks
 from node_runner.drivers.ports import Links
@@ -86,7 +85,7 @@ def test_what_the_node_cannot_hold_is_refused_and_the_rest_done(rig: Rig) -> Non
         NODE_IP: AddressIsNodeIP,
         IPv4Address("192.168.2.5"): AddressOutsideSubnet,
         IPv4Address("192.168.1.255"): AddressOutsideSubnet,
-        IPv6Address("fd00::1"): NotSupported,
+        IPv6Address("fd00::1"): AddressOutsideSubnet,
         FOREIGN: AddressForeign,
     }
     for address, error in expected.items():
@@ -140,11 +139,6 @@ def test_an_interface_that_is_not_there_is_named() -> None:
     for call in (links.facts, links.read, lambda: links.apply({A}, set())):
         with pytest.raises(InterfaceMissing, match=str(NODE_IP)):
             call()
-
-
-def test_an_ipv6_node_is_refused() -> None:
-    with pytest.raises(NotSupported, match="IPv6"):
-        InterfaceLinks(IPv6Address("fd00::2"))
 
 
 def test_a_thousand_in_one_batch(netns: Netns) -> None:

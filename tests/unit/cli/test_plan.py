@@ -382,7 +382,7 @@ def test_a_directory_without_manifests_is_refused(tmp_path: Path, capsys: pytest
     [
         (["--offline", "node9"], "no node 'node9' in the input (there are: node1, node2)"),
         (["--cluster-network", "10.0.0.1/8"], "10.0.0.1/8 has host bits set"),
-        (["--cluster-network", "fd00::/64"], "give an IPv4 CIDR"),
+        (["--cluster-network", "fd00::/1000"], "give a CIDR such as 10.128.0.0/14 or fd01::/48"),
         (["--egress-table", "254"], "254 is not in the range"),
         (["--tun-mac", "x"], "'x' is not a MAC address"),
         (["-o", "xml"], "'xml' is not one of"),

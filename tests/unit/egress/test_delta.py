@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given, settings
@@ -28,6 +28,7 @@ from egress.delta import (
     marks_of,
     netid_of,
     standing,
+    traffic_of,
     usurped,
 )
 from egress.program import (
@@ -38,9 +39,10 @@ from egress.program import (
     NodeFacts,
     NodeProgram,
     render,
+    versions_of,
 )
 from egress.retreat import retreat
-from egress.rules import SPINE_CHAIN, SPINE_CHAINS, TREES, is_own, tail_of
+from egress.rules import SPINE_CHAIN, SPINE_CHAINS, TREES, is_own, table_name, tail_of, version_of
 from egress.table import Steering, SteeringHop
 from lab.model.traffic import translation
 
@@ -56,7 +58,12 @@ FOREIGN = {
     },
     "filter": {"INPUT": ["-j KUBE-FIREWALL"], "FORWARD": ["-j KUBE-FORWARD"], "KUBE-FIREWALL": [], "KUBE-FORWARD": []},
 }
-PARENTS = (("nat", "OPENSHIFT-MASQUERADE"), ("filter", "INPUT"), ("filter", "FORWARD"))
+FOREIGN |= {table_name(table, 6): copy.deepcopy(chains) for table, chains in FOREIGN.items()}
+PARENTS = tuple(
+    (table_name(table, version), chain)
+    for version in (4, 6)
+    for table, chain in (("nat", "OPENSHIFT-MASQUERADE"), ("filter", "INPUT"), ("filter", "FORWARD"))
+)
 
 
 # The model of a node
@@ -113,12 +120,11 @@ class Model:
             if flow.actions.startswith("group:"):
                 assert int(flow.actions.removeprefix("group:")) in self.groups, "OVS refuses a flow to no group"
 
-    def restore(self, script: str) -> None:
+    def restore(self, table: str, script: str) -> None:
         """`iptables-restore --noflush`: all of a table's changes, or none."""
         lines = script.splitlines()
-        assert lines[0].startswith("*")
+        assert lines[0] == f"*{table.removesuffix('6')}"
         assert lines[-1] == "COMMIT"
-        table = lines[0][1:]
         chains = copy.deepcopy(self.tables[table])
         for line in lines[1:-1]:
             if line.startswith(":"):
@@ -155,8 +161,8 @@ class Model:
         yield "remove_addresses"
         self.connections -= todo.forget
         yield "forget"
-        for script in todo.rules.scripts.values():
-            self.restore(script)
+        for table, script in todo.rules.scripts.items():
+            self.restore(table, script)
             yield "rules"
         self.bundle(todo.admit)
         yield "admit"
@@ -195,14 +201,17 @@ def assert_holds(model: Model, program: NodeProgram, blocked_before: frozenset[A
         assert not any(is_own(table, chain) for table, chains in model.tables.items() for chain in chains)
         assert not any("HAWSE" in str(chains) for chains in model.tables.values())
         return
-    for table, chain in SPINE_CHAINS:
+    spine_chains = {
+        key for key in SPINE_CHAINS if version_of(key[0]) in {version_of(jump.table) for jump in rules.jumps}
+    }
+    for table, chain in spine_chains:
         expected = [rule.spec for rule in rules.spine if (rule.table, rule.chain) == (table, chain)]
         assert model.tables[table][chain] == expected
     trees: dict[tuple[str, str], list[str]] = {}
     for rule in rules.leaves:
         trees.setdefault((rule.table, rule.chain), []).append(rule.spec)
     own = {(table, chain) for table, chains in model.tables.items() for chain in chains if is_own(table, chain)}
-    assert own == trees.keys() | set(SPINE_CHAINS)
+    assert own == trees.keys() | spine_chains
     for (table, chain), leaves in trees.items():
         specs = list(model.tables[table][chain])
         if tail := tail_of(table, chain):
@@ -216,10 +225,12 @@ def assert_holds(model: Model, program: NodeProgram, blocked_before: frozenset[A
 
 def stands(model: Model, mark: int, address: Address, layout: Layout) -> bool:
     """Whether a packet with `mark` that leaves the cluster gets `address` now."""
-    nat = model.tables["nat"]
-    own = {("nat", chain): specs for chain, specs in nat.items() if is_own("nat", chain)}
+    table = table_name("nat", address.version)
+    nat = model.tables[table]
+    own = {(table, chain): specs for chain, specs in nat.items() if is_own(table, chain)}
+    networks = [network for network in layout.cluster_networks if network.version == address.version]
     return nat[layout.masquerade_chain][0] == f"-j {SPINE_CHAIN}" and all(
-        translation(own, mark, network) == address for network in layout.cluster_networks
+        translation(own, mark, network) == address for network in networks
     )
 
 
@@ -229,7 +240,7 @@ def assert_fail_closed(model: Model, before: dict[Key, Flow], program: NodeProgr
         mark = mark_in(flow)
         if mark is None or before.get(key) == flow:
             continue
-        assert stands(model, mark, program.own[netid_of(flow)], layout), flow
+        assert stands(model, mark, program.own[traffic_of(flow)], layout), flow
 
 
 def one_pass(model: Model, program: NodeProgram, layout: Layout, stop: int = 99) -> None:
@@ -254,7 +265,8 @@ def one_pass(model: Model, program: NodeProgram, layout: Layout, stop: int = 99)
     assert not change(program, model.found())
     assert not change(program, expected)
     assert ignoring_leaf_order(expected) == ignoring_leaf_order(model.found())
-    assert standing(model.found()) == {netid: a for netid, a in program.own.items() if a in standing_addresses(model)}
+    here = standing_addresses(model)
+    assert standing(model.found()) == {traffic: a for traffic, a in program.own.items() if a in here}
 
 
 def ignoring_leaf_order(found: Found) -> Found:
@@ -281,12 +293,16 @@ ADDRESSES = [
         "10.0.0.7",
     )
 ]
+SIX = [IPv6Address(text) for text in ("fd00::1:102", "fd00::1:103", "2001:db8::6767:1", "fd00:0:0:1::c0a8:166")]
+EVERY: list[Address] = [*ADDRESSES, *SIX]
 NODE_IPS = {f"n{i}": IPv4Address(f"10.1.0.{i}") for i in range(1, 4)}
 NETIDS = [1, 2, 3, 4, 1086658]
 LAYOUTS = [
     Layout(),
     Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv4Network("10.200.0.0/16"))),
     Layout(egress_table=101, next_table=102),
+    Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv6Network("fd01::/48"))),
+    Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv6Network("fd01::/48"), IPv6Network("fd05::/64"))),
 ]
 layouts = st.sampled_from(LAYOUTS)
 macs = st.sampled_from(["0a:58:0a:80:00:01", "0a:58:0a:80:00:02"])
@@ -294,21 +310,20 @@ macs = st.sampled_from(["0a:58:0a:80:00:01", "0a:58:0a:80:00:02"])
 
 @st.composite
 def tables(draw: st.DrawFn) -> list[Steering]:
-    free = list(draw(st.permutations(ADDRESSES)))
+    families: list[list[Address]] = [list(draw(st.permutations(ADDRESSES))), list(draw(st.permutations(SIX)))]
     rows = []
     for netid in sorted(draw(st.sets(st.sampled_from(NETIDS), max_size=5))):
-        nodes = draw(st.permutations(sorted(NODE_IPS)))
         hops = []
-        for node in nodes[: draw(st.integers(0, 3))]:
-            if not free:
-                break
-            hops.append(SteeringHop(free.pop(), node, NODE_IPS[node], acknowledged=draw(st.booleans())))
+        for free in families:
+            nodes = draw(st.permutations(sorted(NODE_IPS)))
+            for node in nodes[: draw(st.integers(0, min(3, len(free))))]:
+                hops.append(SteeringHop(free.pop(), node, NODE_IPS[node], acknowledged=draw(st.booleans())))
         rows.append(Steering(netid, f"ns{netid}", tuple(sorted(hops, key=lambda hop: int(hop.address)))))
     return rows
 
 
 def program_for(draw: st.DrawFn, model: Model, layout: Layout) -> NodeProgram:
-    withheld = draw(st.frozensets(st.sampled_from(ADDRESSES), max_size=2))
+    withheld = draw(st.frozensets(st.sampled_from(EVERY), max_size=2))
     return render(draw(tables()), NodeFacts(NODE, draw(macs)), layout, withheld=withheld, marks=model.marks())
 
 
@@ -316,7 +331,7 @@ def corrupt(draw: st.DrawFn, model: Model) -> None:
     """Drift: what people, reboots and other programs do to a node."""
     for kind in draw(st.lists(st.sampled_from(CORRUPTIONS), max_size=6)):
         if kind == "address":
-            model.addresses.symmetric_difference_update(draw(st.sets(st.sampled_from(ADDRESSES), max_size=2)))
+            model.addresses.symmetric_difference_update(draw(st.sets(st.sampled_from(EVERY), max_size=2)))
         elif kind == "flow" and model.flows:
             del model.flows[draw(st.sampled_from(sorted(model.flows)))]
         elif kind == "actions" and model.flows:
@@ -333,18 +348,18 @@ def corrupt(draw: st.DrawFn, model: Model) -> None:
             model.flows.clear()
             model.groups.clear()
         elif kind == "foreignflow":
-            key = (100, 100, f"ip,reg0={draw(st.sampled_from(NETIDS)):#x}")
+            key = (100, 100, f"{draw(st.sampled_from(['ip', 'ipv6']))},reg0={draw(st.sampled_from(NETIDS)):#x}")
             model.flows.pop(key, None)
             model.foreign_flows[key] = "somebody else's"
         elif kind == "group" and not any("group:" in flow.actions for flow in model.flows.values()):
-            group = Group(0x48000000 | draw(st.sampled_from(NETIDS)), ("drop",))
+            group = Group(draw(st.sampled_from([0x48000000, 0x49000000])) | draw(st.sampled_from(NETIDS)), ("drop",))
             model.groups[group.group_id] = group
         else:
             corrupt_rules(draw, model, kind)
 
 
 def corrupt_rules(draw: st.DrawFn, model: Model, kind: str) -> None:  # noqa: PLR0912 - one branch for each corruption
-    table = draw(st.sampled_from(["nat", "filter"]))
+    table = draw(st.sampled_from(["nat", "filter", "nat6", "filter6"]))
     chains = model.tables[table]
     own = sorted(chain for chain in chains if is_own(table, chain))
     if kind == "flush-all":
@@ -367,9 +382,10 @@ def corrupt_rules(draw: st.DrawFn, model: Model, kind: str) -> None:  # noqa: PL
         elif kind == "shuffle":
             specs[:] = draw(st.permutations(specs))
         elif kind == "stray":
-            specs.append(draw(st.sampled_from(STRAY_RULES)))
+            specs.append(draw(st.sampled_from(STRAY_RULES_SIX if table == "nat6" else STRAY_RULES)))
         elif kind == "wrong-source":
-            specs[:] = [re.sub(r"--to-source \S+", "--to-source 10.0.0.99", spec) for spec in specs]
+            other = "fd00::9999" if table == "nat6" else "10.0.0.99"
+            specs[:] = [re.sub(r"--to-source \S+", f"--to-source {other}", spec) for spec in specs]
         elif specs and kind == "rule":
             specs.pop(draw(st.integers(0, len(specs) - 1)))
         elif specs and kind == "duprule":
@@ -382,6 +398,12 @@ STRAY_RULES = [
     "-s 10.128.0.0/14 -m mark --mark 0x63 -j SNAT --to-source 10.9.9.9-10.9.9.10",
     "-s 10.128.0.0/14 -m mark --mark 0x63 -j SNAT --to-source 0.0.0.0",
     "-s 10.128.0.0/14 -m mark --mark 0xc0a80166 -j SNAT --to-source 10.0.0.7",
+]
+STRAY_RULES_SIX = [
+    "-m mark --mark 0x63 -j ACCEPT",
+    "-s fd01::/48 -m mark --mark 0x63 -j SNAT --to-source [fd00::9]:1024-2048",
+    "-s fd01::/48 -m mark --mark 0x63 -j SNAT --to-source fd00::9-fd00::a",
+    "-s fd01::/48 -m mark --mark 0xc0a80166 -j SNAT --to-source fd00::1:103",
 ]
 CORRUPTIONS = [
     *("address", "flow", "actions", "cookie", "strayflow", "ovs", "foreignflow", "group", "flush-all", "foreignrule"),
@@ -441,22 +463,24 @@ def test_a_node_that_cannot_be_programmed_drops_whatever_is_not_sure(data: st.Da
     one_pass(model, program_for(data.draw, model, layout), layout, stop=data.draw(st.integers(1, 7)))
     corrupt(data.draw, model)
     table, foreign = data.draw(tables()), model.foreign()
-    own = {row.netid: hop.address for row in table for hop in row.hops if hop.node == NODE}
+    own = {(row.netid, hop.address.version): hop.address for row in table for hop in row.hops if hop.node == NODE}
     known = data.draw(st.booleans())
     found = model.found() if known else replace(model.found(), addresses=frozenset(), rules=RulesFound())
     model.bundle(retreat(table, NODE, found, layout))
     assert model.foreign() == foreign
-    for row in table:
-        key = (layout.egress_table, layout.priority, f"ip,reg0={row.netid:#x}")
+    needed = [(asked, version) for asked in table for version in versions_of(asked, layout)]
+    for asked, version in needed:
+        key = (layout.egress_table, layout.priority, f"{'ipv6' if version == 6 else 'ip'},reg0={asked.netid:#x}")
         flow = model.flows.get(key)
         assert flow or key in model.foreign_flows
         assert flow is None or not flow.actions.startswith("goto_table")
-        elsewhere = {str(hop.node_ip) for hop in row.hops if hop.acknowledged and hop.node != NODE}
+        hops = [hop for hop in asked.hops if hop.address.version == version]
+        elsewhere = {str(hop.node_ip) for hop in hops if hop.acknowledged and hop.node != NODE}
         if flow is not None and "->tun_dst" in flow.actions:  # it may be of an earlier table
             assert flow.actions.partition("set_field:")[2].partition("->tun_dst")[0] in elsewhere
     for flow in model.flows.values():
         if (mark := mark_in(flow)) is not None:
-            address = own[netid_of(flow)]
+            address = own[traffic_of(flow)]
             assert known
             assert address in model.addresses
             assert stands(model, mark, address, layout)
@@ -467,9 +491,9 @@ def test_a_node_that_cannot_be_programmed_drops_whatever_is_not_sure(data: st.Da
 @settings(deadline=None)
 def test_a_node_that_cannot_be_programmed_goes_on_with_what_is_sure(data: st.DataObject) -> None:
     model = Model()
-    table = data.draw(tables())
-    one_pass(model, render(table, FACTS, Layout()), Layout())
-    assert not retreat(table, NODE, model.found(), Layout())
+    table, layout = data.draw(tables()), data.draw(layouts)
+    one_pass(model, render(table, FACTS, layout), layout)
+    assert not retreat(table, NODE, model.found(), layout)
 
 
 @given(st.frozensets(st.integers(0, 9)), st.frozensets(st.integers(0, 9)))
@@ -546,7 +570,7 @@ def test_the_second_address_costs_its_own_rules_alone() -> None:
     assert [line for line in lines if line.startswith(("-D", "-F", "-X"))] == []
     assert not there & {line[1:].split()[0] for line in lines if line.startswith(":")}
     touched = {line.split()[1] for line in lines if line.startswith(("-A", "-I"))} & there
-    assert touched == {tree.root for tree in TREES}
+    assert touched == {tree.root for tree in TREES[4]}
     assert sum(str(B) in line or f"--mark {int(B):#x} " in line for line in lines) == 7
 
 
@@ -644,7 +668,7 @@ def linear(marks: dict[Address, int]) -> dict[str, Chains]:
         )
     ]
     filters["HAWSE-STALE"] = ["-j DROP"]
-    return {"nat": nat, "filter": filters}
+    return copy.deepcopy(FOREIGN) | {"nat": nat, "filter": filters}
 
 
 @pytest.mark.parametrize("stop", range(8))

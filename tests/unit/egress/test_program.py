@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from egress.addresses import KUBE_PROXY_BITS, Address
+from egress.delta import traffic_of
 from egress.program import (
-    COOKIE,
     Layout,
     NodeFacts,
     NodeProgram,
     render,
 )
-from egress.rules import SNAT, SPINE_CHAINS, Rule, RuleSet, is_own, tree_of
+from egress.rules import (
+    SNAT_CHAIN,
+    SPINE_CHAINS,
+    Rule,
+    RuleSet,
+    branches_of,
+    is_own,
+    leaves_of,
+    table_name,
+    tree_of,
+    version_of,
+)
 from egress.table import Steering, SteeringHop
 
 A = IPv4Address("192.168.1.102")
@@ -35,27 +47,40 @@ ADDRESSES = [
         "10.0.0.7",
     )
 ]
-NODE_IPS = {f"n{i}": IPv4Address(f"10.1.0.{i}") for i in range(1, 5)}
+SIX = [
+    IPv6Address(text)
+    for text in (
+        "fd00::c0a8:166",  # folds to something else than the mark of 192.168.1.102
+        "::c0a8:1:0:0:0:67",
+        "fd00::1",
+        "fd00:0:0:1::1",
+        "2001:db8::4000",
+        "2001:db8::ffff:ffff",
+    )
+]
+NODE_IPS: dict[str, Address] = {f"n{i}": IPv4Address(f"10.1.0.{i}") for i in range(1, 4)}
+NODE_IPS["n4"] = IPv6Address("fd02::4")
 LAYOUTS = [
     Layout(),
     Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv4Network("10.200.0.0/16"))),
     Layout(egress_table=101, next_table=102),
+    Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv6Network("fd01::/48"))),
+    Layout(cluster_networks=(IPv6Network("fd01::/48"), IPv6Network("fd05::/48"))),
 ]
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> list[Steering]:
-    """Rows as planning makes them: an address once, no two of one NetID on one node."""
-    free = list(draw(st.permutations(ADDRESSES)))
+    """Rows as planning makes them: an address once, no two of one NetID and one IP version on one node."""
+    families: list[list[Address]] = [list(draw(st.permutations(ADDRESSES))), list(draw(st.permutations(SIX)))]
     rows = []
     for netid in sorted(draw(st.sets(st.sampled_from([1, 2, 3, 4, 1086658, 0xFFFFFF]), max_size=5))):
-        nodes = draw(st.permutations(sorted(NODE_IPS)))
         hops = []
-        for node in nodes[: draw(st.integers(0, 3))]:
-            if not free:
-                break
-            hops.append(SteeringHop(free.pop(), node, NODE_IPS[node], acknowledged=draw(st.booleans())))
-        hops.sort(key=lambda hop: int(hop.address))
+        for free in families:
+            nodes = draw(st.permutations(sorted(NODE_IPS)))
+            for node in nodes[: draw(st.integers(0, min(3, len(free))))]:
+                hops.append(SteeringHop(free.pop(), node, NODE_IPS[node], acknowledged=draw(st.booleans())))
+        hops.sort(key=lambda hop: (hop.address.version, int(hop.address)))
         rows.append(Steering(netid, f"ns{netid}", tuple(hops)))
     return rows
 
@@ -138,70 +163,139 @@ def test_an_ipv6_address_here_does_not_stop_ipv4_traffic_elsewhere() -> None:
     assert program.addresses == frozenset()
 
 
+DUAL = Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv6Network("fd01::/48")))
+PAIR = replace(ROW, hops=(HOP, replace(HOP, address=IPv6Address("2001:db8::102"))))
+
+
+def test_a_pair_on_one_node_has_a_flow_a_mark_and_rules_for_each() -> None:
+    program = render([PAIR], NodeFacts("node2", "0a:58:0a:80:00:01"), DUAL)
+    assert texts(program) == [
+        "table=100,priority=100,ip,reg0=0x1094c2 "
+        "actions=set_field:0a:58:0a:80:00:01->eth_dst,set_field:0xc0a80166->pkt_mark,goto_table:101",
+        "table=100,priority=100,ipv6,reg0=0x1094c2 "
+        "actions=set_field:0a:58:0a:80:00:01->eth_dst,set_field:0x20010cba->pkt_mark,goto_table:101",
+    ]
+    spec = "-s fd01::/48 -m mark --mark 0x20010cba -j SNAT --to-source 2001:db8::102"
+    assert Rule("nat6", "HAWSE-SNAT-10111010", spec) in program.rules.leaves
+    assert [str(jump) for jump in program.rules.jumps if jump.table == "nat6"] == [
+        "-A OPENSHIFT-MASQUERADE -j HAWSE-EGRESS"
+    ]
+    assert "-A HAWSE-EGRESS -s fd01::/48 -d fd01::/48 -j HAWSE-CLUSTER" in map(str, program.rules.spine)
+    reject = "-d 2001:db8::102/128 -m conntrack --ctstate NEW -j REJECT --reject-with icmp6-port-unreachable"
+    assert Rule("filter6", "HAWSE-REJECT-000010", reject) in program.rules.leaves
+
+
+def test_elsewhere_a_pair_is_steered_by_the_nodes_ipv4_address() -> None:
+    steered = "move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:192.168.1.18->tun_dst,output:1"
+    program = render([PAIR], NodeFacts("node1"), DUAL)
+    assert [flow.actions for flow in program.flows] == [steered, steered]
+    over = replace(PAIR, hops=tuple(replace(hop, node_ip=IPv6Address("fd02::2")) for hop in PAIR.hops))
+    (flow, _) = render([over], NodeFacts("node1"), DUAL).flows
+    assert "set_field:fd02::2->tun_ipv6_dst" in flow.actions
+
+
+def test_the_ip_version_that_a_namespace_has_no_address_of_is_dropped() -> None:
+    matches = {flow.match: flow.actions for flow in render([ROW], NodeFacts("node2"), DUAL).flows}
+    assert matches["ipv6,reg0=0x1094c2"] == "drop"
+    assert "pkt_mark" in matches["ip,reg0=0x1094c2"]
+    (alone,) = render([ROW], NodeFacts("node2"), Layout()).flows  # no pod has IPv6 there
+    assert alone.match == "ip,reg0=0x1094c2"
+
+
+def test_without_a_network_of_its_ip_version_an_address_is_dropped_and_not_held() -> None:
+    program = render([PAIR], NodeFacts("node2"), Layout())
+    assert texts(program)[1].endswith("ipv6,reg0=0x1094c2 actions=drop")
+    assert program.addresses == {A}
+
+
+@given(st.integers(0, (1 << 128) - 1))
+def test_the_chains_of_an_ipv6_address_have_names_that_iptables_takes(number: int) -> None:
+    address = IPv6Address(number)
+    rules = branches_of(address, 0x1234) | leaves_of(address, 0x1234, DUAL)
+    assert all(len(rule.chain) <= 28 and tree_of(rule.table, rule.chain) for rule in rules)
+    assert all(len(rule.spec.rpartition(" -g ")[2]) <= 28 for rule in rules if " -g " in rule.spec)
+
+
 # Properties
-
-
-def cookie_netid(cookie: int) -> int:
-    return cookie - COOKIE
 
 
 def marks_in(actions: str) -> list[int]:
     return [int(text, 16) for text in re.findall(r"set_field:(0x[0-9a-f]+)->pkt_mark", actions)]
 
 
-@given(tables(), st.sampled_from(sorted(NODE_IPS)), st.sampled_from(LAYOUTS), st.sets(st.sampled_from(ADDRESSES)))
+@given(
+    tables(), st.sampled_from(sorted(NODE_IPS)), st.sampled_from(LAYOUTS), st.sets(st.sampled_from([*ADDRESSES, *SIX]))
+)
 def test_invariants(rows: list[Steering], node: str, layout: Layout, withheld: set[Address]) -> None:
     program = render(rows, NodeFacts(node), layout, withheld=withheld)
-    by_netid = {cookie_netid(flow.cookie): flow for flow in program.flows}
-    assert len(program.flows) == len(by_netid) == len({flow.key for flow in program.flows})
-    assert by_netid.keys() == {row.netid for row in rows}
+    by_match = {flow.match: flow for flow in program.flows}
+    assert len(program.flows) == len(by_match) == len({flow.key for flow in program.flows})
     buckets = {f"group:{group.group_id}": " ".join(group.buckets) for group in program.groups}
     assert len(buckets) == len(program.groups)
-    snat: dict[int, set[str]] = {}
+    snat: dict[tuple[int, int], set[str]] = {}
     for rule in program.rules.leaves:
-        if tree_of(rule.table, rule.chain) is SNAT and " -j " in rule.spec:
+        tree = tree_of(rule.table, rule.chain)
+        if tree is not None and tree.root == SNAT_CHAIN and " -j " in rule.spec:
             found = re.fullmatch(r"-s (\S+) -m mark --mark (0x[0-9a-f]+) -j SNAT --to-source (\S+)", rule.spec)
             assert found is not None
-            snat.setdefault(int(found[2], 16), set()).add(f"{found[1]} {found[3]}")
+            key = version_of(rule.table), int(found[2], 16)
+            snat.setdefault(key, set()).add(f"{found[1]} {found[3]}")
+    expected = 0
     for row in rows:
-        flow = by_netid[row.netid]
-        assert flow.table == layout.egress_table
-        assert flow.match == f"ip,reg0={row.netid:#x}"
-        actions = buckets.get(flow.actions, flow.actions)
-        reached = set(re.findall(r"set_field:([0-9.]+)->tun_dst", actions))
-        ready = {str(hop.node_ip) for hop in row.hops if hop.acknowledged and hop.node != node}
-        assert reached <= ready
-        mine = [hop.address for hop in row.hops if hop.node == node]
-        if mine and mine[0] not in withheld:
-            (mark,) = marks_in(actions)
-            assert not reached
-            assert mine[0] in program.addresses
-            assert program.own[row.netid] == mine[0]
-            assert snat[mark] == {f"{network} {mine[0]}" for network in layout.cluster_networks}
-            assert not mark & KUBE_PROXY_BITS
-            assert actions.endswith(f"goto_table:{layout.next_table}")
-        else:
-            assert not marks_in(actions)
-            assert reached == (set() if mine else ready)
-            assert bool(reached) != (actions == "drop")
-    assert len(snat) == len(program.addresses)
+        for version, protocol in ((4, "ip"), (6, "ipv6")):
+            hops = [hop for hop in row.hops if hop.address.version == version]
+            flow = by_match.get(f"{protocol},reg0={row.netid:#x}")
+            if version == 6 and not hops and not layout.networks(6):
+                assert flow is None
+                continue
+            expected += 1
+            assert flow is not None
+            assert (flow.table, traffic_of(flow)) == (layout.egress_table, (row.netid, version))
+            actions = buckets.get(flow.actions, flow.actions)
+            reached = set(re.findall(r"set_field:([0-9a-f.:]+)->tun_(?:ipv6_)?dst", actions))
+            ready = {str(hop.node_ip) for hop in hops if hop.acknowledged and hop.node != node}
+            assert reached <= ready
+            mine = [hop.address for hop in hops if hop.node == node]
+            if mine and mine[0] not in withheld and layout.networks(version):
+                (mark,) = marks_in(actions)
+                assert not reached
+                assert mine[0] in program.addresses
+                assert program.own[row.netid, version] == mine[0]
+                assert snat[version, mark] == {f"{network} {mine[0]}" for network in layout.networks(version)}
+                assert not mark & KUBE_PROXY_BITS
+                assert actions.endswith(f"goto_table:{layout.next_table}")
+            else:
+                assert not marks_in(actions)
+                assert reached == (set() if mine else ready)
+                assert bool(reached) != (actions == "drop")
+    assert len(program.flows) == expected
+    assert len({mark for _, mark in snat}) == len(snat) == len(program.addresses)
     assert program.addresses == set(program.own.values()) == program.marks.keys()
     assert not program.addresses & withheld
     whole = " ".join([*map(str, program.rules.leaves), *map(str, program.flows)])
-    assert not any(re.search(rf"(?<![0-9.]){re.escape(str(address))}(?![0-9.])", whole) for address in withheld)
+    absent = [re.escape(str(address)) for address in withheld]
+    assert not any(re.search(rf"(?<![0-9a-f.:]){text}(?![0-9a-f.:])", whole) for text in absent)
 
 
 @given(tables(), st.sampled_from(LAYOUTS))
 def test_together_the_nodes_hold_every_address_once(rows: list[Steering], layout: Layout) -> None:
     programs = [render(rows, NodeFacts(node), layout) for node in NODE_IPS]
     held = [address for program in programs for address in program.addresses]
-    assert sorted(held) == sorted(hop.address for row in rows for hop in row.hops)
+    hops = [hop for row in rows for hop in row.hops if layout.networks(hop.address.version)]
+    assert Counter(held) == Counter(hop.address for hop in hops)
 
 
 @given(tables(), st.sampled_from(sorted(NODE_IPS)), st.data())
 def test_a_program_depends_on_no_order(rows: list[Steering], node: str, data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(rows))
     assert render(shuffled, NodeFacts(node), Layout()) == render(rows, NodeFacts(node), Layout())
+
+
+def jumps_of(rules: RuleSet, layout: Layout) -> set[tuple[tuple[str, int], str]]:
+    """Where rules are jumped to from: of each IP version that any are for."""
+    parents = [("nat", layout.masquerade_chain), ("filter", "INPUT"), ("filter", "FORWARD")]
+    versions = {version_of(rule.table) for rule in rules.leaves}
+    return {((table, version), chain) for version in versions for table, chain in parents}
 
 
 @given(tables(), st.sampled_from(sorted(NODE_IPS)), st.sampled_from(LAYOUTS))
@@ -212,7 +306,5 @@ def test_rules_stay_in_our_chains_and_no_two_are_the_same(rows: list[Steering], 
     assert all(tree_of(rule.table, rule.chain) for rule in rules.leaves)
     assert len({*rules.spine, *rules.leaves}) == len(rules.spine) + len(rules.leaves)
     assert not {(rule.table, rule.chain) for rule in rules.spine} & {(rule.table, rule.chain) for rule in rules.leaves}
-    assert {(jump.table, jump.chain) for jump in rules.jumps} in (
-        set(),
-        {("nat", layout.masquerade_chain), ("filter", "INPUT"), ("filter", "FORWARD")},
-    )
+    jumps = {(table_name(*table), chain) for table, chain in jumps_of(rules, layout)}
+    assert {(jump.table, jump.chain) for jump in rules.jumps} == jumps

@@ -23,7 +23,7 @@ def out(packets: int, path: Path = Path.OUT) -> FlowCount:
 def begun(**counts: FlowCount) -> Tally:
     """A tally that has had its first look."""
     tally = Tally()
-    tally.add({int(netid.removeprefix("n")): count for netid, count in counts.items()}, {})
+    tally.add({(int(netid.removeprefix("n")), 4): count for netid, count in counts.items()}, {})
     return tally
 
 
@@ -33,42 +33,49 @@ def packets(tally: Tally, name: str = "app", path: Path = Path.OUT) -> int:
 
 def test_a_flow_that_grows_is_counted_once() -> None:
     tally = begun()
-    tally.add({1: out(5)}, NAMES)
-    tally.add({1: out(12)}, NAMES)
+    tally.add({(1, 4): out(5)}, NAMES)
+    tally.add({(1, 4): out(12)}, NAMES)
     assert packets(tally) == 12
     assert tally.totals["app", Path.OUT].bytes == 1200
+
+
+def test_both_ip_versions_are_of_one_namespace_whatever_becomes_of_each() -> None:
+    tally = begun()
+    tally.add({(1, 4): out(5), (1, 6): out(7)}, NAMES)
+    tally.add({(1, 4): out(6), (1, 6): out(9, Path.DROPPED)}, NAMES)
+    assert (packets(tally), packets(tally, path=Path.DROPPED)) == (13, 2)
 
 
 def test_a_flow_that_begins_anew_adds_to_the_sum() -> None:
     tally = begun()
     for count in (5, 2, 40):
-        tally.add({1: out(count)}, NAMES)
+        tally.add({(1, 4): out(count)}, NAMES)
     assert packets(tally) == 5 + 40
 
 
 def test_a_flow_that_replaces_another_goes_on_with_its_counts() -> None:
     tally = begun()
-    tally.add({1: out(5, Path.DROPPED)}, NAMES)
-    tally.add({1: out(9, Path.STEERED)}, NAMES)
+    tally.add({(1, 4): out(5, Path.DROPPED)}, NAMES)
+    tally.add({(1, 4): out(9, Path.STEERED)}, NAMES)
     assert (packets(tally, path=Path.DROPPED), packets(tally, path=Path.STEERED)) == (5, 4)
 
 
 def test_what_a_flow_counted_before_this_process_is_not_counted_again() -> None:
     tally = begun(n1=out(1000))
-    tally.add({1: out(1003), 2: out(7)}, NAMES)
+    tally.add({(1, 4): out(1003), (2, 4): out(7)}, NAMES)
     assert (packets(tally), packets(tally, "shop")) == (3, 7)
 
 
 def test_a_namespace_that_is_gone_is_forgotten_and_its_netid_may_be_anothers() -> None:
     tally = begun()
-    tally.add({1: out(5)}, NAMES)
+    tally.add({(1, 4): out(5)}, NAMES)
     tally.add({}, {2: "shop"})
     assert not tally.totals
-    tally.add({1: out(9)}, {1: "other"})
+    tally.add({(1, 4): out(9)}, {1: "other"})
     assert packets(tally, "other") == 9
-    tally.add({3: out(9)}, NAMES)  # no row says whose it is yet
+    tally.add({(3, 4): out(9)}, NAMES)  # no row says whose it is yet
     assert len(tally.totals) == 0
-    tally.add({3: out(10)}, {3: "late"})
+    tally.add({(3, 4): out(10)}, {3: "late"})
     assert packets(tally, "late") == 10
 
 
@@ -83,7 +90,7 @@ def test_sums_never_shrink_and_never_exceed_what_passed(turns: list[tuple[int, s
             count, anew = 0, True
         count += more
         passed += more
-        tally.add({1: FlowCount(path, count, count * 100)}, NAMES)
+        tally.add({(1, 4): FlowCount(path, count, count * 100)}, NAMES)
         after = {key: total.packets for key, total in tally.totals.items()}
         assert all(after[key] >= value for key, value in before.items())
         assert sum(after.values()) <= passed

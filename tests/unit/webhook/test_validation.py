@@ -1,7 +1,7 @@
 """What is refused and what is warned of, kind by kind."""
 
 from dataclasses import replace
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface
 
 import pytest
 from hypothesis import given
@@ -41,7 +41,7 @@ FACTS = Facts(
         }.items()
     },
     netids={5: "shop", 6: "by-hand"},
-    links={"node1": IPv4Interface("192.168.1.17/24")},
+    links={"node1": (IPv4Interface("192.168.1.17/24"), IPv6Interface("2001:db8::17/64"))},
 )
 
 
@@ -240,8 +240,11 @@ def test_two_addresses_of_one_namespace_on_a_node_are_a_warning() -> None:
 
 def test_an_address_outside_the_nodes_subnet_is_a_warning() -> None:
     (warning,) = validation.host_subnet(host_subnet("node1", "10.0.0.1"), host_subnet("node1"), FACTS)
-    assert warning == "address 10.0.0.1 is outside 192.168.1.0/24, the subnet of node1, which refuses it"
+    assert (
+        warning == "address 10.0.0.1 is outside 192.168.1.0/24 and 2001:db8::/64, the subnet of node1, which refuses it"
+    )
     assert validation.host_subnet(host_subnet("node3", "10.0.0.1"), host_subnet("node3"), FACTS) == []
+    assert validation.host_subnet(host_subnet("node1", "2001:db8::9"), host_subnet("node1"), FACTS) == []
 
 
 def test_a_pools_address_on_a_node_is_a_warning_unless_somebody_has_it() -> None:
