@@ -203,7 +203,9 @@ class Programmer:
             # Where nothing is to be written, the rules matter no more than those of the addresses beside: most often
             # that is the row which says that this node has acknowledged.
             six = _any_six((*part.given, *part.found.addresses))
-            if part.own and (asked or self._differs(at_work)) and not drivers.nat.unchanged(six=six):
+            if self._unmet(part.given, part.found) or (
+                part.own and (asked or self._differs(at_work)) and not drivers.nat.unchanged(six=six)
+            ):
                 return None
             self._facts_age += 1
             with ThreadPoolExecutor(1) as pool:

@@ -226,6 +226,16 @@ def test_all_of_192_168() -> None:
             assert mark == int(address)
 
 
+def test_a_pool_of_ipv6_has_a_mark_for_each_that_an_ipv4_pool_beside_it_leaves_alone() -> None:
+    six = [IPv6Address((0x20010DB8 << 96) | low) for low in range(1, 0x10000)]
+    four = [IPv4Address(0xC0A80000 | low) for low in range(0x4000)]
+    marks = assign_marks([*six, *four])
+    assert len(set(marks.values())) == len(marks) == len(six) + len(four)
+    assert not any(mark & KUBE_PROXY_BITS or not mark for mark in marks.values())
+    assert all(marks[address] == int(address) for address in four)
+    assert marks == assign_marks([*reversed(four), *reversed(six)])
+
+
 def test_samples_of_10() -> None:
     addresses = [IPv4Address(0x0A000000 | low) for low in range(1, 0x1000000, 257)]
     marks = assign_marks(addresses)

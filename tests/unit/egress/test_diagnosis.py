@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from egress.addresses import Address
 from egress.delta import Found, RulesFound, applied
 from egress.diagnosis import FaultKind, Sight, examine, trace
 from egress.program import Flow, Layout, NodeFacts, NodeProgram, render
 from egress.table import Steering, SteeringHop
 
-LAYOUT = Layout()
+LAYOUT = Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv6Network("fd01::/48")))
 NODES = {"node1": IPv4Address("192.168.1.17"), "node2": IPv4Address("192.168.1.18")}
 CLUSTERS = (
     '-m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING',
@@ -22,9 +23,17 @@ CLUSTERS = (
 )
 EMPTY = RulesFound(
     {},
-    {("nat", "OPENSHIFT-MASQUERADE"): (), ("nat", "POSTROUTING"): CLUSTERS, ("filter", "INPUT"): (),
-     ("filter", "FORWARD"): ()},
-)  # fmt: skip
+    {
+        (f"{table}{six}", chain): specs
+        for six in ("", "6")
+        for table, chain, specs in (
+            ("nat", "OPENSHIFT-MASQUERADE", ()),
+            ("nat", "POSTROUTING", CLUSTERS),
+            ("filter", "INPUT", ()),
+            ("filter", "FORWARD", ()),
+        )
+    },
+)
 TABLE = {
     7: Steering(7, "shop", (SteeringHop(IPv4Address("192.168.1.102"), "node1", NODES["node1"], acknowledged=True),)),
     8: Steering(8, "bank", (SteeringHop(IPv4Address("192.168.1.103"), "node2", NODES["node2"], acknowledged=True),)),
@@ -51,10 +60,11 @@ def tables(draw: st.DrawFn) -> dict[int, Steering]:
     for number in addresses:
         netid = draw(st.integers(1, 9))
         node = draw(st.sampled_from(sorted(NODES)))
-        address = IPv4Address("192.168.1.0") + number
+        six = draw(st.booleans())
+        address: Address = IPv6Address("2001:db8::") + number if six else IPv4Address("192.168.1.0") + number
         hop = SteeringHop(address, node, NODES[node], acknowledged=draw(st.booleans()))
         row = rows.get(netid, Steering(netid, f"ns{netid}"))
-        if node not in {known.node for known in row.hops}:
+        if (node, address.version) not in {(known.node, known.address.version) for known in row.hops}:
             rows[netid] = replace(row, hops=(*row.hops, hop))
     return rows
 
@@ -86,6 +96,10 @@ def test_a_node_that_holds_another_program_has_faults(table: dict[int, Steering]
         ("tcp,nw_dst=192.168.1.17,tp_dst=53", 200, []),
         ("udp,tp_dst=4789", 300, []),
         ("ip,reg0=0x7", 50, []),
+        ("ipv6,reg0=0x7,tp_dst=80", 200, ["shop"]),
+        ("ipv6", 200, [""]),
+        ("ipv6,ipv6_src=fd01::/48", 200, [""]),
+        ("ipv6,ipv6_src=fd09::/48", 200, []),
     ],
 )
 def test_which_flow_of_others_takes_our_packets(match: str, priority: int, shadowed: list[str]) -> None:
@@ -129,8 +143,7 @@ def test_which_rule_before_the_clusters_is_in_the_way(spec: str, is_wrong: bool)
 def test_faults_come_in_the_order_of_a_packets_way() -> None:
     found = replace(holding(TABLE), flows=frozenset(), addresses=frozenset())
     assert [kind for kind, _ in kinds(found)] == [
-        FaultKind.FLOW_MISSING,
-        FaultKind.FLOW_MISSING,
+        *[FaultKind.FLOW_MISSING] * 4,
         FaultKind.ADDRESS_MISSING,
     ]
-    assert kinds(found, namespace="bank") == [(FaultKind.FLOW_MISSING, "bank")]
+    assert kinds(found, namespace="bank") == [(FaultKind.FLOW_MISSING, "bank")] * 2  # of each IP version

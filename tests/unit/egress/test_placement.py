@@ -100,6 +100,32 @@ def test_ipv6_addresses_go_to_nodes_of_their_network_and_count_for_themselves() 
     }
 
 
+SIX = EgressPool("six", ("fd00::/64",))
+
+
+def dual(name: str, *hosted: int) -> Candidate:
+    return node(name, *hosted, other_links=(IPv6Interface(f"fd00::{name[-1]}/64"),))
+
+
+def test_a_node_with_both_ip_versions_takes_addresses_of_both_but_no_nodes_own() -> None:
+    wanted_six = Unplaced(IPv6Address("fd00::100"), "app", SIX)
+    assert place([wanted(110), wanted_six], [node("n2", 100), dual("n1")], {}).nodes[wanted_six.address] == "n1"
+    assert place([wanted_six], [node("n2")], {}).refused == {
+        wanted_six.address: "no node is eligible: 1 in a subnet without fd00::100"
+    }
+    own = Unplaced(IPv6Address("fd00::2"), "app", SIX)
+    reason = "no node is eligible: 1 that is not fd00::2 itself, 1 whose own IP is fd00::2"
+    assert place([own], [dual("n1"), dual("n2")], {}).refused == {own.address: reason}
+
+
+def test_a_pair_may_share_a_node_where_two_of_one_ip_version_may_not() -> None:
+    six = [Unplaced(IPv6Address(f"fd00::10{number}"), "app", SIX) for number in (1, 2)]
+    siblings = {"app": [address(110), *(item.address for item in six)]}
+    result = place([wanted(110), *six], [dual("n1")], siblings)
+    assert result.nodes == {address(110): "n1", six[0].address: "n1"}
+    assert result.refused == {six[1].address: "no node is eligible: 1 hosting another address of namespace app"}
+
+
 def test_no_node_at_all_is_said() -> None:
     assert place([wanted(110)], [], {}).refused == {address(110): "there is no node"}
 

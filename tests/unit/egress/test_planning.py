@@ -121,6 +121,15 @@ def test_two_addresses_of_a_namespace_on_one_node_are_both_inactive() -> None:
     assert result.conflicts == (f"addresses {A} and {B} of namespace app are all on node node1",)
 
 
+def test_a_pair_of_both_ip_versions_may_share_a_node_and_two_of_one_may_not() -> None:
+    pair, other = "2001:db8::102", "2001:db8::103"
+    outcome = only(plan([host("node1", A, pair)], [netns("app", 5, A, pair)]))
+    assert [str(hop.address) for hop in outcome.via] == [A, pair]
+    outcome = only(plan([host("node1", A, pair, other)], [netns("app", 5, A, pair, other)]))
+    assert [str(hop.address) for hop in outcome.via] == [A]
+    assert outcome.reasons == (f"addresses {pair} and {other} of namespace app are all on node node1",)
+
+
 def test_two_addresses_on_one_node_leave_a_third_elsewhere_active() -> None:
     result = plan([host("node1", A, B), host("node2", C)], [netns("app", 5, A, B, C)])
     assert only(result).via == (hop(C, "node2"),)

@@ -14,7 +14,7 @@ from egress.table import SILENT_SECONDS, Claim, NodeReport, Steering, unbound
 
 NODES = ("node1", "node2", "node3")
 NAMES = ("alpha", "beta", "gamma", "delta")
-TEXTS = ("10.0.0.1", "10.0.0.101", "10.0.0.102", "10.0.0.103", "10.0.0.104", "no address")
+TEXTS = ("10.0.0.1", "10.0.0.101", "10.0.0.102", "10.0.0.103", "10.0.0.104", "fd00::101", "fd00::102", "no address")
 ADDRESSES = tuple(ip_address(text) for text in TEXTS[:-1])
 IPS = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "no IP")
 NETIDS = (0, 5, 6, 7, 1 << 24)

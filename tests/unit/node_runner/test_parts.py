@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,19 +25,25 @@ ADDRESSES = [
     IPv4Address(text)
     for text in ("192.168.1.102", "192.168.1.103", "192.168.1.118", "192.168.2.102", "192.168.65.102", "128.168.1.102")
 ]
+SIX = [
+    IPv6Address(text)
+    for text in ("2001:db8::102", "2001:db8::103", "2001:db8::6667:2", "2001:db8:1::102", "2001:db8::1:102", "fd00::1")
+]
 TAKEN = IPv4Address("192.168.1.240")
 ODD = st.lists(
     st.builds(
         lambda address, node, acknowledged: SteeringHop(address, node, NODES[node], acknowledged),
-        st.sampled_from([*ADDRESSES, *ADDRESSES, TAKEN]),
+        st.sampled_from([*ADDRESSES, *ADDRESSES, TAKEN, *SIX]),
         st.sampled_from([ME, ME, *NODES]),
         st.booleans(),
     ),
     max_size=3,
     unique_by=lambda hop: hop.address,
 )
-ROWS = st.sampled_from([ME, ME, ME, "two", "six", "nobody", "gone"]) | ODD
-"""The node that has the NetID's own address; or anything, such as an address that another NetID has as well."""
+ROWS = st.sampled_from([ME, ME, ME, "two", "six", "nobody", "gone", "pair", "pair", "apart"]) | ODD
+"""The node that has the NetID's own address; both of its own addresses, on one node or on two; or anything, such as an
+address that another NetID has as well."""
+LAYOUTS = [Layout(), Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv6Network("fd01::/48")))]
 CHANGES = st.lists(st.dictionaries(st.integers(1, 6), ROWS, min_size=1, max_size=3), min_size=2, max_size=12)
 
 
@@ -48,7 +54,9 @@ def changed(table: dict[int, Steering], netid: int, how: str | list[SteeringHop]
         return
     hops = how
     if isinstance(how, str):
-        hops = [SteeringHop(ADDRESSES[netid - 1], how, NODES[how], acknowledged=True)] if how in NODES else []
+        four, six = {"pair": (ME, ME), "apart": ("two", ME)}.get(how, (how, ""))
+        own = ((ADDRESSES[netid - 1], four), (SIX[netid - 1], six))
+        hops = [SteeringHop(address, node, NODES[node], acknowledged=True) for address, node in own if node in NODES]
     table[netid] = Steering(netid, f"ns{netid}", tuple(hops))
 
 
@@ -57,14 +65,20 @@ class Side:
     """A node whose passes are told, or not, that nobody has touched it."""
 
     partial: bool
+    layout: Layout = LAYOUTS[0]
     fake: FakeNode = field(
-        default_factory=lambda: fake_node(str(NODES[ME]), prefix_length=1, neighbours={TAKEN: "aa:bb:cc:00:00:01"})
+        default_factory=lambda: fake_node(
+            str(NODES[ME]),
+            prefix_length=1,
+            other_ips=["2001:db8::17/32"],
+            neighbours={TAKEN: "aa:bb:cc:00:00:01"},
+        )
     )
     fresh: bool = True
     reads: int = 0
 
     def __post_init__(self) -> None:
-        self.programmer = Programmer(ME, self.fake.node, Layout(), ProbeTiming())
+        self.programmer = Programmer(ME, self.fake.node, self.layout, ProbeTiming())
         real = self.fake.flows.read
 
         def counted(*, everywhere: bool = False) -> FlowsFound:
@@ -85,7 +99,7 @@ class Side:
 
     def run(self, table: dict[int, Steering], changed: set[int] | None) -> tuple[Result, bool]:
         """A pass, and whether it wrote."""
-        self.fake.conntrack.connections = Counter(ADDRESSES)
+        self.fake.conntrack.connections = Counter([*ADDRESSES, *SIX])
         before = self.fake.writes
         result = self.programmer.run(table, resting={}, fresh=self.fresh, untouched=self.partial, changed=changed)
         self.fresh = False
@@ -104,10 +118,12 @@ def told(result: Result) -> tuple[object, ...]:
     return result.claims, result.taken, dict(result.refused), result.link
 
 
-@settings(max_examples=60, deadline=None)
-@given(changes=CHANGES, tells=st.booleans())
-def test_the_node_is_the_same_either_way(changes: list[dict[int, str | list[SteeringHop]]], tells: bool) -> None:
-    whole, partial = Side(partial=False), Side(partial=True)
+@settings(max_examples=120, deadline=None)
+@given(changes=CHANGES, tells=st.booleans(), layout=st.sampled_from(LAYOUTS))
+def test_the_node_is_the_same_either_way(
+    changes: list[dict[int, str | list[SteeringHop]]], tells: bool, layout: Layout
+) -> None:
+    whole, partial = Side(partial=False, layout=layout), Side(partial=True, layout=layout)
     table: dict[int, Steering] = {}
     for change in changes:
         for netid, how in change.items():
