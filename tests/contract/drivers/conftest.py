@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,8 @@ NODE_IP = IPv4Address("192.168.1.18")
 OTHER_IP = IPv4Address("192.168.1.19")
 NEIGHBOUR = IPv4Address("192.168.1.77")
 NEIGHBOUR_MAC = "02:00:00:00:00:77"
+NODE_SIX = IPv6Address("2001:db8::18")
+NEIGHBOUR_SIX = IPv6Address("2001:db8::77")
 
 
 def need(*tools: str) -> None:
@@ -88,19 +90,24 @@ def open_vswitch(netns: Netns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def add_link(netns: Netns, interface: str, *, traffic: bool = False) -> Netns:
-    """A veth pair: `interface` here with the node's IP, in a second namespace a neighbour that answers."""
+    """A veth pair: `interface` here with the node's IPs, in a second namespace a neighbour that answers."""
     neighbour = Netns()
     netns.beyond.append(neighbour)
     run("ip", "link", "add", interface, "type", "veth", "peer", "name", "eth0", "netns", neighbour.path)
     run("ip", "address", "add", f"{NODE_IP}/24", "dev", interface)
     run("ip", "address", "add", "192.168.1.40/24", "dev", interface)  # somebody else's secondary
+    run("ip", "address", "add", f"{NODE_SIX}/64", "dev", interface, "nodad")
+    run("ip", "address", "add", "2001:db8::40/64", "dev", interface, "nodad")
     run("ip", "link", "set", interface, "up")
     with neighbour:
         run("ip", "link", "set", "eth0", "address", NEIGHBOUR_MAC)
         run("ip", "address", "add", f"{NEIGHBOUR}/24", "dev", "eth0")
+        run("ip", "address", "add", f"{NEIGHBOUR_SIX}/64", "dev", "eth0", "nodad")
         run("ip", "link", "set", "eth0", "up")
     if traffic:  # the kernel drops frames until it has noticed the carrier, up to a second later
         eventually(lambda: "state UP" in run("ip", "link", "show", interface))
+        with neighbour:
+            eventually(lambda: "state UP" in run("ip", "link", "show", "eth0"))
     return neighbour
 
 

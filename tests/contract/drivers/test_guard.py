@@ -6,21 +6,53 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 
 import pytest
 
+from egress.addresses import Address, assign_marks
 from egress.delta import rule_change
 from egress.program import Layout
 from egress.rules import RuleSet, rules_of
 from node_runner.drivers.conntrack import KernelConntrack
+from node_runner.drivers.links import InterfaceLinks
 from node_runner.drivers.nat import Iptables, Variant
 
-from .conftest import FOREIGN_RULES, NEIGHBOUR, NODE_IP, Netns, add_link, need, run
+from .conftest import FOREIGN_RULES, NEIGHBOUR, NEIGHBOUR_SIX, NODE_IP, NODE_SIX, Netns, add_link, need, run
 
-A, B = IPv4Address("192.168.1.102"), IPv4Address("192.168.1.103")
-MARK = {A: 0xC0A80166, B: 0xC0A80167}
+LAYOUT = Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv6Network("fd01::/48")))
+TOOLS = {4: "iptables", 6: "ip6tables"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """An IP version's part of the network: two egress addresses with their marks, the node's own IP, the neighbour, the
+    pod and the node's side of the pod's link."""
+
+    version: int
+    a: Address
+    b: Address
+    node: Address
+    neighbour: Address
+    pod: Address
+    gateway: Address
+
+    @property
+    def marks(self) -> dict[Address, int]:
+        return assign_marks([self.a, self.b])
+
+    @property
+    def socket(self) -> socket.AddressFamily:
+        return socket.AF_INET if self.version == 4 else socket.AF_INET6
+
+
+FAMILIES = [
+    Family(4, *map(ip_address, ("192.168.1.102", "192.168.1.103")), NODE_IP, NEIGHBOUR,
+           *map(ip_address, ("10.128.0.2", "10.128.0.1"))),
+    Family(6, *map(ip_address, ("2001:db8::102", "2001:db8::103")), NODE_SIX, NEIGHBOUR_SIX,
+           *map(ip_address, ("fd01::2", "fd01::1"))),
+]  # fmt: skip
 
 
 @dataclass
@@ -31,14 +63,25 @@ class Network:
     neighbour: socket.socket
     iptables: Iptables
     variant: Variant
+    family: Family
     sent: int = 0
+
+    @property
+    def mark_a(self) -> int:
+        """The mark of the first address."""
+        return self.family.marks[self.family.a]
+
+    @property
+    def mark_b(self) -> int:
+        """The mark of the second."""
+        return self.family.marks[self.family.b]
 
     def sources(self, times: int = 3) -> set[str]:
         """The addresses that the pod's datagrams come from."""
         found = set()
         for _ in range(times):
             self.sent += 1
-            self.pod.sendto(str(self.sent).encode(), (str(NEIGHBOUR), 9999))
+            self.pod.sendto(str(self.sent).encode(), (str(self.family.neighbour), 9999))
             try:
                 number = 0
                 while number < self.sent:  # an earlier one may have waited for the neighbour's MAC
@@ -51,43 +94,55 @@ class Network:
 
     def flow(self, *marks: int) -> None:
         """What the NetID's flow does: mark the packets."""
-        run(f"iptables-{self.variant}", "-t", "mangle", "-F", "PREROUTING")
+        tool = f"{TOOLS[self.family.version]}-{self.variant}"
+        run(tool, "-t", "mangle", "-F", "PREROUTING")
         for mark in marks:
             rule = ("-i", "pod0", "-j", "MARK", "--set-xmark", f"{mark:#x}/0xffffffff")
-            run(f"iptables-{self.variant}", "-t", "mangle", "-A", "PREROUTING", *rule)
+            run(tool, "-t", "mangle", "-A", "PREROUTING", *rule)
 
-    def rules(self, *addresses: IPv4Address) -> None:
+    def rules(self, *addresses: Address) -> None:
         """The rules of `addresses`."""
-        wanted = rules_of({a: MARK[a] for a in addresses}, Layout()) if addresses else RuleSet()
-        self.iptables.apply(rule_change(wanted, self.iptables.read()))
+        wanted = rules_of({a: self.family.marks[a] for a in addresses}, LAYOUT) if addresses else RuleSet()
+        self.iptables.apply(rule_change(wanted, self.iptables.read(six=True)))
 
 
-@pytest.fixture(params=list(Variant))
+def _name(parameter: tuple[Variant, Family]) -> str:
+    return f"{parameter[0]}-ipv{parameter[1].version}"
+
+
+@pytest.fixture(params=[(variant, family) for variant in Variant for family in FAMILIES], ids=_name)
 def network(request: pytest.FixtureRequest, netns: Netns) -> Iterator[Network]:
     """A pod, a node and a neighbour."""
-    variant: Variant = request.param
-    need(f"iptables-{variant}-restore")
+    variant: Variant
+    family: Family
+    variant, family = request.param
+    need(f"iptables-{variant}-restore", f"ip6tables-{variant}-restore")
     run(f"iptables-{variant}-restore", stdin=FOREIGN_RULES)
+    run(f"ip6tables-{variant}-restore", stdin=FOREIGN_RULES.replace("10.128.0.0/14", "fd01::/48"))
     neighbour = add_link(netns, "eth0", traffic=True)
-    for address in MARK:
-        run("ip", "address", "add", f"{address}/24", "dev", "eth0")
+    # As the driver would: an IPv6 address that is preferred would be what the general MASQUERADE takes.
+    assert InterfaceLinks(NODE_IP).apply({family.a, family.b}, set()) == {}
+    run("ip", "-6", "address", "del", "2001:db8::40/64", "dev", "eth0")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
+    length = 24 if family.version == 4 else 64
+    nodad = () if family.version == 4 else ("nodad",)
     pod = Netns()
     netns.beyond.append(pod)
     run("ip", "link", "add", "pod0", "type", "veth", "peer", "name", "eth0", "netns", pod.path)
-    run("ip", "address", "add", "10.128.0.1/24", "dev", "pod0")
+    run("ip", "address", "add", f"{family.gateway}/{length}", "dev", "pod0", *nodad)
     run("ip", "link", "set", "pod0", "up")
     with pod:
-        run("ip", "address", "add", "10.128.0.2/24", "dev", "eth0")
+        run("ip", "address", "add", f"{family.pod}/{length}", "dev", "eth0", *nodad)
         run("ip", "link", "set", "eth0", "up")
-        run("ip", "route", "add", "default", "via", "10.128.0.1")
-        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sender.bind(("10.128.0.2", 5000))
+        run("ip", f"-{family.version}", "route", "add", "default", "via", str(family.gateway))
+        sender = socket.socket(family.socket, socket.SOCK_DGRAM)
+        sender.bind((str(family.pod), 5000))
     with neighbour:
-        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        receiver.bind((str(NEIGHBOUR), 9999))
+        receiver = socket.socket(family.socket, socket.SOCK_DGRAM)
+        receiver.bind((str(family.neighbour), 9999))
         receiver.settimeout(0.3)
-    made = Network(sender, receiver, Iptables(variant=variant), variant)
+    made = Network(sender, receiver, Iptables(variant=variant), variant, family)
     with sender, receiver:
         for _ in range(20):  # the kernel drops frames until it has noticed the carrier
             if made.sources(1):
@@ -96,58 +151,58 @@ def network(request: pytest.FixtureRequest, netns: Netns) -> Iterator[Network]:
 
 
 def test_a_connection_begun_before_the_assignment_is_cut_then_begins_anew_with_the_address(network: Network) -> None:
-    assert network.sources() == {str(NODE_IP)}
-    network.rules(A)
-    network.flow(MARK[A])
+    assert network.sources() == {str(network.family.node)}
+    network.rules(network.family.a)
+    network.flow(network.mark_a)
     assert network.sources() == set()
     assert KernelConntrack().forget_stale() == 1
-    assert network.sources() == {str(A)}
+    assert network.sources() == {str(network.family.a)}
     assert KernelConntrack().forget_stale() == 0
 
 
 def test_a_connection_never_goes_on_under_an_address_that_its_namespace_lost(network: Network) -> None:
     """Nothing ended the connections: the runner was killed."""
-    network.rules(A, B)
-    network.flow(MARK[A])
-    KernelConntrack().forget([NODE_IP])
-    assert network.sources() == {str(A)}
+    network.rules(network.family.a, network.family.b)
+    network.flow(network.mark_a)
+    KernelConntrack().forget([network.family.node])
+    assert network.sources() == {str(network.family.a)}
     network.flow()  # no address any more
     assert network.sources() == set()
-    network.flow(MARK[B])  # another one
+    network.flow(network.mark_b)  # another one
     assert network.sources() == set()
     assert KernelConntrack().forget_stale() == 1
-    assert network.sources() == {str(B)}
+    assert network.sources() == {str(network.family.b)}
     network.flow()
     assert network.sources() == set()
     assert KernelConntrack().forget_stale() == 1
-    assert network.sources() == {str(NODE_IP)}
+    assert network.sources() == {str(network.family.node)}
 
 
 def test_what_belongs_to_no_connection_never_leaves_with_the_pods_own_ip(network: Network, netns: Netns) -> None:
     """The last packet of a connection that was ended: conntrack does not take it up, so nothing translates it."""
-    neighbour, pod = netns.beyond
+    (neighbour, pod), family = netns.beyond, network.family
     ports_and_sequence = struct.pack("!HHII", 5001, 80, 1, 1)
     fin = ports_and_sequence + struct.pack("!BBHHH", 5 << 4, 0x11, 512, 0, 0)
     with pod:
-        sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+        sender = socket.socket(family.socket, socket.SOCK_RAW, socket.IPPROTO_TCP)
     with neighbour:
-        receiver = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+        receiver = socket.socket(family.socket, socket.SOCK_RAW, socket.IPPROTO_TCP)
     with sender, receiver:
         receiver.settimeout(0.3)
-        sender.sendto(_with_checksum(fin, "10.128.0.2"), (str(NEIGHBOUR), 0))
-        assert receiver.recvfrom(128)[1][0] == "10.128.0.2"  # so it is without us
-        network.rules(A)
-        network.flow(MARK[A])
-        sender.sendto(_with_checksum(fin, "10.128.0.2"), (str(NEIGHBOUR), 0))
+        sender.sendto(_with_checksum(fin, family), (str(family.neighbour), 0))
+        assert receiver.recvfrom(128)[1][0] == str(family.pod)  # so it is without us
+        network.rules(network.family.a)
+        network.flow(network.mark_a)
+        sender.sendto(_with_checksum(fin, family), (str(family.neighbour), 0))
         with pytest.raises(TimeoutError):
             receiver.recvfrom(128)
         network.flow()
-        sender.sendto(_with_checksum(fin, "10.128.0.2"), (str(NEIGHBOUR), 0))
-        assert receiver.recvfrom(128)[1][0] == "10.128.0.2"  # other namespaces' are not ours to judge
+        sender.sendto(_with_checksum(fin, family), (str(family.neighbour), 0))
+        assert receiver.recvfrom(128)[1][0] == str(family.pod)  # other namespaces' are not ours to judge
 
 
-def _with_checksum(segment: bytes, source: str) -> bytes:
-    pseudo = IPv4Address(source).packed + NEIGHBOUR.packed + struct.pack("!BBH", 0, 6, len(segment))
+def _with_checksum(segment: bytes, family: Family) -> bytes:
+    pseudo = family.pod.packed + family.neighbour.packed + struct.pack("!II", socket.IPPROTO_TCP, len(segment))
     total = sum(struct.unpack(f"!{(len(pseudo) + len(segment)) // 2}H", pseudo + segment))
     total = (total & 0xFFFF) + (total >> 16)
     total = (total & 0xFFFF) + (total >> 16)

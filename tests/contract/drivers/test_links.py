@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_interface
+from pathlib import Path
 
 import pytest
 
+from egress.addresses import Address
 from lab.fakes.node import FakeLinks, fake_node
+from node_runner.drivers import links as links_driver
 from node_runner.drivers.errors import (
     AddressForeign,
     AddressIsNodeIP,
     AddressIsPrimary,
     AddressOutsideSubnet,
     InterfaceMissing,
+    KernelTooOld,
 )
-from node_runner.drivers.links import InterfaceLinks
-from node_runner.drivers.ports import Links
+from node_runner.drivers.links import ADDRESS_METRIC, InterfaceLinks
+from node_runner.drivers.netlink import attribute
+from node_runner.drivers.ports import LinkFacts, Links
 
-from .conftest import NODE_IP, Netns, add_link, eventually, run
+from .conftest import NODE_IP, NODE_SIX, Netns, add_link, eventually, run
 
 A, B = IPv4Address("192.168.1.102"), IPv4Address("192.168.1.103")
-FOREIGN = IPv4Address("192.168.1.40")
+SIX, SIX_TOO = IPv6Address("2001:db8::102"), IPv6Address("2001:db8::103")
+FOREIGN, FOREIGN_SIX = IPv4Address("192.168.1.40"), IPv6Address("2001:db8::40")
 LONG = "ens1f0np0d1v234"  # 15 characters: no room for a label
 
 
@@ -35,14 +44,17 @@ class Rig:
     interface: str
 
     def text(self) -> str:
-        return self.fake.text() if self.fake else run("ip", "-o", "-4", "address", "show", "dev", self.interface)
+        if self.fake:
+            return self.fake.text()
+        shown = run("ip", "-o", "address", "show", "dev", self.interface, "scope", "global")
+        return re.sub(r"\d+sec|tentative", "", shown)
 
 
 @pytest.fixture(params=["fake", "eth0", "a1234567890", LONG])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     if request.param == "fake":
-        fake = fake_node(str(NODE_IP)).links
-        fake.foreign.add(FOREIGN)
+        fake = fake_node(str(NODE_IP), other_ips=[f"{NODE_SIX}/64"]).links
+        fake.foreign |= {FOREIGN, FOREIGN_SIX}
         yield Rig(fake, fake, "eth0")
         return
     netns: Netns = request.getfixturevalue("netns")
@@ -55,26 +67,27 @@ def test_the_interface_is_found_by_the_nodes_ip(rig: Rig) -> None:
     assert facts.interface == rig.interface
     assert facts.prefix_length == 24
     assert len(facts.mac) == 17
+    assert facts.other_ips == (ip_interface(f"{NODE_SIX}/64"),)
     assert facts.index > 0
 
 
 def test_addresses_are_added_recognised_and_removed(rig: Rig) -> None:
     before = rig.text()
     assert rig.links.read() == frozenset()
-    assert rig.links.apply({A, B}, set()) == {}
-    assert rig.links.read() == {A, B}
-    assert rig.links.apply(set(), {A}) == {}
-    assert rig.links.read() == {B}
-    assert rig.links.apply({A}, {B}) == {}
-    assert rig.links.read() == {A}
-    assert rig.links.apply(set(), {A}) == {}
+    assert rig.links.apply({A, B, SIX, SIX_TOO}, set()) == {}
+    assert rig.links.read() == {A, B, SIX, SIX_TOO}
+    assert rig.links.apply(set(), {A, SIX}) == {}
+    assert rig.links.read() == {B, SIX_TOO}
+    assert rig.links.apply({A, SIX}, {B, SIX_TOO}) == {}
+    assert rig.links.read() == {A, SIX}
+    assert rig.links.apply(set(), {A, SIX}) == {}
     assert rig.text() == before
 
 
 def test_doing_it_twice_is_doing_it_once(rig: Rig) -> None:
-    rig.links.apply({A}, set())
+    rig.links.apply({A, SIX}, set())
     text = rig.text()
-    assert rig.links.apply({A}, {B}) == {}
+    assert rig.links.apply({A, SIX}, {B, SIX_TOO}) == {}
     assert rig.text() == text
     if rig.fake is not None:
         assert rig.fake.writes == 1
@@ -86,7 +99,11 @@ def test_what_the_node_cannot_hold_is_refused_and_the_rest_done(rig: Rig) -> Non
         IPv4Address("192.168.2.5"): AddressOutsideSubnet,
         IPv4Address("192.168.1.255"): AddressOutsideSubnet,
         IPv6Address("fd00::1"): AddressOutsideSubnet,
+        IPv6Address(int(A)): AddressOutsideSubnet,  # its number is that of an IPv4 address which could be held
+        IPv6Address("2001:db8::"): AddressOutsideSubnet,
+        NODE_SIX: AddressIsNodeIP,
         FOREIGN: AddressForeign,
+        FOREIGN_SIX: AddressForeign,
     }
     for address, error in expected.items():
         refused = rig.links.refusals([address]).get(address)
@@ -131,6 +148,102 @@ def test_ours_are_secondary_permanent_and_no_source_of_the_nodes_own(netns: Netn
     if interface != LONG:
         assert f"{interface}:eip" in line
     assert run("ip", "route", "show", "table", "main").replace(" linkdown", "") == routes
+
+
+def source_to(address: str) -> str:
+    """Which address the node's own packets to `address` have."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
+        client.connect((address, 9))
+        return str(client.getsockname()[0])
+
+
+def test_ipv6_ones_are_usable_at_once_known_by_their_metric_and_no_source_of_the_nodes_own(netns: Netns) -> None:
+    add_link(netns, LONG, traffic=True)
+    routes = run("ip", "-6", "route", "show", "table", "main")
+    source = source_to("2001:db8::3")
+    InterfaceLinks(NODE_IP).apply({IPv6Address("2001:db8::1"), SIX}, set())
+    lines = run("ip", "-6", "-o", "address", "show", LONG).splitlines()
+    (line,) = [line for line in lines if f"{SIX}/64" in line]
+    assert f"metric {ADDRESS_METRIC} scope global nodad deprecated noprefixroute" in line
+    assert "valid_lft forever preferred_lft 0sec" in line
+    assert "tentative" not in line
+    assert run("ip", "-6", "route", "show", "table", "main") == routes
+    assert source_to("2001:db8::3") == source  # to which ::1 is nearer
+    assert InterfaceLinks(NODE_IP).read() == {IPv6Address("2001:db8::1"), SIX}, "another runner knows them"
+
+
+def test_one_that_a_kernel_without_protocols_holds_is_known_by_its_metric_alone(netns: Netns) -> None:
+    add_link(netns, "eth0")
+    options = ("nodad", "noprefixroute", "preferred_lft", "0", "valid_lft", "forever")
+    run("ip", "-6", "address", "add", f"{SIX}/64", "dev", "eth0", *options, "metric", str(ADDRESS_METRIC))
+    run("ip", "-6", "address", "add", f"{SIX_TOO}/64", "dev", "eth0", *options)
+    links = InterfaceLinks(NODE_IP)
+    assert links.read() == {SIX}
+    assert type(links.refusals([SIX_TOO])[SIX_TOO]) is AddressForeign
+
+
+def test_one_that_an_old_kernel_keeps_no_mark_of_is_taken_away_again(
+    netns: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for a kernel before 4.18: the attributes are not sent."""
+    add_link(netns, "eth0")
+    monkeypatch.setattr(links_driver, "_addition_six", _unmarked)
+    links = InterfaceLinks(NODE_IP)
+    assert type(links.apply({SIX}, set())[SIX]) is KernelTooOld
+    assert str(SIX) not in run("ip", "-6", "address", "show", "eth0")
+
+
+def _unmarked(address: IPv6Address, prefix_length: int, facts: LinkFacts) -> bytes:
+    return (
+        struct.pack("=BBBBI", socket.AF_INET6, prefix_length, 0, 0, facts.index)
+        + attribute(1, address.packed)
+        + attribute(2, address.packed)
+    )
+
+
+def test_subnets_of_ipv6_are_those_of_the_nodes_own_lasting_addresses(netns: Netns) -> None:
+    add_link(netns, "eth0")
+    run("ip", "-6", "address", "add", "fd00:5::7/48", "dev", "eth0", "nodad")
+    run("ip", "-6", "address", "add", "2001:db8:7::7/128", "dev", "eth0", "nodad")
+    run("ip", "-6", "address", "add", "2001:db8:8::8/64", "dev", "lo", "nodad")
+    links = InterfaceLinks(NODE_IP)
+    assert links.facts().other_ips == (ip_interface("2001:db8::18/64"), ip_interface("fd00:5::7/48"))
+    inside, outside = IPv6Address("fd00:5:0:9::1"), IPv6Address("2001:db8:8::9")
+    assert links.apply({inside, SIX}, set()) == {}
+    assert links.facts().other_ips == (ip_interface("2001:db8::18/64"), ip_interface("fd00:5::7/48"))
+    assert f"{inside}/48" in run("ip", "-6", "address", "show", "eth0")
+    assert type(links.refusals([outside])[outside]) is AddressOutsideSubnet
+
+
+def test_without_an_ipv6_address_of_its_own_a_node_takes_none_and_says_so(netns: Netns) -> None:
+    add_link(netns, "eth0")
+    Path("/proc/sys/net/ipv6/conf/eth0/disable_ipv6").write_text("1")
+    links = InterfaceLinks(NODE_IP)
+    assert links.facts().other_ips == ()
+    assert "eth0 has no IPv6 address of the node's own" in str(links.apply({SIX}, set())[SIX])
+
+
+def test_gateways_of_both_ip_versions_are_found(netns: Netns) -> None:
+    add_link(netns, "eth0", traffic=True)
+    run("ip", "route", "add", "default", "via", "192.168.1.1", "dev", "eth0")
+    run("ip", "-6", "route", "add", "default", "via", "2001:db8::1", "dev", "eth0")
+    run("ip", "-6", "route", "add", "2001:db8:99::/64", "via", "fe80::1", "dev", "eth0")  # no pool has that one
+    assert InterfaceLinks(NODE_IP).facts().gateways == (IPv4Address("192.168.1.1"), IPv6Address("2001:db8::1"))
+
+
+@pytest.mark.parametrize("address", [A, SIX])
+def test_ours_on_another_interface_are_swept(netns: Netns, address: Address) -> None:
+    add_link(netns, "eth0")
+    links = InterfaceLinks(NODE_IP)
+    links.apply({address}, set())
+    run("ip", "link", "set", "eth0", "name", "eth9")
+    run("ip", "address", "del", f"{NODE_IP}/24", "dev", "eth9")
+    add_link(netns, "eth0")
+    if address == A:  # it went with the primary, or was promoted
+        links.sweep()
+    else:
+        assert links.sweep() == {address}
+    assert str(address) not in run("ip", "address", "show", "eth9")
 
 
 @pytest.mark.usefixtures("netns")
