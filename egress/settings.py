@@ -117,7 +117,7 @@ class Settings:
     vxlan_interface: str = "vxlan0"
     tun_interface: str = "tun0"
     cluster_networks: str = "10.128.0.0/14"
-    """CIDRs, separated by commas."""
+    """CIDRs of either IP version, separated by commas."""
     egress_table: int = 100
     next_table: int = 101
     flow_priority: int = 100

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from egress.delta import RuleChange, RulesFound, rule_change
+from egress.program import Layout
+from egress.rules import rules_of
 from lab.fakes.node import FakeNat, fake_node
 from node_runner.drivers.errors import ChainMissing, IptablesFailed
 from node_runner.drivers.nat import Iptables, Variant
@@ -15,6 +18,8 @@ from node_runner.drivers.ports import Nat
 from .conftest import FOREIGN_RULES, NODE, PARENT, Netns, need, program_of, run
 
 RULES = program_of(fake_node().node, (1, [("192.168.1.102", NODE)])).rules
+DUAL = Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv6Network("fd01::/48")))
+RULES_SIX = rules_of({IPv6Address("2001:db8::102"): 0x66}, DUAL)
 
 
 @pytest.fixture(params=["fake", "nft", "legacy"])
@@ -35,6 +40,53 @@ def test_a_missing_chain_names_the_setting(nat: Nat) -> None:
     with pytest.raises(ChainMissing, match="masquerade chain"):
         nat.apply(rule_change(RULES, nat.read()))
     assert not any(key[0] == "nat" for key in nat.read().own)
+
+
+def test_a_chain_that_only_ip6tables_lacks_is_named_as_its(request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue("netns")
+    need("iptables-nft-restore", "ip6tables-nft-restore")
+    run("iptables-nft-restore", stdin=FOREIGN_RULES)
+    nat = Iptables(variant="nft")
+    with pytest.raises(ChainMissing, match="table nat of nft ip6tables"):
+        nat.apply(rule_change(RULES_SIX, nat.read(six=True)))
+    nat.apply(rule_change(RULES, nat.read()))  # IPv4 goes on
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+@pytest.mark.usefixtures("netns")
+def test_ip6tables_is_read_where_asked_for_or_where_rules_of_ours_are_there(variant: Variant) -> None:
+    need(f"ip6tables-{variant}-restore")
+    run(f"iptables-{variant}-restore", stdin=FOREIGN_RULES)
+    run(f"ip6tables-{variant}-restore", stdin=FOREIGN_RULES.replace("10.128.0.0/14", "fd01::/48"))
+    nat = Iptables(variant=variant)
+    assert ("nat6", PARENT) in nat.read(six=True).parents
+    assert not Iptables(variant="nft" if variant == "legacy" else "legacy").read(six=True).own
+    if variant is Variant.LEGACY:
+        assert ("nat6", PARENT) in Iptables(variant=variant).read().parents  # it might hold some
+    assert ("nat6", PARENT) not in nat.read().parents
+    assert not nat.unchanged(six=True)
+    nat.apply(rule_change(RULES_SIX, nat.read(six=True)))
+    for again in (nat, Iptables(variant=variant)):
+        found = again.read()
+        assert {table for table, _ in found.own} == {"nat6", "filter6"}
+        assert not rule_change(RULES_SIX, found)
+        assert again.unchanged(six=True)
+    run(f"ip6tables-{variant}", "-t", "nat", "-F", "HAWSE-SNAT")
+    assert not nat.unchanged()
+    assert rule_change(RULES_SIX, nat.read())
+
+
+@pytest.mark.usefixtures("netns")
+def test_asking_makes_no_legacy_tables_of_ip6tables() -> None:
+    need("iptables-legacy-restore")
+    run("iptables-legacy-restore", stdin=FOREIGN_RULES)
+    iptables = Iptables()
+    assert iptables.variant() is Variant.LEGACY
+    iptables.apply(rule_change(RULES, iptables.read()))
+    iptables.read()
+    assert iptables.unchanged()
+    with open("/proc/thread-self/net/ip6_tables_names", encoding="ascii") as names:
+        assert names.read() == ""
 
 
 def test_a_node_without_addresses_needs_no_chain(nat: Nat) -> None:

@@ -139,6 +139,13 @@ def test_a_report_that_says_the_same_looks_the_same(ledger: Ledger) -> None:
     assert ledger.looks([]) == ledger.applied([], "e") == {}
 
 
+def test_a_report_of_a_version_that_knows_one_link_alone_is_read(ledger: Ledger) -> None:
+    old = b'{"at":1.0,"epoch":"e","applied":3,"link":"10.0.0.1/24","interface":"","claims":[],"repairs":0,"problem":""}'
+    ledger._report(args=["n1", old])
+    report = ledger.reports(["n1"])["n1"]
+    assert (report.link, report.other_links) == ("10.0.0.1/24", ())
+
+
 def test_a_report_of_a_version_that_says_no_look_is_another_each_time(ledger: Ledger) -> None:
     old = '{"at":1.0,"epoch":"e","applied":3,"link":"","interface":"","claims":[],"repairs":0,"problem":""}'
     ledger._report(args=["n1", old])

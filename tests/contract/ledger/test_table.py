@@ -67,6 +67,9 @@ def test_reports_round_trip(ledger: Ledger) -> None:
     )
     ledger.report(report)
     assert ledger.reports(["node1", "node2"]) == {"node2": report}
+    both = replace(report, gateways=(ip_address("2001:db8::1"),), other_links=("2001:db8::18/64", "fd00::18/48"))
+    ledger.report(both)
+    assert ledger.reports(["node2"]) == {"node2": both}
 
 
 def test_several_asks_become_one_until_the_work_begins(ledger: Ledger) -> None:

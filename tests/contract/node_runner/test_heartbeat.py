@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address, ip_interface
 
 import pytest
 import structlog
@@ -91,6 +92,23 @@ def test_nor_does_one_without_a_link(link: Link) -> None:
     link.fakes["node1"].links.carrier = False
     link.silence("node2")
     assert link.seen("node2").keys() == {"node3"}
+
+
+def test_of_ipv6_only_a_witness_that_can_ask_says_what_a_silent_node_holds(link: Link) -> None:
+    six = ip_address("2001:db8::102")
+    link.given["node2"] = frozenset({six})
+    facts = link.fakes["node1"].links.facts()
+    link.fakes["node1"].links._facts = replace(facts, other_ips=(ip_interface("2001:db8::17/64"),))
+    link.answers[six] = link.answers[IPS["node2"]]
+    link.silence("node2")
+    assert link.seen("node2") == {"node1": (True, frozenset({six}))}
+
+
+def test_that_a_node_is_dead_is_said_by_those_too_that_cannot_ask_for_its_ipv6(link: Link) -> None:
+    link.given["node2"] = frozenset({ip_address("2001:db8::102")})
+    del link.answers[IPS["node2"]]
+    link.silence("node2")
+    assert link.seen("node2") == {"node1": (False, frozenset()), "node3": (False, frozenset())}
 
 
 def test_a_node_of_another_link_is_not_looked_for(link: Link) -> None:

@@ -8,7 +8,7 @@ import pytest
 from egress.adapters.ledger import Offer
 from egress.messages import NAMESPACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
 from egress.table import NodeReport
-from workers.reconciling import gateways
+from workers.reconciling import gateways, other_ips
 
 A, B, C = "192.168.1.102", "192.168.1.103", "192.168.1.104"
 RANGE = f"{A}-192.168.1.110"
@@ -174,6 +174,11 @@ def test_gateways_are_no_pools_to_give(world: Any) -> None:
 def test_gateways_come_from_what_the_nodes_report() -> None:
     found = NodeReport("node1", 0.0, gateways=(ip_address("192.168.1.1"),))
     assert gateways([found, NodeReport("node2", 0.0)]) == {ip_address("192.168.1.1")}
+
+
+def test_the_nodes_own_ips_of_the_other_ip_version_come_from_their_reports() -> None:
+    found = NodeReport("node1", 0.0, other_links=("2001:db8::17/64", "fd00::17/48"))
+    assert other_ips([found, NodeReport("node2", 0.0)]) == {ip_address("2001:db8::17"), ip_address("fd00::17")}
 
 
 def test_a_full_pool_that_admits_gives_the_address_when_one_is_free(world: Any) -> None:

@@ -167,6 +167,24 @@ def test_the_layout_is_an_option(example: Path, capsys: pytest.CaptureFixture[st
     assert not any("10.128" in rule for rule in node["nat"])
 
 
+def test_a_pair_is_planned_for_both_ip_versions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(EXAMPLE.replace("egressIPs: [192.168.1.102]", 'egressIPs: [192.168.1.102, "2001:db8::102"]'))
+    options = ["--cluster-network", "10.128.0.0/14", "--cluster-network", "fd01::/48"]
+    nodes = planned(capsys, "-f", path, *options)["nodes"]
+    assert nodes["node2"]["addresses"] == ["192.168.1.102", "2001:db8::102"]
+    assert [flow.split()[0] for flow in nodes["node2"]["flows"]] == [
+        "table=100,priority=100,ip,reg0=0x1094c2",
+        "table=100,priority=100,ipv6,reg0=0x1094c2",
+    ]
+    snat = "-s fd01::/48 -m mark --mark 0x20010cba -j SNAT --to-source 2001:db8::102"
+    assert f"-A HAWSE-SNAT-10111010 {snat}" in nodes["node2"]["nat6"]
+    assert nodes["node2"]["nat"] == GOLDEN["nodes"]["node2"]["nat"]  # type: ignore[index]
+    assert "nat6" not in nodes["node1"]
+    assert main(["plan", "-f", str(path), *options]) == 0
+    assert f"  nat6   -A HAWSE-SNAT-10111010 {snat}" in capsys.readouterr().out
+
+
 def test_text_shows_the_group_that_spreads_traffic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(

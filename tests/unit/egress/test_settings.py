@@ -1,7 +1,7 @@
 """Settings from the environment."""
 
 import dataclasses
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
@@ -59,8 +59,15 @@ def test_what_kubernetes_says_of_a_service_named_hawse_is_no_setting(variable: s
 
 
 def test_the_layout_is_of_the_networks_and_a_wrong_one_is_named() -> None:
-    layout = load({"HAWSE_CLUSTER_NETWORKS": "10.128.0.0/14, 10.4.0.0/16", "HAWSE_EGRESS_TABLE": "101"}).layout()
-    assert layout.cluster_networks == (IPv4Network("10.128.0.0/14"), IPv4Network("10.4.0.0/16"))
+    layout = load(
+        {"HAWSE_CLUSTER_NETWORKS": "10.128.0.0/14, 10.4.0.0/16, fd01::/48", "HAWSE_EGRESS_TABLE": "101"}
+    ).layout()
+    assert layout.cluster_networks == (
+        IPv4Network("10.128.0.0/14"),
+        IPv4Network("10.4.0.0/16"),
+        IPv6Network("fd01::/48"),
+    )
+    assert (layout.networks(4), layout.networks(6)) == (("10.128.0.0/14", "10.4.0.0/16"), ("fd01::/48",))
     assert layout.egress_table == 101
     for text in ("", "10.128.0.1/14", "x", "10.0.0.0/8,"):
         with pytest.raises(SettingsError, match="HAWSE_CLUSTER_NETWORKS"):
