@@ -244,23 +244,28 @@ def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
     """
     scripts: dict[str, str] = {}
     contents = _contents(desired, desired.leaves)
+    chains: dict[str, list[str]] = {table: [] for table in TABLES}
+    gone: dict[str, list[str]] = {table: [] for table in TABLES}
+    for table, chain in sorted(contents):
+        chains[table].append(chain)
+    for table, chain in sorted(found.own.keys() - contents.keys()):
+        gone[table].append(chain)
     for table in TABLES:
         declared: list[str] = []
         lines: list[str] = []
-        for (owner, chain), wanted in sorted(contents.items()):
-            if owner == table:
-                edits = _edits(owner, chain, wanted, found.own.get((owner, chain)))
-                if edits is None:  # it is written anew
-                    declared.append(f":{chain} - [0:0]")
-                    edits = [f"-A {chain} {spec}" for spec in _tidy(owner, chain, wanted)]
-                lines += edits
+        for chain in chains[table]:
+            wanted = contents[table, chain]
+            edits = _edits(table, chain, wanted, found.own.get((table, chain)))
+            if edits is None:  # it is written anew
+                declared.append(f":{chain} - [0:0]")
+                edits = [f"-A {chain} {spec}" for spec in _tidy(table, chain, wanted)]
+            lines += edits
         jumps = {jump.chain: jump.spec for jump in desired.jumps if jump.table == table}
         for (owner, parent), specs in sorted(found.parents.items()):
             if owner == table:
                 lines += _jump_lines(parent, jumps.pop(parent, None), specs)
         lines += [f"-I {parent} 1 {spec}" for parent, spec in sorted(jumps.items())]
-        gone = sorted(key[1] for key in found.own.keys() - contents.keys() if key[0] == table)
-        lines += [f"-F {chain}" for chain in gone] + [f"-X {chain}" for chain in gone]
+        lines += [f"-F {chain}" for chain in gone[table]] + [f"-X {chain}" for chain in gone[table]]
         if declared or lines:
             scripts[table] = "\n".join([f"*{table.removesuffix('6')}", *declared, *lines, "COMMIT", ""])
     return RuleChange(scripts)

@@ -13,7 +13,7 @@ from ipaddress import ip_network
 
 from egress.addresses import Address
 from egress.delta import Found, mark_in, marks_of, netid_of, traffic_of
-from egress.program import Flow, Layout, NodeProgram, Traffic, versions_of
+from egress.program import Flow, Layout, NodeProgram, Traffic, by_version
 from egress.rules import (
     SNAT_CHAIN,
     SPINE_CHAINS,
@@ -151,7 +151,7 @@ def trace(rows: Iterable[Steering], node: str, program: NodeProgram, sight: Sigh
     traces = []
     for row in rows:
         pieces: list[Piece] = []
-        for version in versions_of(row, layout):
+        for version, _ in by_version(row, layout):
             traffic = row.netid, version
             packets, octets = sight.counts.get(traffic, (None, None))
             pieces.append(Piece("flow", _text(wanted.get(traffic)), _text(found.get(traffic)), packets, octets))

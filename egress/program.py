@@ -118,21 +118,19 @@ def render(
     the marks that the node's rules give its addresses now; they are kept.
     """
     rows = list(table)
+    known = {version for version in VERSIONS if layout.networks(version)}
     own: dict[Traffic, Address] = {
         (row.netid, hop.address.version): hop.address
         for row in rows
         for hop in row.hops
-        if hop.node == facts.node
-        and layout.networks(hop.address.version)
-        and not (withheld and hop.address in withheld)
+        if hop.node == facts.node and hop.address.version in known and not (withheld and hop.address in withheld)
     }
     addresses = frozenset(own.values())
     mark_of = assign_marks(addresses, marks)
     flows: set[Flow] = set()
     groups: set[Group] = set()
     for row in rows:
-        for version in versions_of(row, layout):
-            hops = [hop for hop in row.hops if hop.address.version == version]
+        for version, hops in by_version(row, layout):
             actions = "drop"
             if (address := own.get((row.netid, version))) is not None:
                 actions = (
@@ -151,13 +149,16 @@ def render(
     return NodeProgram(addresses, frozenset(flows), frozenset(groups), rules_of(mark_of, layout), own, mark_of)
 
 
-def versions_of(row: Steering, layout: Layout) -> tuple[int, ...]:
-    """The IP versions that a row needs a flow for, each with a drop where nothing else is to become of it.
+def by_version(row: Steering, layout: Layout) -> list[tuple[int, list[SteeringHop]]]:
+    """The IP versions that a row needs a flow for, a drop where nothing else is to become of it, each with its hops.
 
     Where pods have no IPv6, no row needs one for it, unless it has an IPv6 address.
     """
-    six = layout.networks(6) or any(hop.address.version == 6 for hop in row.hops)
-    return VERSIONS if six else (4,)
+    four: list[SteeringHop] = []
+    six: list[SteeringHop] = []
+    for hop in row.hops:
+        (four if hop.address.version == 4 else six).append(hop)
+    return [(4, four), (6, six)] if six or layout.networks(6) else [(4, four)]
 
 
 def flow_of(netid: int, version: int, actions: str, layout: Layout) -> Flow:

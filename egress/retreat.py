@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from egress.addresses import VERSIONS, Address
 from egress.delta import FlowChange, Found, RulesFound, dropping, mark_in, marks_of, snat_rules, traffic_of
-from egress.program import Flow, Group, Layout, flow_of, versions_of
+from egress.program import Flow, Group, Layout, by_version, flow_of
 from egress.rules import SPINE_CHAINS, Rule, branches_of, leaves_of, rules_of, tail_of, version_of
 from egress.table import Steering
 
@@ -28,13 +28,9 @@ def retreat(table: Iterable[Steering], node: str, found: Found, layout: Layout) 
     given = {((row.netid, hop.address.version), hop.address) for row in rows for hop in row.hops if hop.node == node}
     carrying = {mark: address for address, mark in _whole(found.rules, layout).items() if address in found.addresses}
     steered = {
-        (row.netid, version): frozenset(
-            str(hop.node_ip)
-            for hop in row.hops
-            if hop.acknowledged and hop.node != node and hop.address.version == version
-        )
+        (row.netid, version): frozenset(str(hop.node_ip) for hop in hops if hop.acknowledged and hop.node != node)
         for row in rows
-        for version in versions_of(row, layout)
+        for version, hops in by_version(row, layout)
     }
     groups = {group.group_id: group for group in found.groups}
     sound: set[tuple[int, int, str]] = set()

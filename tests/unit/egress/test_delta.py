@@ -38,8 +38,8 @@ from egress.program import (
     Layout,
     NodeFacts,
     NodeProgram,
+    by_version,
     render,
-    versions_of,
 )
 from egress.retreat import retreat
 from egress.rules import SPINE_CHAIN, SPINE_CHAINS, TREES, is_own, table_name, tail_of, version_of
@@ -468,13 +468,12 @@ def test_a_node_that_cannot_be_programmed_drops_whatever_is_not_sure(data: st.Da
     found = model.found() if known else replace(model.found(), addresses=frozenset(), rules=RulesFound())
     model.bundle(retreat(table, NODE, found, layout))
     assert model.foreign() == foreign
-    needed = [(asked, version) for asked in table for version in versions_of(asked, layout)]
-    for asked, version in needed:
+    needed = [(asked, *of_version) for asked in table for of_version in by_version(asked, layout)]
+    for asked, version, hops in needed:
         key = (layout.egress_table, layout.priority, f"{'ipv6' if version == 6 else 'ip'},reg0={asked.netid:#x}")
         flow = model.flows.get(key)
         assert flow or key in model.foreign_flows
         assert flow is None or not flow.actions.startswith("goto_table")
-        hops = [hop for hop in asked.hops if hop.address.version == version]
         elsewhere = {str(hop.node_ip) for hop in hops if hop.acknowledged and hop.node != NODE}
         if flow is not None and "->tun_dst" in flow.actions:  # it may be of an earlier table
             assert flow.actions.partition("set_field:")[2].partition("->tun_dst")[0] in elsewhere
