@@ -5,12 +5,12 @@ The objective, each part only where those before it leave a choice:
 1. Only eligible nodes, and of these the reluctant ones (`Candidate.reluctant`) only for what no other takes. A node is
    eligible for an address when it takes new addresses at all (`Candidate.barred`), the
    pool selects it (by its nodeSelector, or without one by the label `egress.hawse.dev/egress-node`; an address of no
-   pool goes by the nodes' egressCIDRs), its link's subnet holds the address, it has room (the pool's
+   pool goes by the nodes' egressCIDRs), a subnet of its link holds the address, it has room (the pool's
    maxAddressesPerNode, which counts the pool's own addresses alone, and what the cloud lets the node have), and it
-   hosts no other address of the namespace.
+   hosts no other address of the namespace and the IP version.
 2. What is hosted stays.
 3. As many addresses as can be get a node.
-4. A namespace's addresses are spread over the values of the pool's topologyKey.
+4. A namespace's addresses of one IP version are spread over the values of the pool's topologyKey.
 5. A node with fewer addresses, of whatever pool, comes first.
 6. The pool's addresses are spread over the values of its topologyKey; then the node's name decides.
 
