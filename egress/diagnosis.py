@@ -218,11 +218,11 @@ def _flows(node: str, program: NodeProgram, found: Found, layout: Layout, names:
         if flow.key not in wanted_keys:
             text = f"a flow that should be gone: {flow}"
             yield Fault(FaultKind.FLOW_STALE, text, node, names.of_netid(netid_of(flow)))
-    netids = {netid_of(flow) for flow in program.flows}
+    traffic = {traffic_of(flow) for flow in program.flows}
     for table, priority, match in sorted(found.foreign_flows - wanted_keys):
         if table != layout.egress_table or priority < layout.priority:
             continue
-        for covered in _covered(match, netids, layout):
+        for covered in _covered(match, traffic, layout):
             text = f"a flow that is not Hawse's takes its packets first: table={table},priority={priority},{match}"
             namespace = names.of_netid(covered) if covered is not None else ""
             yield Fault(FaultKind.FLOW_SHADOWED, text, node=node, namespace=namespace)
@@ -243,12 +243,17 @@ def _difference(wanted: Flow, found: Flow) -> FaultKind:
 
 _TUN_DST = re.compile(r"set_field:([0-9a-f.:]+)->tun_(?:ipv6_)?dst")
 _REG0 = re.compile(r"reg0=(0x[0-9a-f]+|[0-9]+)")
+_IPV6 = re.compile(r"\b(?:ipv6|tcp6|udp6|sctp6|icmp6)\b")
 _NW_SRC = re.compile(r"nw_src=([0-9.]+(?:/[0-9]+)?)|ipv6_src=([0-9a-f:.]+(?:/[0-9]+)?)(?=,|$)")
 
 
-def _covered(match: str, netids: Collection[int], layout: Layout) -> Iterator[int | None]:
+def _covered(match: str, traffic: Collection[Traffic], layout: Layout) -> Iterator[int | None]:
     """Which of our NetIDs a foreign flow takes packets of; None for all of them. One that picks out some packets of
-    every namespace, such as the cluster's own DNS, is no concern of ours."""
+    every namespace, such as the cluster's own DNS, is no concern of ours; nor is one for IPv6 where we have no flow."""
+    six = _IPV6.search(match) is not None
+    netids = {netid for netid, version in traffic if version == 6 or not six}
+    if six and not netids:
+        return
     reg0 = _REG0.search(match)
     if reg0 is not None:
         netid = int(reg0[1], 0)

@@ -107,6 +107,15 @@ def test_which_flow_of_others_takes_our_packets(match: str, priority: int, shado
     assert kinds(found) == [(FaultKind.FLOW_SHADOWED, name) for name in shadowed]
 
 
+def test_a_flow_for_ipv6_is_no_concern_where_there_is_none_of_ours() -> None:
+    layout = Layout()
+    program = render(TABLE.values(), NodeFacts("node1", "0a:58:0a:80:00:01"), layout)
+    found = applied(program, Found(rules=EMPTY))
+    for match in ("ipv6", "ipv6,reg0=0x7", "tcp6,reg0=0x7"):
+        there = replace(found, foreign_flows=frozenset({(100, 200, match)}))
+        assert examine("node1", TABLE, program, Sight(there), layout) == []
+
+
 def test_a_flow_in_another_table_is_no_concern() -> None:
     assert kinds(replace(holding(TABLE), foreign_flows=frozenset({(90, 200, "ip,reg0=0x7")}))) == []
 
