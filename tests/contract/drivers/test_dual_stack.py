@@ -19,6 +19,7 @@ from egress.rules import tail_of, version_of
 from egress.table import Steering, SteeringHop
 from lab.fakes.node import fake_node
 from node_runner.drivers import open_node
+from node_runner.drivers.errors import IptablesFailed
 from node_runner.drivers.ports import ProbeTiming
 from node_runner.programmer import Programmer, Result
 
@@ -269,6 +270,32 @@ def test_without_an_ipv6_network_of_the_pods_ipv6_is_refused_and_ipv4_goes_on(ri
     flows = {flow.match: flow.actions for flow in rig.node.flows.read().flows}
     assert flows.keys() == {"ip,reg0=0x10", "ipv6,reg0=0x10"}
     assert flows["ipv6,reg0=0x10"] == "drop"
+
+
+def test_what_a_node_holds_is_known_without_a_table(rig: Rig) -> None:
+    Pass(rig)(PAIR | ALONE)
+    _, claims = Pass(rig).programmer.holds()
+    assert {(claim.address, claim.netid) for claim in claims} == {(A, 0x10), (SIX, 0x10), (SIX_TOO, 0x11)}
+
+
+@pytest.mark.parametrize("fails", ["apply", "read"])
+def test_where_rules_fail_what_stands_goes_on_and_the_rest_drops(rig: Rig, fails: str) -> None:
+    passing = Pass(rig)
+    passing(PAIR)
+
+    def failing(*_: object, **__: object) -> None:
+        raise IptablesFailed("another app holds the lock")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rig.node.nat, fails, failing)
+        with pytest.raises(IptablesFailed):
+            passing(PAIR | ALONE | CLOSED)
+    flows = {flow.match: flow.actions for flow in rig.node.flows.read().flows}
+    goes_on = fails == "apply"  # what cannot be read counts as gone
+    assert all(("pkt_mark" in flows[f"{version},reg0=0x10"]) == goes_on for version in ("ip", "ipv6"))
+    assert all(flows[f"{version},reg0={netid}"] == "drop" for version in ("ip", "ipv6") for netid in ("0x11", "0x14"))
+    passing(PAIR | ALONE | CLOSED)
+    assert passing.faults(PAIR | ALONE | CLOSED) == set()
 
 
 def test_a_node_whose_ip_is_ipv6_holds_both_too(request: pytest.FixtureRequest) -> None:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_interface
 from typing import Any
 
 import pytest
@@ -111,6 +111,19 @@ def test_it_reports_what_it_holds_and_tells_the_workers_once(
     ledger.change(NETID, row(acknowledged=True)[NETID])
     runner.step()
     assert told.times == 1
+
+
+def test_its_addresses_of_the_other_ip_version_are_reported_and_told_when_they_change(
+    runner: Runner, lab: Any, ledger: FakeLedger, told: Told
+) -> None:
+    ledger.begin("e1", {})
+    runner.step()
+    assert ledger.last.other_links == ()
+    before = told.times
+    lab.fake.links._facts = replace(lab.fake.links._facts, other_ips=(ip_interface("2001:db8::18/64"),))
+    runner.step()
+    assert ledger.last.other_links == ("2001:db8::18/64",)
+    assert told.times == before + 1
 
 
 def test_what_placement_asks_of_a_node_is_told_when_it_changes(
