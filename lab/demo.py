@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import FrameType
 
@@ -21,6 +21,7 @@ from lab.kube import Json, KubeError
 from lab.net import preflight
 from lab.net.channel import LabError
 from lab.net.guarded import GuardError
+from lab.net.topology import Address
 from lab.net.traffic import AccessLogEntry, Attempt
 from lab.stack import Stack, wait_for
 from lab.tickets.receiver import Desk
@@ -32,6 +33,9 @@ NODE1, NODE2 = IPv4Address("192.168.1.17"), IPv4Address("192.168.1.18")
 POOL = "192.168.1.102-192.168.1.110"
 ASSIGNED = IPv4Address("192.168.1.102")
 MANUAL = IPv4Address("192.168.1.120")
+PAIR_NETID = 0x0D0A1E
+PAIRS = ("192.168.1.116-192.168.1.119", "fd00:192:168:1::116-fd00:192:168:1::119")
+PAIR = (IPv4Address("192.168.1.116"), IPv6Address("fd00:192:168:1::116"))
 PATIENCE = 40.0
 """Seconds: two emulated nodes share one emulated processor, on a machine that may be busy."""
 
@@ -65,17 +69,22 @@ class Demo:
         self._assign()
         self._steered()
         self._by_hand()
+        self._pair()
         self._release()
 
     def _prepare(self) -> None:
         stack = self._stack
         selector = {"matchLabels": {"environment": "production"}}
         stack.create_pool("production", POOL, namespaceSelector=selector, ticketProfile="console")
+        selector = {"matchLabels": {"environment": "both"}}
+        stack.create_pool("pairs", *PAIRS, namespaceSelector=selector, ipFamilyPolicy="RequireDualStack")
         # What OpenShift SDN does: a NetNamespace for each project, and its pods on the nodes' bridges.
-        for name, netid in (("egress-test", EGRESS_NETID), ("by-hand", MANUAL_NETID), ("bystander", OTHER_NETID)):
+        netids = {"egress-test": EGRESS_NETID, "by-hand": MANUAL_NETID, "both": PAIR_NETID, "bystander": OTHER_NETID}
+        for name, netid in netids.items():
             stack.kube.create(_net_namespace(name, netid))
         stack.network.add_pod("pod", "node1", EGRESS_NETID)
         stack.network.add_pod("hand", "node1", MANUAL_NETID)
+        stack.network.add_pod("both", "node1", PAIR_NETID)
         stack.network.add_pod("bystander", "node1", OTHER_NETID)
         stack.create_namespace("bystander")
         stack.create_namespace("by-hand")
@@ -130,8 +139,18 @@ class Demo:
         self._show(self._request("hand", MANUAL))
         self._show_all("by-hand", MANUAL, MANUAL_NETID)
 
+    def _pair(self) -> None:
+        self._title("5. A dual-stack pool: an address of each IP version, each seen by the web server")
+        namespace = self._stack.create_namespace("both", environment="both")
+        addresses = namespace["metadata"].get("annotations", {}).get("egress.hawse.dev/addresses")
+        if addresses != ",".join(map(str, PAIR)):
+            raise DemoFailed(f"the namespace came back with {addresses!r} and not with {PAIR[0]},{PAIR[1]}")
+        self._print(f"  annotations: {{egress.hawse.dev/addresses: {addresses}}}")
+        for address in PAIR:
+            self._show(self._request("both", address))
+
     def _release(self) -> None:
-        self._title("5. The namespace is deleted: everything of it goes, and nobody else notices")
+        self._title("6. The namespace is deleted: everything of it goes, and nobody else notices")
         stack = self._stack
         steady = stack.network.traffic("hand", interval=0.5)
         time.sleep(2)
@@ -190,14 +209,15 @@ class Demo:
             raise DemoFailed(f"namespace {namespace} noticed: {wrong[:3] or 'it sent nothing'}")
         self._print(f"namespace {namespace}: {len(attempts)} requests meanwhile, all answered, all from {source}")
 
-    def _request(self, pod: str, source: IPv4Address, *, patience: float = PATIENCE) -> AccessLogEntry:
+    def _request(self, pod: str, source: Address, *, patience: float = PATIENCE) -> AccessLogEntry:
         """A request of `pod` that the web server saw come from `source`; until then, requests are made again."""
+        ipv6 = source.version == 6
         network = self._stack.network
-        seen: set[IPv4Address] = set()
+        seen: set[Address] = set()
 
         def arrived() -> AccessLogEntry | None:
             before = len(network.access_log())
-            network.request(pod, f"/from-{pod}", timeout=1)
+            network.request(pod, f"/from-{pod}", timeout=1, ipv6=ipv6)
             for entry in network.access_log()[before:]:
                 if entry.path == f"/from-{pod}":
                     seen.add(entry.source)
@@ -232,7 +252,8 @@ class Demo:
         for name, lines in flows.items():
             self._print(f"{name} $ ovs-ofctl dump-flows br0 table=100", *(f"  {line}" for line in lines))
         self._print("node2 $ iptables-save -c -t nat", *(f"  {rule}" for rule in [*jump, *rules]))
-        idle = [name for name, lines in flows.items() if not lines or "n_packets=0," in lines[0]]
+        used = {name: [flow for flow in lines if ",ip,reg0=" in flow] for name, lines in flows.items()}
+        idle = [name for name, lines in used.items() if not lines or "n_packets=0," in lines[0]]
         if not address_lines or not rules or idle or rules[0].startswith("[0:"):
             raise DemoFailed(f"no packet was counted on the way of {address} ({', '.join(idle) or 'address or rule'})")
 

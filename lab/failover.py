@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from lab.net.capture import Packet
-from lab.net.topology import WEB, Pod, nodes
+from lab.net.topology import WEB, WEB_6, Address, Pod, nodes
 from lab.net.traffic import Attempt
 from lab.stack import Stack, wait_for
 
@@ -33,19 +33,20 @@ PATIENCE = 60.0
 class Seen:
     """What the outside saw while something happened: the stream's attempts, and the frames on the link."""
 
-    address: IPv4Address
+    address: Address
     attempts: list[Attempt] = field(default_factory=list)
     packets: list[Packet] = field(default_factory=list)
 
     @property
-    def sources(self) -> set[IPv4Address | None]:
+    def sources(self) -> set[Address | None]:
         """Whom the web server believed the pod to be."""
         return {attempt.source for attempt in self.attempts if attempt.outcome == "answered"}
 
     @property
-    def strangers(self) -> set[IPv4Address]:
+    def strangers(self) -> set[Address]:
         """Sources of requests to the web server other than the address."""
-        requests = [packet for packet in self.packets if packet.protocol == "tcp" and packet.destination == WEB]
+        web = WEB if self.address.version == 4 else WEB_6
+        requests = [packet for packet in self.packets if packet.protocol == "tcp" and packet.destination == web]
         return {packet.source for packet in requests if packet.source not in (self.address, None)}
 
     def macs(self) -> list[str]:
@@ -63,16 +64,20 @@ class Seen:
 
 
 class Failover:
-    """One namespace with an address on a stack of `NODES`, and a pod of it on the first node."""
+    """One namespace with an address on a stack of `NODES`, and a pod of it on the first node.
 
-    def __init__(self, stack: Stack, name: str = "egress-test", netid: int = NETID) -> None:
+    The address is of the pool that serves namespaces with the label `egress: LABEL`.
+    """
+
+    def __init__(self, stack: Stack, name: str = "egress-test", netid: int = NETID, *, label: str = "yes") -> None:
         self.stack = stack
         self.name = name
         head = {"apiVersion": "network.openshift.io/v1", "kind": "NetNamespace", "metadata": {"name": name}}
         stack.kube.create(head | {"netname": name, "netid": netid})
-        self.pod: Pod = stack.network.add_pod("fo-pod", "node1", netid)
-        namespace = stack.create_namespace(name, egress="yes")
-        self.address = IPv4Address(namespace["metadata"]["annotations"]["egress.hawse.dev/addresses"])
+        self.pod: Pod = stack.network.add_pod(f"fo-{netid:x}", "node1", netid)
+        namespace = stack.create_namespace(name, egress=label)
+        self.address = ip_address(namespace["metadata"]["annotations"]["egress.hawse.dev/addresses"])
+        self.ipv6 = self.address.version == 6
         self.flowing()
 
     def close(self) -> None:
@@ -99,7 +104,7 @@ class Failover:
         """Waits until the pod is seen with the address."""
         wait_for(
             f"{self.pod.name} as {self.address}",
-            lambda: self.stack.network.request(self.pod, timeout=1).source == self.address,
+            lambda: self.stack.network.request(self.pod, timeout=1, ipv6=self.ipv6).source == self.address,
             PATIENCE,
         )
 
@@ -107,8 +112,8 @@ class Failover:
     def watched(self) -> Iterator[Seen]:
         """A request every 50 ms, and all that is on the outside link, while the block runs."""
         seen = Seen(self.address)
-        capture = self.stack.network.capture("outside", "arp or (tcp and port 80)")
-        traffic = self.stack.network.traffic(self.pod, interval=0.05, timeout=1.0)
+        capture = self.stack.network.capture("outside", "arp or icmp6 or (tcp and port 80)")
+        traffic = self.stack.network.traffic(self.pod, interval=0.05, timeout=1.0, ipv6=self.ipv6)
         try:
             wait_for("an answer", lambda: any(each.outcome == "answered" for each in traffic.attempts()), 10)
             yield seen

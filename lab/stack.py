@@ -21,7 +21,7 @@ from lab.kube import Json, Kube
 from lab.net.broker import Broker
 from lab.net.channel import RemoteProcess
 from lab.net.network import NetworkLab
-from lab.net.topology import CLUSTER_NETWORK, DEFAULT_NODES, NodeSpec
+from lab.net.topology import DEFAULT_NODES, NodeSpec
 
 T = TypeVar("T")
 RUNNER = Path(sys.executable).parent / "hawse-node-runner"
@@ -52,7 +52,10 @@ class Stack:
         self.kube: Kube
         self.runners: dict[str, RemoteProcess] = {}
         self._egress_nodes = egress_nodes
-        self._settings = settings or {}
+        self._settings = {
+            "HAWSE_CLUSTER_NETWORKS": ",".join(map(str, self.network.cluster_networks)),
+            **(settings or {}),
+        }
         self._say = say
 
     def __enter__(self) -> Self:
@@ -114,7 +117,6 @@ class Stack:
             "HAWSE_REDIS_URL": self.broker.tcp_url,
             "HAWSE_NODE_NAME": spec.host,
             "HAWSE_NODE_IP": str(spec.address),
-            "HAWSE_CLUSTER_NETWORKS": str(CLUSTER_NETWORK),
             "HAWSE_HEALTH_PORT": "0",
             **self._settings,
         }
@@ -138,14 +140,16 @@ class Stack:
         done = self.network.run(node, command, check=True)
         return [line.strip() for line in done.stdout.splitlines() if "table=100" in line]
 
-    def rules(self, node: str, table: str = "nat") -> list[str]:
-        """A node's iptables rules, with their packet counts."""
-        done = self.network.run(node, ["iptables-save", "-c", "-t", table], check=True)
+    def rules(self, node: str, table: str = "nat", *, ipv6: bool = False) -> list[str]:
+        """A node's iptables rules, or ip6tables rules, with their packet counts."""
+        command = "ip6tables-save" if ipv6 else "iptables-save"
+        done = self.network.run(node, [command, "-c", "-t", table], check=True)
         return [line for line in done.stdout.splitlines() if line.startswith("[")]
 
-    def addresses(self, node: str) -> list[str]:
-        """What `ip` says of the addresses on a node's outside interface, a line each."""
-        done = self.network.run(node, ["ip", "-4", "-o", "address", "show", "dev", "eth0"], check=True)
+    def addresses(self, node: str, *, ipv6: bool = False) -> list[str]:
+        """What `ip` says of the addresses of a family on a node's outside interface, a line each."""
+        family = "-6" if ipv6 else "-4"
+        done = self.network.run(node, ["ip", family, "-o", "address", "show", "dev", "eth0"], check=True)
         return [" ".join(line.split()) for line in done.stdout.splitlines()]
 
     def reported(self, name: str, since: float) -> bool:

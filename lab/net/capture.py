@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import signal
 import struct
-from dataclasses import dataclass
-from ipaddress import IPv4Address
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from lab.net.channel import Channel, RemoteProcess
+from lab.net.topology import Address
 
-_IPV4, _ARP = 0x0800, 0x0806
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+_IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6"}
+_DISCOVERY = {135: "solicitation", 136: "advertisement"}
 _ARP_OPERATIONS = {1: "request", 2: "reply"}
 
 
@@ -21,25 +23,31 @@ _ARP_OPERATIONS = {1: "request", 2: "reply"}
 class Packet:
     """A frame; `time` in seconds of the host's wall clock.
 
-    `protocol` is "tcp", "udp", "icmp", "arp" or the number in hexadecimal. For ARP `source` and `destination` are the
-    sender's and the target's address, and `arp` is "request" or "reply". `syn` marks a connection's first packet.
+    `protocol` is "tcp", "udp", "icmp", "icmp6", "arp" or the number in hexadecimal; of IPv6, that of the first header.
+    For ARP `source` and `destination` are the sender's and the target's address, and `arp` is "request" or "reply". Of
+    IPv6's neighbour discovery `neighbour` is "solicitation" or "advertisement", and `target` the address in question.
+    `syn` marks a connection's first packet.
     """
 
     time: float
     source_mac: str
     destination_mac: str
     protocol: str
-    source: IPv4Address | None = None
-    destination: IPv4Address | None = None
+    source: Address | None = None
+    destination: Address | None = None
     source_port: int | None = None
     destination_port: int | None = None
     syn: bool = False
     arp: str | None = None
+    neighbour: str | None = None
+    target: IPv6Address | None = None
     data: bytes = b""
 
     @property
     def gratuitous(self) -> bool:
-        """An ARP packet in which a host announces its own address."""
+        """An ARP packet in which a host announces its own address, or the advertisement to all that is IPv6's."""
+        if self.neighbour == "advertisement":
+            return self.destination is not None and self.destination.is_multicast
         return self.arp is not None and self.source == self.destination
 
 
@@ -99,6 +107,8 @@ def _packet(time: float, frame: bytes) -> Packet:
         name = _ARP_OPERATIONS.get(operation, str(operation))
         source, destination = IPv4Address(body[14:18]), IPv4Address(body[24:28])
         return Packet(time, sender, target, "arp", source, destination, arp=name, data=body)
+    if kind == _IPV6:
+        return _ipv6_packet(time, sender, target, body)
     if kind != _IPV4:
         return Packet(time, sender, target, f"{kind:#06x}", data=body)
     header = (body[0] & 0x0F) * 4
@@ -107,8 +117,22 @@ def _packet(time: float, frame: bytes) -> Packet:
     first_fragment = struct.unpack_from("!H", body, 6)[0] & 0x1FFF == 0
     if protocol not in ("tcp", "udp") or not first_fragment:
         return Packet(time, sender, target, protocol, source, destination, data=body[header:])
-    source_port, destination_port = struct.unpack_from("!HH", body, header)
-    syn = protocol == "tcp" and body[header + 13] & 0x12 == 0x02
-    return Packet(
-        time, sender, target, protocol, source, destination, source_port, destination_port, syn, data=body[header:]
-    )
+    return _segment(Packet(time, sender, target, protocol, source, destination, data=body[header:]))
+
+
+def _ipv6_packet(time: float, sender: str, target: str, body: bytes) -> Packet:
+    protocol = _PROTOCOLS.get(body[6], f"{body[6]:#x}")
+    data = body[40:]
+    packet = Packet(time, sender, target, protocol, IPv6Address(body[8:24]), IPv6Address(body[24:40]), data=data)
+    if protocol in ("tcp", "udp"):
+        return _segment(packet)
+    if protocol == "icmp6" and data[0] in _DISCOVERY:
+        return replace(packet, neighbour=_DISCOVERY[data[0]], target=IPv6Address(data[8:24]))
+    return packet
+
+
+def _segment(packet: Packet) -> Packet:
+    """A packet of TCP or UDP with its ports."""
+    source_port, destination_port = struct.unpack_from("!HH", packet.data)
+    syn = packet.protocol == "tcp" and packet.data[13] & 0x12 == 0x02
+    return replace(packet, source_port=source_port, destination_port=destination_port, syn=syn)

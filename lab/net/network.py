@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +17,22 @@ from lab.net import preflight
 from lab.net.capture import Capture
 from lab.net.channel import CommandFailed, Completed, LabError, Place, RemoteProcess
 from lab.net.kernel import HOST_ADDRESS, Kernel, boot
-from lab.net.topology import DEFAULT_NODES, GATEWAY, OUTSIDE_NETWORK, UPLINK, WEB, NodeSpec, Pod, checked_name
+from lab.net.topology import (
+    CLUSTER_NETWORK,
+    CLUSTER_NETWORK_6,
+    DEFAULT_NODES,
+    GATEWAY,
+    GATEWAY_6,
+    OUTSIDE_NETWORK,
+    OUTSIDE_NETWORK_6,
+    UPLINK,
+    WEB,
+    WEB_6,
+    Address,
+    NodeSpec,
+    Pod,
+    checked_name,
+)
 from lab.net.traffic import AccessLogEntry, Datagram, Response, Traffic, WebLog
 
 BROKER_ADDRESS = HOST_ADDRESS
@@ -33,7 +48,7 @@ class NetworkLab:
     """Nodes, pods and a web server inside one kernel. Everything on the host is in `workdir` or dies with this process.
 
     Inside, the host's files are there to read under their own names, and `workdir` alone to write. Calls may come from
-    several threads. After `start`, wall clocks inside and outside agree.
+    several threads. After `start`, wall clocks inside and outside agree. The lab is dual-stack when its `nodes` are.
     """
 
     def __init__(self, workdir: Path, nodes: tuple[NodeSpec, ...] = DEFAULT_NODES, *, memory_mb: int = 1024) -> None:
@@ -41,6 +56,7 @@ class NetworkLab:
         self.nodes = {checked_name(node.name): node for node in nodes}
         self.pods: dict[str, Pod] = {}
         self.web = WEB
+        self.web6 = WEB_6
         self._memory_mb = memory_mb
         self._kernel: Kernel | None = None
         self._pods_lock = threading.Lock()
@@ -83,6 +99,15 @@ class NetworkLab:
         """A process on the host in the lab's network namespace, where BROKER_ADDRESS is; for ``Broker(netns=...)``."""
         return self._running().holder
 
+    @property
+    def dual_stack(self) -> bool:
+        return any(node.ipv6 is not None for node in self.nodes.values())
+
+    @property
+    def cluster_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks of the pods, IPv4 first."""
+        return (CLUSTER_NETWORK, CLUSTER_NETWORK_6) if self.dual_stack else (CLUSTER_NETWORK,)
+
     def _build(self) -> None:
         kernel = self._running()
         outside = [
@@ -98,8 +123,16 @@ class NetworkLab:
             f"address add {GATEWAY}/{OUTSIDE_NETWORK.prefixlen} dev eth0",
             "link set eth0 up",
         ]
+        serving: list[Address] = [WEB]
+        if self.dual_stack:
+            web += [
+                f"address add {WEB_6}/{OUTSIDE_NETWORK_6.prefixlen} dev eth0 nodad",
+                # Deprecated: it is to forward, not to ask with.
+                f"address add {GATEWAY_6}/{OUTSIDE_NETWORK_6.prefixlen} dev eth0 nodad preferred_lft 0",
+            ]
+            serving.append(WEB_6)
         self._do("web", ["ip", "-batch", "-"], "\n".join(web))
-        server = self.spawn("web", _python("web.py", str(WEB), _WEB_LOG), log="web")
+        server = self.spawn("web", _python("web.py", _WEB_LOG, *map(str, serving)), log="web")
         self._web_log = WebLog(kernel.channel, _WEB_LOG)
         for node in self.nodes.values():
             building.prepare(self._do, node)
@@ -151,13 +184,18 @@ class NetworkLab:
     # -- pods and their traffic
 
     def add_pod(self, name: str, node: str, netid: int, ip: str | IPv4Address | None = None) -> Pod:
-        """A pod of the namespace with `netid`, on `node`; the next free address unless one is given."""
+        """A pod of the namespace with `netid`, on `node`; the next free address unless one is given.
+
+        On a dual-stack node it has an IPv6 address too, with the same number in the node's subnet.
+        """
         spec = self._node(node)
         with self._pods_lock:
             if checked_name(name) in self.pods or name in self.nodes:
                 raise ValueError(f"the lab has a {name!r} already")
             address = self._free_address(spec) if ip is None else IPv4Address(ip)
-            pod = building.add_pod(self._do, spec, Pod(name, node, netid, address, 0))
+            number = int(address) - int(spec.subnet.network_address)
+            ip6 = None if spec.ipv6 is None else spec.ipv6.subnet[number]
+            pod = building.add_pod(self._do, spec, Pod(name, node, netid, address, 0, ip6))
             self.pods[name] = pod
         return pod
 
@@ -167,12 +205,13 @@ class NetworkLab:
             self._running().channel.kill_namespaces([name])
             building.remove_pod(self._do, self._node(pod.node), pod)
 
-    def request(self, pod: str | Pod, path: str = "/", *, timeout: float = 2) -> Response:
+    def request(self, pod: str | Pod, path: str = "/", *, timeout: float = 2, ipv6: bool = False) -> Response:
         """One HTTP request from a pod to the web server: what it answered, or why not."""
+        server = f"[{WEB_6}]" if ipv6 else str(WEB)
         return Response.of(
             self.run(
                 _name(pod),
-                ["curl", "-sS", "-w", "\n%{http_code}", "--max-time", f"{timeout:g}", f"http://{WEB}{path}"],
+                ["curl", "-gsS", "-w", "\n%{http_code}", "--max-time", f"{timeout:g}", f"http://{server}{path}"],
                 timeout=timeout + 10,
             )
         )
@@ -186,10 +225,16 @@ class NetworkLab:
         return self._web_log.datagrams()
 
     def traffic(
-        self, pod: str | Pod, *, interval: float = 0.05, timeout: float = 1.0, protocol: str = "http"
+        self,
+        pod: str | Pod,
+        *,
+        interval: float = 0.05,
+        timeout: float = 1.0,
+        protocol: str = "http",
+        ipv6: bool = False,
     ) -> Traffic:
         """A new connection to the web server every `interval` seconds, or with "udp" a numbered datagram."""
-        argv = _python("stream.py", protocol, str(WEB), str(interval), str(timeout))
+        argv = _python("stream.py", protocol, str(WEB_6 if ipv6 else WEB), str(interval), str(timeout))
         process = self.spawn(_name(pod), argv, log=f"traffic-{_name(pod)}-{next(self._numbers)}")
         _wait_for_line(process, "ready")
         return Traffic(process)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from lab.net import sdn
 from lab.net.kernel import MANAGEMENT
 from lab.net.topology import (
     CLUSTER_NETWORK,
+    CLUSTER_NETWORK_6,
     GATEWAY,
+    GATEWAY_6,
     MANAGEMENT_INTERFACE,
     OUTSIDE_NETWORK,
+    OUTSIDE_NETWORK_6,
     POD_MTU,
     UPLINK,
     NodeSpec,
@@ -28,6 +32,16 @@ iptables-restore --noflush
 mkdir -p "$OVS_RUNDIR"
 ovsdb-tool create "$OVS_DBDIR/conf.db" /usr/share/openvswitch/vswitch.ovsschema
 """
+_NODE_SETUP_6 = f"""
+sysctl -qw net.ipv6.conf.all.forwarding=1 net.ipv6.conf.default.accept_dad=0
+ip6tables-restore --noflush <<'END'
+{sdn.base_nat(CLUSTER_NETWORK_6)}
+END
+"""
+"""tun0 comes later and is nobody's but the node's: its address need not be asked for on the link. eth0's are."""
+_POD_SETUP_6 = "sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.default.accept_ra=0"
+_ANY_POD, _ANY_POD_MAC = "fe80::1", "0a:58:00:00:00:01"
+"""The next hop of the node's route to the pods: the bridge puts the MAC of the right one in its place."""
 _OVSDB_START = """set -e
 ovsdb-server "$OVS_DBDIR/conf.db" --remote=punix:"$OVS_RUNDIR/db.sock" --pidfile --detach --no-chdir --log-file
 """
@@ -75,8 +89,15 @@ def prepare(run: Run, node: NodeSpec) -> None:
         f"rule add iif tun0 to {MANAGEMENT} prohibit",
         f"rule add iif {UPLINK} to {MANAGEMENT} prohibit",
     ]
+    setup = _NODE_SETUP
+    if node.ipv6 is not None:
+        inside += [
+            f"address add {node.ipv6.address}/{OUTSIDE_NETWORK_6.prefixlen} dev {UPLINK} nodad",
+            f"route add default via {GATEWAY_6}",
+        ]
+        setup += _NODE_SETUP_6
     run(name, ["ip", "-batch", "-"], "\n".join(inside))
-    run(name, ["sh", "-c", _NODE_SETUP], sdn.base_nat())
+    run(name, ["sh", "-c", setup], sdn.base_nat(CLUSTER_NETWORK))
     run(name, ["sh", "-c", _OVSDB_START + _BRIDGE_SETUP], None)
 
 
@@ -89,6 +110,12 @@ def start_switch(run: Run, node: NodeSpec, others: Iterable[NodeSpec], pods: Ite
         "link set tun0 up",
         f"route add {CLUSTER_NETWORK} dev tun0",
     ]
+    if node.ipv6 is not None:
+        tun += [
+            f"address add {node.ipv6.gateway}/{node.ipv6.subnet.prefixlen} dev tun0 nodad",
+            f"neighbour add {_ANY_POD} lladdr {_ANY_POD_MAC} nud permanent dev tun0",
+            f"route add {CLUSTER_NETWORK_6} via {_ANY_POD} dev tun0",
+        ]
     run(node.name, ["ip", "-batch", "-"], "\n".join(tun))
 
 
@@ -113,8 +140,9 @@ def restart_switch(run: Run, node: NodeSpec) -> None:
 def add_pod(run: Run, node: NodeSpec, pod: Pod) -> Pod:
     """Make the pod's namespace and port. The pod again, with the port number the switch gave."""
     name = pod.name
-    cable = f"ip link add eth0 netns {name} type veth peer name v-{name} netns {node.name}"
-    run("root", ["sh", "-ec", f"ip netns add {name}; {cable}"], None)
+    cable = f"ip link add eth0 address {pod.mac} netns {name} type veth peer name v-{name} netns {node.name}"
+    prepare = [f"ip netns add {name}"] + ([f"ip netns exec {name} {_POD_SETUP_6}"] if pod.ip6 else [])
+    run("root", ["sh", "-ec", "; ".join([*prepare, cable])], None)
     links = [
         "link set lo up",
         f"link set eth0 mtu {POD_MTU} up",
@@ -122,19 +150,25 @@ def add_pod(run: Run, node: NodeSpec, pod: Pod) -> Pod:
         f"route add {CLUSTER_NETWORK} dev eth0",
         f"route add default via {node.gateway}",
     ]
+    if pod.ip6 is not None and node.ipv6 is not None:
+        links += [
+            f"address add {pod.ip6}/128 dev eth0 nodad",
+            f"route add {node.ipv6.gateway} dev eth0",
+            f"route add default via {node.ipv6.gateway} dev eth0",
+        ]
     run(name, ["ip", "-batch", "-"], "\n".join(links))
     plug = (
         f"ip link set v-{name} mtu {POD_MTU} up; ovs-vsctl --timeout=10 add-port br0 v-{name}; "
         f"ovs-vsctl --timeout=10 get interface v-{name} ofport"
     )
     ofport = int(run(node.name, ["sh", "-ec", plug], None))
-    plugged = Pod(name, pod.node, pod.netid, pod.ip, ofport)
+    plugged = replace(pod, ofport=ofport)
     add_flows(run, node, sdn.pod_flows(plugged))
     return plugged
 
 
 def remove_pod(run: Run, node: NodeSpec, pod: Pod) -> None:
-    matches = "\n".join(sdn.pod_flow_matches(pod.ip, pod.ofport)) + "\n"
+    matches = "\n".join(sdn.pod_flow_matches(pod)) + "\n"
     run(node.name, ["ovs-ofctl", "-O", "OpenFlow13", "--no-names", "del-flows", "br0", "-"], matches)
     run(node.name, ["sh", "-ec", f"ovs-vsctl --timeout=10 del-port br0 v-{pod.name}; ip link del v-{pod.name}"], None)
     run("root", ["ip", "netns", "del", pod.name], None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from lab.net.channel import Channel, Completed, RemoteProcess
+from lab.net.topology import Address
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class AccessLogEntry:
     """A request as the web server saw it; `time` in seconds of the host's wall clock."""
 
     time: float
-    source: IPv4Address
+    source: Address
     path: str
 
 
@@ -24,7 +25,7 @@ class Datagram:
     """A datagram as the web server saw it; `text` is the number that the stream gave it."""
 
     time: float
-    source: IPv4Address
+    source: Address
     text: str
 
 
@@ -33,7 +34,7 @@ class Response:
     """A request's end: the HTTP status and the source address the server saw, or curl's error."""
 
     status: int | None
-    source: IPv4Address | None
+    source: Address | None
     error: str
 
     @property
@@ -45,7 +46,7 @@ class Response:
         body, _, status = curl.stdout.rpartition("\n")
         if curl.returncode:
             return cls(None, None, curl.stderr.strip() or f"curl: status {curl.returncode}")
-        return cls(int(status), IPv4Address(body.strip()), "")
+        return cls(int(status), ip_address(body.strip()), "")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Attempt:
     began: float
     ended: float
     outcome: str
-    source: IPv4Address | None
+    source: Address | None
 
 
 class Traffic:
@@ -95,17 +96,17 @@ class WebLog:
     def datagrams(self) -> list[Datagram]:
         return [Datagram(time, source, text) for time, source, text in self._lines("udp")]
 
-    def _lines(self, protocol: str) -> list[tuple[float, IPv4Address, str]]:
+    def _lines(self, protocol: str) -> list[tuple[float, Address, str]]:
         with self._lock:
             self._read += self._channel.read(self._path, len(self._read))
             whole = self._read[: self._read.rfind(b"\n") + 1]
         fields = [line.split(" ", 3) for line in whole.decode().splitlines()]
-        return [(float(time), IPv4Address(source), text) for time, kind, source, text in fields if kind == protocol]
+        return [(float(time), ip_address(source), text) for time, kind, source, text in fields if kind == protocol]
 
 
 def _attempt(line: str) -> Attempt:
     number, began, ended, outcome = line.split()
     source = None
-    if outcome[0].isdigit():
-        source, outcome = IPv4Address(outcome), "answered"
+    if "." in outcome or ":" in outcome:
+        source, outcome = ip_address(outcome), "answered"
     return Attempt(int(number), float(began), float(ended), outcome, source)

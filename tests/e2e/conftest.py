@@ -15,13 +15,14 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 import pytest
 import yaml
 
 from egress.adapters.ledger import Ledger, NotReadyError
+from egress.addresses import Address, object_name
 from lab.apiserver.process import EmbeddedCluster
 from lab.cluster import Cluster
 from lab.kube import Json
@@ -121,48 +122,61 @@ class Team:
 
     def create(self, annotations: dict[str, str] | None = None) -> IPv4Address:
         """Creates the namespace; the address in its annotation."""
-        namespace = self.stack.create_namespace(self.name, annotations, egress="yes")
-        return IPv4Address(namespace["metadata"]["annotations"]["egress.hawse.dev/addresses"])
+        (address,) = self.create_of("yes", annotations)
+        assert isinstance(address, IPv4Address)
+        return address
+
+    def create_of(self, label: str, annotations: dict[str, str] | None = None) -> list[Address]:
+        """Creates the namespace with the label `egress: LABEL`; the addresses in its annotation."""
+        namespace = self.stack.create_namespace(self.name, annotations, egress=label)
+        text: str = namespace["metadata"]["annotations"]["egress.hawse.dev/addresses"]
+        return [ip_address(each) for each in text.split(",")]
 
     def bind(self, **fields: object) -> None:
         """Makes the NetNamespace, as OpenShift SDN would."""
         head: Json = {"apiVersion": "network.openshift.io/v1", "kind": "NetNamespace", "metadata": {"name": self.name}}
         self.stack.kube.create(head | {"netname": self.name, "netid": self.netid} | fields)
 
-    def claim(self, address: IPv4Address) -> Json:
+    def claim(self, address: Address) -> Json:
         """The EgressAddress object, or nothing."""
-        return self.stack.kube.get("EgressAddress", str(address)) or {}
+        return self.stack.kube.get("EgressAddress", object_name(address)) or {}
 
-    def phase(self, address: IPv4Address) -> str:
+    def phase(self, address: Address) -> str:
         phase: str = self.claim(address).get("status", {}).get("phase", "")
         return phase
 
-    def ready(self, address: IPv4Address) -> None:
+    def ready(self, address: Address) -> None:
         """Waits until the address is Ready."""
         try:
             wait_for("Ready", lambda: self.phase(address) == "Ready", PATIENCE)
         except TimeoutError:
             pytest.fail(f"{address} of {self.name} is not Ready: {self.claim(address).get('status')}")
 
-    def flow(self, node: str) -> str:
-        """The actions of the node's flow for this namespace, or nothing."""
+    def flow(self, node: str, *, ipv6: bool = False) -> str:
+        """The actions of the node's flow for this namespace's packets of a family, or nothing."""
+        family = "ipv6" if ipv6 else "ip"
         for flow in self.stack.flows(node):
-            if f",reg0={self.netid:#x} actions=" in flow:
+            if f",{family},reg0={self.netid:#x} actions=" in flow:
                 return flow.partition("actions=")[2]
         return ""
 
-    def steered(self, source: IPv4Address) -> None:
-        """Waits until every pod of it is seen with `source`."""
+    def steered(self, source: Address) -> None:
+        """Waits until every pod of it is seen with `source`, in its family."""
+        ipv6 = source.version == 6
         for pod in self.pods.values():
             wait_for(
                 f"{pod.name} as {source}",
-                lambda pod=pod: self.stack.network.request(pod, timeout=1).source == source,  # type: ignore[misc]
+                lambda pod=pod: self.stack.network.request(pod, timeout=1, ipv6=ipv6).source == source,  # type: ignore[misc]
                 PATIENCE,
             )
 
     def released(self) -> None:
         """Waits until no node has a flow of it."""
-        wait_for("the release", lambda: not any(self.flow(node) for node in self.stack.network.nodes), PATIENCE)
+        ours = f",reg0={self.netid:#x} actions="
+        nodes = self.stack.network.nodes
+        wait_for(
+            "the release", lambda: not any(ours in flow for node in nodes for flow in self.stack.flows(node)), PATIENCE
+        )
 
 
 _numbers = itertools.count(1)

@@ -6,13 +6,14 @@ Scripts that need a node's kernel run inside it, without pytest: ``lab.run("node
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from lab.net import preflight
 from lab.net.broker import Broker
 from lab.net.network import NetworkLab
+from lab.net.topology import Pod
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,22 @@ def lab(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net
     """Two nodes, node1 and node2, no pods."""
     with NetworkLab(tmp_path_factory.mktemp("lab")) as lab:
         yield lab
+
+
+@pytest.fixture
+def pods(lab: NetworkLab) -> Iterator[Callable[..., Pod]]:
+    """Makes pods that go when the test does."""
+    made: list[str] = []
+
+    def add(name: str, node: str, netid: int = 1086658) -> Pod:
+        pod = lab.add_pod(name, node, netid)
+        made.append(name)
+        return pod
+
+    yield add
+    for name in made:
+        if name in lab.pods:
+            lab.remove_pod(name)
 
 
 @pytest.fixture(scope="session")

@@ -28,22 +28,6 @@ MATCH = f"table=100,priority=100,ip,reg0={NETID:#x}"
 
 
 @pytest.fixture
-def pods(lab: NetworkLab) -> Iterator[Callable[..., Pod]]:
-    """Makes pods that go when the test does."""
-    made: list[str] = []
-
-    def add(name: str, node: str, netid: int = NETID) -> Pod:
-        pod = lab.add_pod(name, node, netid)
-        made.append(name)
-        return pod
-
-    yield add
-    for name in made:
-        if name in lab.pods:
-            lab.remove_pod(name)
-
-
-@pytest.fixture
 def assigned(lab: NetworkLab) -> Iterator[None]:
     """DESIGN.md section 6 by hand: the namespace leaves through node2 as 192.168.1.102."""
     mac = lab.run("node2", ["cat", "/sys/class/net/tun0/address"], check=True).stdout.strip()

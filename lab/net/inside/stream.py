@@ -36,7 +36,7 @@ class Stream:
         self._open: dict[int, Attempt] = {}
 
     def begin(self, number: int) -> None:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock = socket.socket(family_of(self._address), socket.SOCK_STREAM)
         sock.setblocking(False)
         attempt = Attempt(number, time.time(), time.monotonic() + self._timeout, sock)
         self._open[sock.fileno()] = attempt
@@ -91,7 +91,7 @@ class Datagrams:
 
     def __init__(self, address: str) -> None:
         self._to = (address, 9)
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sock = socket.socket(family_of(address), socket.SOCK_DGRAM)
 
     def begin(self, number: int) -> None:
         now = time.time()
@@ -104,6 +104,10 @@ class Datagrams:
 
     def pump(self, until: float) -> None:
         time.sleep(max(0.0, until - time.monotonic()))
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def main() -> None:
