@@ -11,7 +11,7 @@ import pytest
 from egress.adapters.ledger import Ledger
 from lab.apiserver.process import EmbeddedCluster
 from lab.cluster import Cluster
-from lab.failover import EGRESS_NODES, NODES, SETTINGS, Failover, Seen
+from lab.failover import EGRESS_NODES, NETID, NODES, SETTINGS, Failover, Seen
 from lab.real_cluster import RealCluster
 from lab.stack import Stack, wait_for
 
@@ -174,3 +174,21 @@ def test_an_address_is_moved_on_request(failover: Failover, trio: Stack) -> None
         time.sleep(1.0)
     check(seen, macs=2)
     assert failover.holder() == target
+
+
+@pytest.mark.parametrize("trio", ["embedded"], indirect=True)
+def test_an_ipv6_address_of_a_node_that_dies(trio: Stack) -> None:
+    trio.create_pool(
+        "six", "fd00:192:168:1::100-fd00:192:168:1::10f", namespaceSelector={"matchLabels": {"egress": "six"}}
+    )
+    failover = Failover(trio, "egress-six", NETID + 1, label="six")
+    node = failover.holder()
+    seen = failover.kill()
+    check(seen, macs=2)
+    assert failover.holder() != node
+    announced = [packet for packet in seen.packets if packet.gratuitous and packet.target == failover.address]
+    assert announced[-1].source_mac == seen.macs()[-1]
+    failover.revive(node)
+    assert str(failover.address) not in "".join(trio.addresses(node, ipv6=True))
+    failover.close()
+    trio.kube.delete("EgressPool", "six")
