@@ -15,6 +15,8 @@ from egress.program import COOKIE, COOKIE_MASK, Flow, Group, NodeProgram, Traffi
 from egress.rules import OWN_PREFIX, SNAT_CHAIN, SPINE_CHAINS, TABLES, Rule, RuleSet, table_name, tail_of, version_of
 
 T = TypeVar("T")
+_OF_A_CHAIN = 2
+"""The entries of an empty chain in a legacy table."""
 _JUMP = re.compile(rf"-[jg] {re.escape(OWN_PREFIX)}\S+")
 
 
@@ -73,9 +75,14 @@ class FlowChange:
 @dataclass(frozen=True, slots=True)
 class RuleChange:
     """One iptables-restore for each IP version: its input text per table of `rules.TABLES`, in the order of
-    application."""
+    application.
+
+    `grows` says by how many entries legacy tables grow by it: one for a rule, and two for a chain, its head and its
+    end. None where that is not known.
+    """
 
     scripts: Mapping[str, str] = field(default_factory=dict)
+    grows: int | None = field(default=None, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.scripts)
@@ -243,6 +250,7 @@ def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
     mentioned, save for our own jumps.
     """
     scripts: dict[str, str] = {}
+    grows = 0
     contents = _contents(desired, desired.leaves)
     chains: dict[str, list[str]] = {table: [] for table in TABLES}
     gone: dict[str, list[str]] = {table: [] for table in TABLES}
@@ -254,21 +262,26 @@ def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
         declared: list[str] = []
         lines: list[str] = []
         for chain in chains[table]:
-            wanted = contents[table, chain]
-            edits = _edits(table, chain, wanted, found.own.get((table, chain)))
+            wanted, there = contents[table, chain], found.own.get((table, chain))
+            edits = _edits(table, chain, wanted, there)
             if edits is None:  # it is written anew
                 declared.append(f":{chain} - [0:0]")
                 edits = [f"-A {chain} {spec}" for spec in _tidy(table, chain, wanted)]
             lines += edits
+            grows += len(wanted) - (-_OF_A_CHAIN if there is None else len(there))
         jumps = {jump.chain: jump.spec for jump in desired.jumps if jump.table == table}
+        hooks: list[str] = []
         for (owner, parent), specs in sorted(found.parents.items()):
             if owner == table:
-                lines += _jump_lines(parent, jumps.pop(parent, None), specs)
-        lines += [f"-I {parent} 1 {spec}" for parent, spec in sorted(jumps.items())]
+                hooks += _jump_lines(parent, jumps.pop(parent, None), specs)
+        hooks += [f"-I {parent} 1 {spec}" for parent, spec in sorted(jumps.items())]
+        grows += sum(1 if line.startswith("-I") else -1 for line in hooks)
+        grows -= sum(len(found.own[table, chain]) + _OF_A_CHAIN for chain in gone[table])
+        lines += hooks
         lines += [f"-F {chain}" for chain in gone[table]] + [f"-X {chain}" for chain in gone[table]]
         if declared or lines:
             scripts[table] = "\n".join([f"*{table.removesuffix('6')}", *declared, *lines, "COMMIT", ""])
-    return RuleChange(scripts)
+    return RuleChange(scripts, grows)
 
 
 def _contents(rules: RuleSet, leaves: Iterable[Rule]) -> dict[tuple[str, str], tuple[str, ...]]:

@@ -96,9 +96,11 @@ class Rules:
 
     def grown_to(self, after: Rules, change: RuleChange) -> bool:
         """Whether `after` can be these rules with `change`, and no change of anybody else's beside it. Not known, and
-        so False, where legacy chains come or go."""
+        so False, where legacy chains come or go in a change that does not say what it grows by."""
         if self.nft:
             return after.count == self.count + len(change.scripts)
+        if change.grows is not None:
+            return after.count == self.count + change.grows
         verbs = Counter(line[:2] for line in str(change).splitlines())
         if verbs.keys() - {"-A", "-I", "-D", "*n", "*f", "CO"}:
             return False

@@ -9,7 +9,7 @@ import pytest
 
 from egress.delta import RuleChange, RulesFound, rule_change
 from egress.program import Layout
-from egress.rules import rules_of
+from egress.rules import RuleSet, rules_of
 from lab.fakes.node import FakeNat, fake_node
 from node_runner.drivers.errors import ChainMissing, IptablesFailed
 from node_runner.drivers.nat import Iptables, Variant
@@ -18,6 +18,10 @@ from node_runner.drivers.ports import Nat
 from .conftest import FOREIGN_RULES, NODE, PARENT, Netns, need, program_of, run
 
 RULES = program_of(fake_node().node, (1, [("192.168.1.102", NODE)])).rules
+MORE = program_of(
+    fake_node().node, *((number, [(f"192.168.1.{number}", NODE)]) for number in (102, 103, 119, 250))
+).rules
+LESS = RuleSet()
 DUAL = Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv6Network("fd01::/48")))
 RULES_SIX = rules_of({IPv6Address("2001:db8::102"): 0x66}, DUAL)
 
@@ -183,9 +187,11 @@ def test_that_somebody_has_changed_rules_is_known_without_reading(kind: str, req
     assert not nat.unchanged()  # never read
     found = nat.read()
     assert nat.unchanged()
-    nat.apply(rule_change(RULES, found))
-    found = nat.read()
-    assert nat.unchanged()
+    for wanted in (RULES, MORE, RULES, LESS, RULES):  # chains come and go
+        nat.apply(rule_change(wanted, found))
+        assert nat.unchanged()
+        found = nat.read()
+        assert nat.unchanged()
     chain, spec = next((rule.chain, rule.spec) for rule in RULES.leaves if "MASQUERADE" in rule.spec)
     nat.apply(RuleChange({"nat": f"*nat\n-D {chain} {spec}\nCOMMIT\n"}))
     nat.apply(RuleChange({"nat": f"*nat\n-A {chain} {spec}\nCOMMIT\n"}))
