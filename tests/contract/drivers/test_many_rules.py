@@ -11,7 +11,7 @@ from egress.addresses import assign_marks
 from egress.delta import marks_of, rule_change
 from egress.program import Layout
 from egress.rules import RuleSet, rules_of
-from lab.host_datapath import NODE_IP, Datapath
+from lab.host_datapath import Datapath
 from lab.model.traffic import translation
 from node_runner.drivers.nat import Iptables, Variant
 
@@ -23,10 +23,17 @@ FIRST = int(IPv4Address("192.168.60.1"))
 
 
 @pytest.fixture(params=list(Variant))
-def datapath(request: pytest.FixtureRequest) -> Iterator[Datapath]:
+def variant(request: pytest.FixtureRequest) -> Variant:
+    """Which iptables the node has."""
+    found: Variant = request.param
+    return found
+
+
+@pytest.fixture
+def datapath(variant: Variant) -> Iterator[Datapath]:
     """A pod, a node and a neighbour; the test runs on the node."""
-    need("ip", f"iptables-{request.param}-restore")
-    made = Datapath(request.param)
+    need("ip", f"iptables-{variant}-restore")
+    made = Datapath(variant)
     try:
         with made.node:
             yield made
@@ -34,8 +41,8 @@ def datapath(request: pytest.FixtureRequest) -> Iterator[Datapath]:
         made.close()
 
 
-def test_four_thousand_addresses(datapath: Datapath) -> None:
-    iptables = Iptables(variant=datapath.variant)
+def test_four_thousand_addresses(datapath: Datapath, variant: Variant) -> None:
+    iptables = Iptables(variant=variant)
     before = iptables.read()
     marks = assign_marks(IPv4Address(FIRST + number) for number in range(MANY))
     rules = rules_of(marks, Layout())
@@ -50,14 +57,14 @@ def test_four_thousand_addresses(datapath: Datapath) -> None:
     for number in (0, 1_234, MANY - 1):  # the kernel agrees
         address = IPv4Address(FIRST + number)
         datapath.use(address, marks[address])
-    datapath.use(NODE_IP, 0x63)  # no address has this mark
+    datapath.use(datapath.link.node, 0x63)  # no address has this mark
 
     gone = marks.popitem()[0]
     fewer = rule_change(rules_of(marks, Layout()), there)
     assert len(str(fewer).splitlines()) < 30, "one address less touches its own rules"
     iptables.apply(fewer)
     assert marks_of(iptables.read()) == marks
-    assert str(gone) not in run(f"iptables-{datapath.variant}-save")
+    assert str(gone) not in run(f"iptables-{variant}-save")
 
     iptables.apply(rule_change(RuleSet(), iptables.read()))
     assert iptables.read() == before
