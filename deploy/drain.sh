@@ -22,6 +22,19 @@ while left=$(claims) && [ -n "$left" ]; do
   sleep 2
 done
 
+# An address as its EgressAddress is named: of IPv6 expanded, with dashes.
+named() {
+  printf '%s\n' "$1" | awk '!/:/ { print; next } {
+    left = tolower($0); right = ""
+    if (at = index(left, "::")) { right = substr(left, at + 2); left = substr(left, 1, at - 1) }
+    before = split(left, first, ":"); after = split(right, last, ":")
+    for (i = 1; i <= 8; i++) {
+      part = i <= before ? first[i] : i > 8 - after ? last[i - 8 + after] : ""
+      name = name (i > 1 ? "-" : "") substr("0000" part, length(part) + 1)
+    }
+    print name
+  }'
+}
 # Takes what was given out of the `egressIPs` of all objects of a kind that the cluster has. $2 is what comes before it in
 # an object, and $3 and $4 around it in a patch.
 clear() {
@@ -30,7 +43,7 @@ clear() {
   kubectl get "$1" -o "jsonpath=$list" | while read -r name addresses; do
     kept=
     for address in $addresses; do
-      printf '%s\n' "$given" | grep -qxF "$address" || kept="$kept,\"$address\""
+      printf '%s\n' "$given" | grep -qxF "$(named "$address")" || kept="$kept,\"$address\""
     done
     kubectl patch "$1" "$name" --type=merge -p "{$3\"egressIPs\": [${kept#,}]$4}" </dev/null
   done

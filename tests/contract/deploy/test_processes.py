@@ -24,7 +24,7 @@ from egress.settings import Settings
 from egress.table import Steering
 from egress.views import RetryRun, Trouble
 from lab.control_plane import ControlPlane
-from lab.kube import Kube
+from lab.kube import Kube, KubeError
 from lab.net.broker import Broker
 from lab.real_cluster import kubectl
 from tests.contract.deploy.conftest import DEPLOY, Installed, until, until_established
@@ -230,9 +230,14 @@ def test_draining_takes_back_what_was_given_and_leaves_what_was_set_by_hand(
         for name in ("one", "two")
     ]
     addresses = [annotations["egress.hawse.dev/addresses"] for annotations in given]
+    pool = {"cidrs": ["fd00:192:168:1::a1/128"], "namespaceSelector": {"matchLabels": {"team": "six"}}}
+    head = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressPool", "metadata": {"name": "six"}}
+    kube.create(head | {"spec": pool})
+    six = {"name": "six", "labels": {"team": "six"}, "annotations": {"egress.hawse.dev/pool": "six"}}
+    until(lambda: _has_address(kube, six))
     ledger = Ledger(guarded_broker.url("workers"))
-    until(lambda: {row.namespace for row in ledger.read_table().rows.values()} == {"by-hand", "one", "two"})
-    bound = {"by-hand": [by_hand], "one": [addresses[0]], "two": [addresses[1]]}
+    until(lambda: {row.namespace for row in ledger.read_table().rows.values()} == {"by-hand", "one", "two", "six"})
+    bound = {"by-hand": [by_hand], "one": [addresses[0]], "two": [addresses[1]], "six": ["fd00:192:168:1::a1"]}
     # Without a runner nobody says that it drops a new NetID: that is waited for, and not for ever.
     until(lambda: {item["metadata"]["name"]: item["egressIPs"] for item in kube.list("NetNamespace")} == bound, 60)
     # Only now: before there is a claim, an address on a HostSubnet counts as set by hand.
@@ -255,10 +260,11 @@ def test_draining_takes_back_what_was_given_and_leaves_what_was_set_by_hand(
         "by-hand": [by_hand],
         "one": [],
         "two": [],
+        "six": [],
     }
     subnets = {item["metadata"]["name"]: item.get("egressIPs") for item in kube.list("HostSubnet")}
     assert subnets["node2"] == [by_hand], done.stdout
-    for name in ("one", "two"):
+    for name in ("one", "two", "six"):
         namespace = kube.get("Namespace", name)
         assert namespace is not None
         assert "egress.hawse.dev/addresses" not in namespace["metadata"].get("annotations", {})
@@ -267,6 +273,15 @@ def test_draining_takes_back_what_was_given_and_leaves_what_was_set_by_hand(
     time.sleep(3)
     assert (ledger.read_table().change, len(kube.list("EgressAddress"))) == (published, 1)
     ledger.close()
+
+
+def _has_address(kube: Kube, metadata: dict[str, Any]) -> bool:
+    """Whether a new namespace comes back with an address: not before the reconcile has told the webhook of its pool."""
+    try:
+        made = kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    except KubeError:
+        return False
+    return "egress.hawse.dev/addresses" in made["metadata"]["annotations"]
 
 
 def test_the_watch_makes_the_certificate_with_the_rights_that_it_has(
