@@ -17,7 +17,7 @@ FACTS_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the ledger said a moment ago. `problem` is why it says nothing now."""
+    """What the ledger said a moment ago; without an `epoch` it had no table. `problem` is why it says nothing now."""
 
     table: Mapping[int, Steering] = field(default_factory=dict)
     epoch: str = ""
@@ -67,11 +67,10 @@ class Watcher:
             else:
                 table[netid] = row
         ips = self._ledger.nodes()
-        problem = "" if read.epoch else "the nodes' table is being built anew"
         reports, now = self._ledger.reports(ips), self._ledger.now()
         lagging = {
             node: before.lagging.get(node, now)
             for node, report in reports.items()
             if report.epoch == read.epoch and report.applied < read.change
         }
-        return Facts(table, read.epoch, read.change, ips, reports, self._ledger.lost(), now, lagging, problem)
+        return Facts(table, read.epoch, read.change, ips, reports, self._ledger.lost(), now, lagging)

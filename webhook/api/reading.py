@@ -120,7 +120,17 @@ class Reading:
         for mirror in self._mirrors.all:
             if not mirror.current():
                 return f"the API server does not tell of changes of {mirror.kind.label}: what is shown may be old"
-        return self._watcher.facts().problem
+        facts = self._watcher.facts()
+        if facts.problem or facts.epoch or not self._has_table():
+            return facts.problem
+        return "the nodes' table is being built anew"
+
+    def _has_table(self) -> bool:
+        """Whether nodes follow a table of ours; where that is not known, they do."""
+        try:
+            return not self.network().native
+        except TransientError:
+            return True
 
     def assignments(
         self,

@@ -59,13 +59,13 @@ def test_a_namespace_gets_its_address_and_gives_it_back_and_draining_takes_it_ba
             head = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressPool", "metadata": {"name": "prod"}}
             kube.create(head | {"spec": spec})
             add_node(kube, "node1", "192.168.1.17/24")
-            World.until(lambda: _given(kube, "first"), 40)
+            World.until(lambda: given(kube, "first"), 40)
             with ovn_kubernetes(kube):
-                World.until(lambda: _phase(kube, A) == "Ready", 40)
+                World.until(lambda: phase(kube, A) == "Ready", 40)
                 kube.delete("Namespace", "first")
                 World.until(lambda: kube.list("EgressIP") == [] and kube.list("EgressAddress") == [], 40)
-                World.until(lambda: _given(kube, "second"), 40)
-                World.until(lambda: _phase(kube, A) == "Ready", 40)
+                World.until(lambda: given(kube, "second"), 40)
+                World.until(lambda: phase(kube, A) == "Ready", 40)
                 _drain(server, tmp_path)
                 assert kube.list("EgressIP") == kube.list("EgressAddress") == kube.list("EgressPool") == []
             assert control.dead() == []
@@ -73,7 +73,7 @@ def test_a_namespace_gets_its_address_and_gives_it_back_and_draining_takes_it_ba
             control.stop()
 
 
-def _given(kube: Kube, name: str) -> bool:
+def given(kube: Kube, name: str) -> bool:
     """Whether a new namespace comes back with an address: not before the reconcile has told the webhook of the pool."""
     if kube.get("Namespace", name) is None:
         kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
@@ -91,7 +91,7 @@ def _drain(server: Server, home: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _phase(kube: Kube, address: str) -> str:
+def phase(kube: Kube, address: str) -> str:
     found = kube.get("EgressAddress", address)
     return str((found or {}).get("status", {}).get("phase", ""))
 
