@@ -6,12 +6,12 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address
 
 import pytest
 import urllib3
 
 from egress.adapters.ledger import Ledger
+from egress.addresses import from_object_name
 from lab.control_plane import COMPONENTS
 from lab.kube import KubeError
 from lab.stack import Stack, wait_for
@@ -72,7 +72,7 @@ def test_killed_in_a_burst_and_again_in_its_release(stack: Stack, ledger: Ledger
     )
 
     def settled() -> bool:
-        objects = {IPv4Address(item["metadata"]["name"]) for item in stack.kube.list("EgressAddress")}
+        objects = {from_object_name(item["metadata"]["name"]) for item in stack.kube.list("EgressAddress")}
         usage = ledger.usage()
         return set(usage) == objects and {state for state, _ in usage.values()} == {"quarantined"}
 
