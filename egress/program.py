@@ -38,6 +38,8 @@ class Layout:
     next_table: int = 101
     priority: int = 100
     masquerade_chain: str = "OPENSHIFT-MASQUERADE"
+    unknown_ipv6: bool = False
+    """Whether the node's pods have IPv6 all the same where no cluster network is one of IPv6."""
 
     _texts: Mapping[int, tuple[str, ...]] = field(init=False, repr=False, compare=False)
 
@@ -152,13 +154,15 @@ def render(
 def by_version(row: Steering, layout: Layout) -> list[tuple[int, list[SteeringHop]]]:
     """The IP versions that a row needs a flow for, a drop where nothing else is to become of it, each with its hops.
 
-    Where pods have no IPv6, no row needs one for it, unless it has an IPv6 address.
+    Where pods have no IPv6, no row needs one for it, unless it has an IPv6 address. Where they have one that nobody has
+    told us of, they are not to leave by it either.
     """
     four: list[SteeringHop] = []
     six: list[SteeringHop] = []
     for hop in row.hops:
         (four if hop.address.version == 4 else six).append(hop)
-    return [(4, four), (6, six)] if six or layout.networks(6) else [(4, four)]
+    both = six or layout.networks(6) or layout.unknown_ipv6
+    return [(4, four), (6, six)] if both else [(4, four)]
 
 
 def flow_of(netid: int, version: int, actions: str, layout: Layout) -> Flow:

@@ -374,6 +374,9 @@ class Programmer:
         facts = self._facts  # another thread may forget them at any time
         if facts is None or self._facts_age > FACTS_PASSES:
             bridge = self._drivers.flows.facts()
+            if bridge.ipv6 and not self._layout.networks(6) and not self._layout.unknown_ipv6:
+                _log.warning("pods have IPv6 that HAWSE_CLUSTER_NETWORKS says nothing of: it is dropped where we steer")
+                self._layout = replace(self._layout, unknown_ipv6=True)
             facts = NodeFacts(self._name, bridge.tun_mac, bridge.vxlan_port)
             self._facts, self._facts_age = facts, 0
         return facts

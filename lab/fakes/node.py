@@ -75,6 +75,10 @@ class FakeFlows:
         self._check()
         return self._facts
 
+    def give_pods_ipv6(self) -> None:
+        """tun0 gets an IPv6 address."""
+        self._facts = replace(self._facts, ipv6=True)
+
     def read(self, *, everywhere: bool = False) -> FlowsFound:
         """See ports.Flows."""
         self._check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import re
 import signal
 from collections.abc import Callable
@@ -50,6 +51,11 @@ _GROUP = re.compile(r" group_id=(?P<id>\d{1,10}),type=")
 _BUCKET = re.compile(r"bucket=actions=(move:[^,]+,set_field:[^,]+->tun_(?:ipv6_)?dst,output:\d+)")
 
 
+_IF_INET6 = "/proc/thread-self/net/if_inet6"
+"""The IPv6 addresses of this network namespace: address, index, prefix length, scope, flags and interface of each."""
+_GLOBAL_SCOPE = "00"
+
+
 class Bridge:
     """The bridge `name`. `table` is the egress table: there also the keys of foreign flows are of interest."""
 
@@ -79,7 +85,7 @@ class Bridge:
             )
         if not isinstance(mac, str) or not MAC.fullmatch(mac):
             raise PortMissing(f"{self._tun} on {self._name} has no MAC; see `ovs-vsctl list interface {self._tun}`")
-        return BridgeFacts(number, mac)
+        return BridgeFacts(number, mac, _has_ipv6(self._tun))
 
     def read(self, *, everywhere: bool = False) -> FlowsFound:
         """See ports.Flows. One process, or two where groups are in use."""
@@ -218,3 +224,11 @@ def _groups(text: str) -> frozenset[Group]:
         group = Group(int(found["id"]), tuple(_BUCKET.findall(line)))
         groups.add(group if str(group) == line.strip() else Group(group.group_id, (line.strip(),)))
     return frozenset(groups)
+
+
+def _has_ipv6(interface: str) -> bool:
+    try:
+        lines = pathlib.Path(_IF_INET6).read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return False  # a kernel without IPv6
+    return any(fields[5] == interface and fields[3] == _GLOBAL_SCOPE for fields in map(str.split, lines))

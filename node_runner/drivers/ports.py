@@ -39,10 +39,12 @@ just losing frames to spanning tree or a full queue gets two chances more."""
 
 @dataclass(frozen=True, slots=True)
 class BridgeFacts:
-    """What flows need to know of the bridge: vxlan0's OpenFlow port number and tun0's MAC."""
+    """What flows need to know of the bridge: vxlan0's OpenFlow port number and tun0's MAC; and whether tun0 has an IPv6
+    address of global scope, as it has where pods have IPv6."""
 
     vxlan_port: int
     tun_mac: str
+    ipv6: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ import pytest
 from egress.delta import FlowChange
 from egress.program import COOKIE, GROUPS, Flow, Group
 from lab.fakes.node import fake_node
+from lab.host_node import Netns
 from node_runner.drivers.errors import BridgeMissing, OpenVSwitchRefused, OpenVSwitchUnavailable, PortMissing
-from node_runner.drivers.flows import Bridge
+from node_runner.drivers.flows import Bridge, _has_ipv6
 from node_runner.drivers.ports import Flows, Path
 
 from .conftest import foreign_flow, run
@@ -218,3 +219,13 @@ def test_packets_and_bytes_are_counted_by_namespace() -> None:
     bridge.apply(FlowChange(remove=(drop(1),)))
     bridge.apply(FlowChange(add=(drop(1),)))
     assert bridge.counts()[1, 4].packets == 0
+
+
+def test_ipv6_of_the_pods_is_told_by_tun0(netns: Netns) -> None:
+    run("ip", "link", "add", "tun0", "type", "veth", "peer", "name", "tun1")
+    for name in ("tun0", "tun1"):
+        run("ip", "link", "set", name, "up")  # and so it has a link-local address
+    run("ip", "address", "add", "fd01::1/64", "dev", "tun1", "nodad")
+    assert (_has_ipv6("tun0"), _has_ipv6("tun1")) == (False, True)
+    run("ip", "address", "add", "fd02::1/64", "dev", "tun0", "nodad")
+    assert _has_ipv6("tun0")

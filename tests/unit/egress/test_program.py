@@ -200,6 +200,8 @@ def test_the_ip_version_that_a_namespace_has_no_address_of_is_dropped() -> None:
     assert "pkt_mark" in matches["ip,reg0=0x1094c2"]
     (alone,) = render([ROW], NodeFacts("node2"), Layout()).flows  # no pod has IPv6 there
     assert alone.match == "ip,reg0=0x1094c2"
+    unknown = {flow.match: flow.actions for flow in render([ROW], NodeFacts("node2"), Layout(unknown_ipv6=True)).flows}
+    assert unknown["ipv6,reg0=0x1094c2"] == "drop"
 
 
 def test_without_a_network_of_its_ip_version_an_address_is_dropped_and_not_held() -> None:

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
+import structlog
 
 from egress.delta import FlowChange
 from egress.program import Flow
@@ -21,7 +22,7 @@ from node_runner.drivers.errors import (
     OpenVSwitchRefused,
     PortMissing,
 )
-from node_runner.programmer import Refusal, unacknowledged
+from node_runner.programmer import FACTS_PASSES, Refusal, unacknowledged
 
 Row = Callable[..., dict[int, Steering]]
 NETID = 0x1094C2
@@ -510,3 +511,17 @@ def test_after_an_error_nothing_is_taken_as_known(lab: Any, row: Row, monkeypatc
     lab.fake.flows.wipe()
     lab.run(row(), untouched=True)
     assert lab.flow() == OWN
+
+
+def test_ipv6_of_pods_that_nobody_has_told_of_is_no_way_out(lab: Any, row: Row) -> None:
+    lab.run(row())
+    assert "ipv6" not in lab.fake.flows.text()
+    lab.fake.flows.give_pods_ipv6()
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(FACTS_PASSES + 2):
+            lab.run(row())
+    assert f"ipv6,reg0={NETID:#x} actions=drop" in lab.fake.flows.text()
+    assert [line["log_level"] for line in logged if "HAWSE_CLUSTER_NETWORKS" in line["event"]] == ["warning"]
+    assert lab.flow() == OWN
+    lab.run({})
+    assert lab.fake.flows.text() == ""
