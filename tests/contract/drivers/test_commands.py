@@ -89,25 +89,25 @@ def test_another_command_than_the_one_that_is_ready_is_started(argv: list[str]) 
 
 
 def test_one_that_has_waited_for_long_is_not_told() -> None:
-    standby = Standby(within=0.0)
+    standby, before = Standby(within=0.0), children()
     with standby.ready(SAYS_ITSELF):
-        (waiting,) = children()
+        (waiting,) = children() - before
         assert standby.run(SAYS_ITSELF, stdin="text\n") != f"text\n{waiting}\n"
-    assert not children()
+    assert children() == before
 
 
 def test_one_that_has_ended_meanwhile_is_started_again() -> None:
-    standby = Standby()
+    standby, before = Standby(), children()
     with standby.ready(SAYS_ITSELF):
-        (waiting,) = children()
+        (waiting,) = children() - before
         os.kill(int(waiting), signal.SIGKILL)
         eventually(lambda: Path(f"/proc/{waiting}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
         assert standby.run(SAYS_ITSELF, stdin="text\n").startswith("text\n")
-    assert not children()
+    assert children() == before
 
 
 def test_a_ready_commands_failures_are_as_others() -> None:
-    standby = Standby()
+    standby, before = Standby(), children()
     with standby.ready(["sh", "-c", "cat >&2; exit 3"]):
         with pytest.raises(CommandFailed, match=r"exit code 3.*words") as failure:
             standby.run(["sh", "-c", "cat >&2; exit 3"], stdin="words")
@@ -116,4 +116,4 @@ def test_a_ready_commands_failures_are_as_others() -> None:
         standby.run(["sleep", "30"], stdin="", timeout=0.2)
     with standby.ready(["hawse-no-such-command"]), pytest.raises(CommandFailed, match="not installed"):
         standby.run(["hawse-no-such-command"], stdin="")
-    assert not children()
+    assert children() == before
