@@ -84,8 +84,8 @@ def listing(*paths: str) -> list[Do]:
 
 
 EVERYTHING = [NAMESPACES, "/api/v1/nodes", HOSTS, NETS, POOLS, ADDRESSES]
-PUBLISHED = (HOSTS, NETS, ADDRESSES)
-"""What the nodes' table is made from: the worker watches it."""
+WATCHED = (NAMESPACES, HOSTS, NETS, ADDRESSES)
+"""What the worker keeps in memory."""
 
 MUST: dict[str, list[Do]] = {
     "api": [
@@ -100,7 +100,7 @@ MUST: dict[str, list[Do]] = {
     ],
     "worker": [
         *listing(*EVERYTHING, f"{NAMESPACES}/default", f"{NETS}/{MADE}", f"{ADDRESSES}/{ADDRESS}"),
-        *map(watch, PUBLISHED),
+        *map(watch, WATCHED),
         Do("PATCH", f"{NAMESPACES}/{MADE}", {"metadata": {"annotations": {"egress.hawse.dev/addresses": "10.0.0.1"}}}),
         Do("PATCH", f"{HOSTS}/{MADE}", {"egressIPs": ["10.0.0.1"]}),
         Do("POST", NETS, TENANT_NET),
@@ -182,7 +182,7 @@ MUST_NOT: dict[str, list[Do]] = {
     "worker": [
         *NEVER,
         *listing(LEASES, f"{SECRETS}/hawse-webhook-tls", f"{NAMESPACES}/default/events"),
-        *(watch(path) for path in EVERYTHING if path not in PUBLISHED),
+        *(watch(path) for path in EVERYTHING if path not in WATCHED),
         Do("POST", HOSTS, HOST),
         Do("DELETE", f"{HOSTS}/{MADE}"),
         Do("POST", POOLS, POOL),
