@@ -25,7 +25,6 @@ SHARE = 0.45
 P50_MS, P99_MS = 1.0, 8.0
 NODES, POOLS = 100, 8
 PAUSELESS = "asked without a pause"
-HINTS = "hawse-broker:control"
 _WHERE = (
     "of what is more, about a third is Python, spread evenly, a third the kernel's sending to Valkey and changing "
     "threads meanwhile, and a quarter Valkey's process (perf)"
@@ -87,7 +86,7 @@ class Side:
         reserved = self._ledger._redis.hlen("hawse:addresses")
         deadline = time.monotonic() + 5
         # What was asked and not waited for at the end is reserved too, a moment later.
-        while (hints := self._ledger._redis.llen(HINTS)) != reserved and time.monotonic() < deadline:
+        while (hints := self._ledger.namespaces_waiting()) != reserved and time.monotonic() < deadline:
             reserved = self._ledger._redis.hlen("hawse:addresses")
         if not (load.requests <= reserved <= load.requests + connections and hints == reserved):
             raise RuntimeError(f"{load.requests} answers, {reserved} addresses, {hints} hints")

@@ -52,12 +52,13 @@ _jitter = random.SystemRandom()
 FEW, LIGHT_SECONDS = 2, 0.1
 """A run that changed no more than that, and took no longer, is not followed by a rest."""
 REST_RATIO, REST_RATIO_FEW = 4.0, 1.0
-REST_AT_LEAST, REST_AT_MOST = 0.5, 2.0
+REST_AT_LEAST = 0.5
 """How long a rest is, by how long the run took; in seconds where it changed more than a few."""
 REST_EACH = 0.01
-REST_OF_MANY = {PLACE_TASK: 2.0, PUBLISH_TASK: 1.0}
-"""And, in seconds, for each namespace that waits for its task, and for however many at most: less than they all take,
-and until they have run there is always more to come. Less where they wait for it in turn."""
+"""And, in seconds, for each namespace that waits for its task: less than they all take, and until they have run there
+is always more to come."""
+REST_AT_MOST = {PLACE_TASK: 2.0, PUBLISH_TASK: 1.0}
+"""In seconds. Less where namespaces wait for what it does."""
 BATCH, BATCH_SECONDS, BATCHES, BATCH_GUARD_SECONDS = 4, 0.25, 3, 5.0
 """How many namespaces a run takes at a time, for how long it goes on, how many runs one process makes at once, which
 leaves room for `place` and `publish`; and how long an ask for a run that was lost keeps others from asking."""
@@ -172,18 +173,20 @@ def _rested(what: str, run: Callable[[Context], int]) -> Callable[[Context], Non
         began = time.monotonic()
         changed, took = run(context), time.monotonic() - began
         waiting = context.ledger.namespaces_waiting()
-        seconds = max(rest_after(changed, took), min(REST_EACH * waiting, REST_OF_MANY[what]) if waiting > FEW else 0.0)
+        seconds = min(rest_after(changed, took, waiting), REST_AT_MOST[what])
         if seconds:
             context.ledger.rest(what, seconds)
 
     return rested
 
 
-def rest_after(changed: int, took: float) -> float:
-    """For how many seconds nobody does what changed so much and took so many seconds. Pure."""
-    if changed <= FEW:
-        return min(REST_RATIO_FEW * took, REST_AT_MOST) if took > LIGHT_SECONDS else 0.0
-    return min(max(REST_RATIO * took, REST_AT_LEAST), REST_AT_MOST)
+def rest_after(changed: int, took: float, waiting: int) -> float:
+    """For how many seconds nobody need do what changed so much and took so many seconds, while so many namespaces wait
+    for their tasks. Pure."""
+    for_more = REST_EACH * waiting if waiting > FEW else 0.0
+    if changed > FEW:
+        return max(REST_RATIO * took, REST_AT_LEAST, for_more)
+    return max(REST_RATIO_FEW * took if took > LIGHT_SECONDS else 0.0, for_more)
 
 
 def _reconcile(context: Context) -> None:
