@@ -53,7 +53,7 @@ class Context:
         return self.memory.views or Views(self.cluster)
 
     def saw(self, kind: Kind, resource_version: str) -> None:
-        """An object of `kind` is at this version: whoever publishes from now on must know it."""
+        """An object of `kind` is at this version: whoever works from memory from now on must know it."""
         if kind in WATCHED:
             self.ledger.saw_versions({kind.label: int(resource_version)})
 
