@@ -186,25 +186,35 @@ def test_placement_lists_nothing_that_is_watched(
     assert not set(listed) & watched._mirrors.keys()
 
 
-def test_placement_is_never_of_older_objects_than_anybody_has_seen(world: World, watched: Watched) -> None:
-    world.pool("more", "192.168.1.120")
-    world.reconcile()
-    watched.stall()
+def claim_late(world: World) -> None:
+    """A claim of an address that has no node yet, which this worker itself makes."""
     namespace = world.namespace("late")
     spec = {"pool": "more", "namespace": {"name": "late", "uid": namespace["metadata"]["uid"]}, "origin": "automatic"}
     head = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressAddress"}
     world.context.cluster.create(Kind.EGRESS_ADDRESS, head | {"metadata": {"name": "192.168.1.120"}, "spec": spec})
+
+
+def test_placement_is_never_of_older_objects_than_anybody_has_seen(world: World, watched: Watched) -> None:
+    world.pool("more", "192.168.1.120")
+    world.reconcile()
+    watched.stall()
+    claim_late(world)
     world.context.ask(PLACE_TASK)
     world.settle()
     assert world.hosted("node1") == [A, "192.168.1.120"]
 
 
 def test_a_hostsubnet_that_somebody_changed_meanwhile_is_not_overwritten(world: World, watched: Watched) -> None:
+    by_hand = "192.168.1.77"
     world.pool("more", "192.168.1.120")
-    world.namespace("late", address="192.168.1.120")
     world.reconcile()
-    watched.stall()
-    world.kube.patch("HostSubnet", "node1", {"egressIPs": [A, "192.168.1.77"]})  # and nobody has heard of it
-    world.kube.delete("EgressAddress", "192.168.1.120")
+    watched.stall(Kind.HOST_SUBNET)
+    changed = world.kube.patch("HostSubnet", "node1", {"egressIPs": [A, by_hand]})  # and nobody has heard of it
+    claim_late(world)
+    watched.await_("EgressAddress", "192.168.1.120")
     world.run(PLACE_TASK)
-    assert "192.168.1.77" in world.hosted("node1")
+    assert "409" in world.failures[-1]
+    assert world.hosted("node1") == [A, by_hand]
+    world.context.saw(Kind.HOST_SUBNET, changed["metadata"]["resourceVersion"])
+    world.run(PLACE_TASK)
+    assert world.hosted("node1") == [A, by_hand, "192.168.1.120"]
