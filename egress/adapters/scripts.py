@@ -484,6 +484,13 @@ end
 return redis.status_reply('OK')
 """
 
+RECORD = """
+-- KEYS: a list. ARGV: an entry, how many are kept, and for how many seconds after the last.
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
+return redis.call('EXPIRE', KEYS[1], ARGV[3])
+"""
+
 TAKE_NETID = """
 -- ARGV: namespace, candidate, ...: gives the NetID that the namespace has, else the first candidate that nobody has and
 -- that is in no NetNamespace known.

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from hashlib import sha1
 from typing import Any
 
-import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from egress.adapters.ledger.client import Client
 from egress.addresses import Address, make_address
 from egress.operations import TransientError
 
@@ -36,7 +36,7 @@ class Connection:
     """A connection to the ledger. Every method raises LedgerAwayError when Redis does not answer in time."""
 
     def __init__(self, url: str, timeout: float = 5.0) -> None:
-        self._redis: Any = redis.Redis.from_url(
+        self._redis: Any = Client.from_url(
             url,
             decode_responses=True,
             socket_timeout=timeout,

@@ -15,7 +15,8 @@ from egress.adapters.ledger.connection import Connection, away, from_key, key_of
 from egress.addresses import Address
 from egress.operations import StepRecord, TransientError
 
-HISTORY_PER_NAMESPACE = 100
+HISTORY_PER_NAMESPACE, HISTORY_SECONDS = 100, 30 * 24 * 3600
+"""How many steps are kept, and for how long after the last."""
 _log = structlog.get_logger()
 _STEP = msgspec.json.Decoder(StepRecord)
 _NO_KEY = -2
@@ -71,6 +72,7 @@ class Coordination(Connection):
     def __init__(self, url: str, timeout: float = 5.0) -> None:
         super().__init__(url, timeout)
         self._raise = self._redis.register_script(scripts.RAISE)
+        self._record = self._redis.register_script(scripts.RECORD)
         self._wait, self._next, self._turn = map(
             self._redis.register_script, (scripts.WAIT, scripts.NEXT, scripts.TURN)
         )
@@ -260,9 +262,7 @@ class Coordination(Connection):
         """Adds a step to its namespace's history, which keeps the last hundred."""
         key = f"hawse:history:{step.namespace}"
         with away():
-            self._redis.pipeline().lpush(key, msgspec.json.encode(step)).ltrim(
-                key, 0, HISTORY_PER_NAMESPACE - 1
-            ).expire(key, 30 * 24 * 3600).execute()
+            self._record([key], [msgspec.json.encode(step), HISTORY_PER_NAMESPACE, HISTORY_SECONDS])
 
     def history(self, namespace: str) -> tuple[StepRecord, ...]:
         """A namespace's steps, the latest first, but for those that a newer version wrote and this one cannot read."""

@@ -6,8 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -20,12 +18,6 @@ from lab.net.broker import Broker
 ECHO = "return ARGV[2] .. string.rep('x', tonumber(ARGV[3] or '0'))"
 RUN = "return ARGV[1]"
 TIMEOUT = 0.3
-
-
-@pytest.fixture
-def own_broker(tmp_path: Path) -> Iterator[Broker]:
-    with Broker(tmp_path / "broker", port=0) as broker:
-        yield broker
 
 
 @pytest.fixture
