@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Closable)
 
 
 @contextmanager
-def closed_aside(opened: socket.socket) -> Iterator[socket.socket]:
+def closed_aside(opened: T) -> Iterator[T]:
     """`opened`, which another thread closes afterwards. To close a packet socket takes the kernel an RCU grace period,
     8 to 16 ms in which it only waits: as long as all else that one more address costs a node."""
     try:

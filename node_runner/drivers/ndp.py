@@ -1,26 +1,22 @@
-"""Duplicate address detection and announcements of IPv6 addresses on an Ethernet link (RFC 4861, RFC 4862), over one
-packet socket."""
+"""Duplicate address detection and announcements of IPv6 addresses on an Ethernet link (RFC 4861, RFC 4862)."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import select
 import socket
 import struct
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from egress.addresses import Address
-from node_runner.drivers.arp import mac_bytes
+from node_runner.drivers.asking import Heard, Link, mac_bytes
 from node_runner.drivers.closing import closed_aside
 from node_runner.drivers.errors import LinkFailed
 from node_runner.drivers.ports import LinkFacts, ProbeTiming, askable
 
-_ETH_P_IPV6 = 0x86DD
 _ICMPV6 = 58
 _HOP_LIMIT = 255
 """A packet with another was forwarded by a router, and is not of this link (RFC 4861 §7.1)."""
@@ -33,8 +29,6 @@ _SOLICITED_NODES = int(IPv6Address("ff02::1:ff00:0"))
 _ETHERNET = struct.Struct("!6s6sH")
 _IPV6 = struct.Struct("!IHBB16s16s")
 _ICMP = struct.Struct("!BBHI16s")
-_RECEIVE_BUFFER = 1 << 20
-_BACKLOG_SECONDS = 1.0
 _SO_ATTACH_FILTER = 26
 _FILTER = (
     (0x30, 0, 0, _ETHERNET.size + 6),  # the next header
@@ -45,7 +39,7 @@ _FILTER = (
     (0x06, 0, 0, 0),
     (0x06, 0, 0, 0xFFFF),
 )
-"""Classic BPF: solicitations and advertisements alone. A node's link carries much else, which would fill the socket."""
+"""Classic BPF: solicitations and advertisements alone."""
 _GROUPS_A_SOCKET = 100
 """The kernel lets a socket join some hundreds of groups (net.core.optmem_max)."""
 _DEFAULT_TIMING = ProbeTiming()
@@ -70,9 +64,38 @@ class _Packet:
             message += bytes([_SOURCE_LINK_LAYER if asks else _TARGET_LINK_LAYER, 1]) + self.mac
         pseudo = self.source.packed + destination.packed + struct.pack("!II", len(message), _ICMPV6)
         message = message[:2] + struct.pack("!H", _checksum(pseudo + message)) + message[4:]
-        head = _ETHERNET.pack(b"\x33\x33" + destination.packed[12:], self.mac, _ETH_P_IPV6)
+        head = _ETHERNET.pack(b"\x33\x33" + destination.packed[12:], self.mac, _Packets.ethertype)
         ip = _IPV6.pack(6 << 28, len(message), _ICMPV6, _HOP_LIMIT, self.source.packed, destination.packed)
         return head + ip + message
+
+
+class _Packets:
+    """See asking.Asking."""
+
+    name = "NDP"
+    ethertype = 0x86DD
+    nobody = _NOBODY
+
+    def question(self, mac: bytes, source: IPv6Address, address: IPv6Address) -> bytes:
+        return _Packet(_SOLICITATION, mac, source, address).frame()
+
+    def heard(self, frame: bytes) -> Heard[IPv6Address] | None:
+        packet = _parsed(frame)
+        if packet is None:
+            return None
+        probes = packet.kind == _SOLICITATION and packet.source == _NOBODY
+        names_target = probes or packet.kind == _ADVERTISEMENT
+        return Heard(packet.mac, packet.target if names_target else packet.source, probes)
+
+    def prepare(self, link: socket.socket) -> None:
+        """Neighbour discovery alone: a node's link carries much else, which would fill the socket."""
+        instructions = b"".join(struct.pack("=HBBI", *instruction) for instruction in _FILTER)
+        program = ctypes.create_string_buffer(instructions, len(instructions))
+        filtered = struct.pack("@HP", len(_FILTER), ctypes.addressof(program))
+        link.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filtered)
+
+
+_PACKETS = _Packets()
 
 
 class LinkNdp:
@@ -81,11 +104,7 @@ class LinkNdp:
     def probe(
         self, interface: str, mac: str, addresses: Iterable[Address], timing: ProbeTiming = _DEFAULT_TIMING
     ) -> dict[Address, str]:
-        """See ports.Arp. All addresses at once; returns early when each has been answered for.
-
-        An address is taken if anybody advertises it or solicits with it as its source, or if another host probes for it
-        at this moment: both then lose, as RFC 4862 §5.4.3 has it, and the caller tries again.
-        """
+        """See ports.Arp. All addresses at once; returns early when each has been answered for."""
         return _ask(interface, mac, dict.fromkeys(_checked(addresses), _NOBODY), timing)
 
     def who_has(
@@ -105,32 +124,18 @@ class LinkNdp:
         if not wanted:
             return
         own = mac_bytes(mac)
-        with closed_aside(_open(interface)) as link:
+        with closed_aside(Link(interface, _PACKETS)) as link:
             for address in wanted:
-                _send(link, interface, _Packet(_ADVERTISEMENT, own, address, address))
+                link.send(_Packet(_ADVERTISEMENT, own, address, address).frame())
 
 
 def _ask(interface: str, mac: str, asking: dict[IPv6Address, IPv6Address], timing: ProbeTiming) -> dict[Address, str]:
-    """Asks for each address as the IP that `asking` has for it, repeatedly; those that somebody has, or, asked for by
-    nobody, claims."""
     if not asking:
         return {}
     own = mac_bytes(mac)
-    taken: dict[Address, str] = {}
-    claims = frozenset(address for address, source in asking.items() if source == _NOBODY)
-    with ExitStack() as stack:
-        link = stack.enter_context(closed_aside(_open(interface)))
-        stack.enter_context(_joined(interface, claims))
-        for number in range(1, timing.count + 1):
-            for address, source in asking.items():
-                if address not in taken:
-                    _send(link, interface, _Packet(_SOLICITATION, own, source, address))
-            # From now, not from the start: a thousand frames take a while to send.
-            end = time.monotonic() + (timing.interval if number < timing.count else timing.wait)
-            _listen(link, own, frozenset(asking), taken, end, claims)
-            if len(taken) == len(asking):
-                break
-    return taken
+    probed = [address for address, source in asking.items() if source == _NOBODY]
+    with closed_aside(Link(interface, _PACKETS)) as link, _joined(interface, probed):
+        return link.ask(own, asking, timing)
 
 
 def _checked(addresses: Iterable[Address]) -> list[IPv6Address]:
@@ -154,23 +159,6 @@ def _checksum(data: bytes) -> int:
     return int(~total & 0xFFFF)
 
 
-def _open(interface: str) -> socket.socket:
-    """A packet socket that has never seen another interface, nor anything but NDP: it receives only from bind() on."""
-    instructions = b"".join(struct.pack("=HBBI", *instruction) for instruction in _FILTER)
-    program = ctypes.create_string_buffer(instructions, len(instructions))
-    try:
-        link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        filtered = struct.pack("@HP", len(_FILTER), ctypes.addressof(program))
-        link.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filtered)
-        link.bind((interface, _ETH_P_IPV6))
-    except OSError as error:
-        raise LinkFailed(
-            f"cannot open {interface} for NDP: {error.strerror}; is it there, and has the runner CAP_NET_RAW?"
-        ) from error
-    return link
-
-
 @contextmanager
 def _joined(interface: str, addresses: Iterable[IPv6Address]) -> Iterator[None]:
     """While these groups are joined: switches that snoop on MLD pass others' probes only to whoever has joined."""
@@ -188,41 +176,6 @@ def _joined(interface: str, addresses: Iterable[IPv6Address]) -> Iterator[None]:
                 f"cannot listen for NDP on {interface}: {os.strerror(error.errno or 0)}; is IPv6 enabled on it?"
             ) from error
         yield
-
-
-def _send(link: socket.socket, interface: str, packet: _Packet) -> None:
-    try:
-        link.send(packet.frame())
-    except OSError as error:
-        raise LinkFailed(f"cannot send NDP on {interface}: {os.strerror(error.errno or 0)}; is the link up?") from error
-
-
-def _listen(
-    link: socket.socket,
-    own: bytes,
-    wanted: frozenset[IPv6Address],
-    taken: dict[Address, str],
-    end: float,
-    claims: frozenset[IPv6Address],
-) -> None:
-    """Adds to `taken` what other hosts answer for until `end`, and of `claims` also what they probe for."""
-    # What has come by the end counts, though this process was kept from reading it: else a busy node would hear nobody.
-    while len(taken) < len(wanted) and (now := time.monotonic()) < end + _BACKLOG_SECONDS:
-        ready, _, _ = select.select([link], [], [], max(0.0, end - now))
-        if not ready:
-            return
-        try:
-            frame, origin = link.recvfrom(512)
-        except OSError as error:
-            raise LinkFailed(f"cannot receive NDP: {error.strerror}; is the link up?") from error
-        packet = None if origin[2] == socket.PACKET_OUTGOING else _parsed(frame)
-        if packet is None or packet.mac == own:
-            continue
-        probe = packet.kind == _SOLICITATION and packet.source == _NOBODY
-        advertised = packet.target if packet.kind == _ADVERTISEMENT else packet.source
-        claimed = packet.target if probe and packet.target in claims else advertised
-        if claimed in wanted:
-            taken.setdefault(claimed, packet.mac.hex(":"))
 
 
 def _parsed(frame: bytes) -> _Packet | None:

@@ -14,7 +14,7 @@ import pytest
 from egress.addresses import Address
 from lab.fakes.node import FakeArp, fake_node
 from lab.host_node import eventually
-from node_runner.drivers import arp as arp_driver
+from node_runner.drivers import asking
 from node_runner.drivers.arp import LinkArp
 from node_runner.drivers.errors import LinkFailed
 from node_runner.drivers.links import InterfaceLinks
@@ -200,10 +200,10 @@ def test_an_answer_counts_though_it_is_read_late(neighbour: Netns, monkeypatch: 
     """The process was kept from running until the wait was over."""
     del neighbour
     link = InterfaceLinks(NODE_IP).facts()
-    send = arp_driver._send
+    send = asking.Link.send
 
-    def send_and_sleep(*arguments: object) -> None:
-        send(*arguments)  # type: ignore[arg-type]
+    def send_and_sleep(link: asking.Link[IPv4Address], frame: bytes) -> None:
+        send(link, frame)
         time.sleep(0.1)
 
     clock = time.monotonic
@@ -214,6 +214,6 @@ def test_an_answer_counts_though_it_is_read_late(neighbour: Netns, monkeypatch: 
         offset += 0.2
         return clock() + offset
 
-    monkeypatch.setattr(arp_driver, "_send", send_and_sleep)
-    monkeypatch.setattr(arp_driver.time, "monotonic", jumping)
+    monkeypatch.setattr(asking.Link, "send", send_and_sleep)
+    monkeypatch.setattr(asking.time, "monotonic", jumping)
     assert LinkArp().who_has(link, NODE_IP, [NEIGHBOUR], ProbeTiming(1, 0.0, 0.05)) == {NEIGHBOUR: NEIGHBOUR_MAC}
