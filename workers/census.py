@@ -41,10 +41,20 @@ def take(context: Context, claims: Sequence[EgressAddress], conflicts: int) -> N
             return
         usage, offer = context.ledger.usage(), context.ledger.offer()
         census = count(claims, conflicts, usage, offer)
-        context.ledger.keep_census(census, max(60.0, 4 * context.settings.reconcile_interval))
+        context.ledger.keep_census(census, _kept_seconds(context))
         pooling.report(context, claims, usage, offer)
     except TransientError as error:
         _log.info("no census", error=str(error))
+
+
+def keep(context: Context) -> None:
+    """The last census is still true: nothing has changed since. Without one, publishing takes another."""
+    if not context.ledger.prolong_census(_kept_seconds(context)):
+        context.ask(PUBLISH_TASK)
+
+
+def _kept_seconds(context: Context) -> float:
+    return max(60.0, 4 * context.settings.reconcile_interval)
 
 
 def count(

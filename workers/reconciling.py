@@ -20,7 +20,7 @@ from egress.objects import CREATED_ANNOTATION, EgressAddress, HostSubnet, Namesp
 from egress.operations import PermanentError, Step
 from egress.stock import Stock
 from egress.table import NodeReport
-from workers import makers, pooling, stillness
+from workers import census, makers, pooling, stillness
 from workers.adopting import addresses_in
 from workers.context import Context, holder_of_broken, readable
 from workers.status import UPDATE_SECONDS
@@ -39,6 +39,7 @@ def reconcile(context: Context) -> int:
     with context.ledger.exclusively("reconcile"):
         before = stillness.view(context.ledger)
         if stillness.is_still(context, before):
+            census.keep(context)
             context.ask(FAILOVER_TASK)
             for profile in stillness.profiles(context):
                 context.ask(TICKETS_TASK, profile)

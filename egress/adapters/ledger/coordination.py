@@ -46,6 +46,7 @@ class _NodeFacts(msgspec.Struct, frozen=True):
     problem: str = ""
     carrier: bool = True
     gateways: tuple[str, ...] = ()
+    other_links: tuple[str, ...] = ()
 
 
 _FACTS = msgspec.json.Decoder(_NodeFacts)
@@ -247,6 +248,11 @@ class Coordination(Connection):
         """Keeps `census` for `seconds`."""
         with away():
             self._redis.set("hawse:census", msgspec.json.encode(census), px=int(seconds * 1000))
+
+    def prolong_census(self, seconds: float) -> bool:
+        """Keeps the last census for `seconds` from now; whether there is one."""
+        with away():
+            return bool(self._redis.pexpire("hawse:census", int(seconds * 1000)))
 
     def census(self) -> Census | None:
         """The last census, or None if there was none lately, or none that can be read: another version's."""

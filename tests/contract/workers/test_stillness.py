@@ -76,7 +76,21 @@ def test_a_reconcile_lists_nothing_while_nothing_changes(still: Any, lists: Call
     assert not lists(SWEEP_TASK)
 
 
-@pytest.mark.parametrize("doubt", ["change", "no watch", "flush", "place", "report", "lost"])
+def test_what_was_counted_goes_on_being_shown(still: Any, lists: Callable[..., Counter[str]]) -> None:
+    """Else an alert on what is wrong and stays so would end by itself."""
+    key, redis = "hawse:census", still.ledger._redis
+    assert still.ledger.census() is not None
+    redis.pexpire(key, 2000)
+    assert "namespaces" not in lists()
+    assert redis.pttl(key) > 30_000
+    redis.delete(key)
+    assert "namespaces" not in lists()
+    census = still.ledger.census()
+    assert census is not None
+    assert census.assignments["Ready"] == 1
+
+
+@pytest.mark.parametrize("doubt", ["change", "no watch", "flush", "place", "report", "other link", "lost"])
 def test_any_doubt_is_a_reason_to_look(still: Any, lists: Callable[..., Counter[str]], doubt: str) -> None:
     ledger = still.ledger
     match doubt:
@@ -90,6 +104,9 @@ def test_any_doubt_is_a_reason_to_look(still: Any, lists: Callable[..., Counter[
             ledger.forget("still:place")
         case "report":
             ledger.report(NodeReport("node1", 0.0, link="192.168.1.17/25", interface="eth0"))
+        case "other link":
+            report = ledger.reports(["node1"])["node1"]
+            ledger.report(replace(report, other_links=("fd00::17/64",)))
         case "lost":
             ledger.set_lost({"node2": ledger.now()}, {})
     assert set(KINDS) <= lists().keys()
