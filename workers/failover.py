@@ -58,7 +58,7 @@ def run(context: Context) -> dict[str, float]:
             _log.error("node is lost", node=subnet.name, addresses=list(map(str, addresses)))
             metrics.nodes_lost.inc()
     if lost.keys() != before.keys():
-        context.ledger.end_rest(PLACE_TASK, PUBLISH_TASK)
+        context.hurry(PLACE_TASK, PUBLISH_TASK)
     stranded = any(addresses_of(subnet.egress_ips) for subnet in subnets if subnet.name in lost)
     if stranded or lost.keys() != before.keys():
         context.ask(PLACE_TASK)  # which asks for publishing: before it, that would make one pass more for the nodes
@@ -97,12 +97,17 @@ def _lost_since(
 
 
 def _on_link(reports: Iterable[NodeReport], subnet: HostSubnet) -> int:
-    """How many of these nodes have the node's IP on their link."""
-    count = 0
-    for report in reports:
-        with suppress(ValueError):
-            count += ipaddress.ip_address(subnet.host_ip) in ipaddress.ip_interface(report.link).network
-    return count
+    """How many of these nodes have the node's IP on their link, by whichever IP version."""
+    with suppress(ValueError):
+        host_ip = ipaddress.ip_address(subnet.host_ip)
+        return sum(any(_is_on(host_ip, link) for link in (report.link, *report.other_links)) for report in reports)
+    return 0
+
+
+def _is_on(address: Address, link: str) -> bool:
+    with suppress(ValueError):
+        return address in ipaddress.ip_interface(link).network
+    return False
 
 
 class Carriers(Protocol):

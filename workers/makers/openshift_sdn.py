@@ -119,7 +119,7 @@ class OpenShiftSdn:
                     context.ledger.begin_failover(addresses, lost[subnet.name])
             context.ledger.set_lost(lost, rejoining)
         if lost.keys() != before.keys():
-            context.ledger.end_rest(PLACE_TASK, PUBLISH_TASK)
+            context.hurry(PLACE_TASK, PUBLISH_TASK)
             context.ask(PLACE_TASK)
 
 

@@ -93,6 +93,35 @@ def test_that_nobody_places_keeps_publishing_for_a_moment_alone(nodes: World, mo
     assert nodes.ledger.change_number() == before + 1
 
 
+def test_who_waits_for_the_end_of_a_rest_keeps_nobody_from_placing_at_once(nodes: World) -> None:
+    """That one may be with a worker that was on the node."""
+    nodes.ledger.rest(PLACE_TASK, 60.0)
+    nodes.context.ask_again(PLACE_TASK, delay=60.0)
+    nodes.tasks.clear()
+    nodes.context.ask(PLACE_TASK)
+    assert nodes.tasks == []
+    beat(nodes, *IPS)
+    beat(nodes, "node1", "node3")
+    saw(nodes, "node2", "node1", "node3")
+    assert judge(nodes) == {"node2"}
+    assert (PLACE_TASK, ()) in nodes.tasks
+    nodes.ledger.check_rested(PLACE_TASK)
+
+
+def test_nodes_that_report_a_link_of_the_other_version_are_witnesses_too(world: World) -> None:
+    """The HostSubnets have IPv6, the runners were told IPv4: one of them alone is not believed."""
+    for name, ip in IPS.items():
+        world.node(name, f"fd00::{ip.rpartition('.')[2]}", report=False)
+        world.ledger.report(NodeReport(name, 0.0, link=f"{ip}/24", interface="eth0", other_links=("fd00::1/64",)))
+    world.reconcile()
+    beat(world, *IPS)
+    beat(world, "node1", "node3")
+    saw(world, "node2", "node1")
+    assert judge(world) == set()
+    saw(world, "node2", "node3")
+    assert judge(world) == {"node2"}
+
+
 def test_silence_alone_moves_nothing(nodes: World) -> None:
     beat(nodes, *IPS)
     beat(nodes, "node1", "node3")
