@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -127,7 +128,8 @@ class Watcher:
                 stop.wait(wait)
 
     def _handle(self, change: Change) -> None:
-        if self.kind in (Kind.NODE, Kind.EGRESS_POOL) and not self._is_news(change):
+        look = self._look(change)
+        if look is not None and self._known.get(change.manifest["metadata"]["name"]) == look:
             return
         self._context.ledger.count_change(self.kind.label)  # first: whoever looks from now on knows that there is more
         tasks = tasks_for(self.kind, change)
@@ -136,6 +138,7 @@ class Watcher:
         for task, *arguments in tasks:
             if not (task == PLACE_TASK and self._is_placements(change)):
                 self._context.ask(task, *arguments)
+        self._know(change, look)  # last: what could not be told is told when the watch resumes
 
     def _is_placements(self, change: Change) -> bool:
         """Whether this is what placement itself wrote: it knows. Each run would else bring about another that finds
@@ -145,24 +148,28 @@ class Watcher:
         written = self._context.ledger.recall(placing.own_patch(change.manifest["metadata"]["name"]))
         return written == change.resource_version
 
-    def _is_news(self, change: Change) -> bool:
-        """Whether it may give work to anybody.
+    def _look(self, change: Change) -> object:
+        """What of a change may give work to anybody, None for all of it: one that looks as the last did is no news.
 
         A kubelet writes its node's status every few seconds; only what placement looks at is news. A pool's status is
         Hawse's own, and written in every second of a burst; what changes its generation is news.
         """
-        metadata = change.manifest["metadata"]
-        name: str = metadata["name"]
-        look: object = (metadata.get("uid"), metadata.get("generation"))
+        if change.deleted:
+            return None
+        if self.kind is Kind.EGRESS_POOL:
+            metadata = change.manifest["metadata"]
+            return metadata.get("uid"), metadata.get("generation")
         if self.kind is Kind.NODE:
-            try:
-                look = manifests.node(change.manifest)
-            except manifests.ManifestError:
-                return True  # placement leaves it out, and says so
-        known = self._known.pop(name, None)
-        if not change.deleted:
+            with suppress(manifests.ManifestError):  # placement leaves it out, and says so
+                return manifests.node(change.manifest)
+        return None
+
+    def _know(self, change: Change, look: object) -> None:
+        name = change.manifest["metadata"]["name"]
+        if look is None:
+            self._known.pop(name, None)
+        else:
             self._known[name] = look
-        return change.deleted or known != look
 
 
 def start_all(watchers: Sequence[Watcher], context: Context, crew: Crew, stop: threading.Event) -> None:

@@ -8,6 +8,7 @@ import pytest
 from egress.adapters.cluster import Change, Kind
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, TICKETS_TASK
 from egress.objects import MOVE_ANNOTATION, RETRY_TICKET_ANNOTATION
+from egress.operations import TransientError
 from workers.makers.ovn_kubernetes import OvnKubernetes
 from workers.makers.runner import Runner
 from workers.watch import Watcher, tasks_for
@@ -131,6 +132,22 @@ def test_only_what_placement_looks_at_is_news_of_a_node() -> None:
     assert seen(deleted=True)
     assert seen(status=ready)
     assert seen(status="broken")
+
+
+def test_what_could_not_be_told_is_told_when_the_watch_resumes() -> None:
+    asked: Any = _Asked()
+    watcher, heard = Watcher(Kind.EGRESS_POOL, asked), asked.ask
+
+    def away(*_: str) -> None:
+        raise TransientError("Redis is away")
+
+    new = Change({"metadata": {"name": "prod", "resourceVersion": "2", "uid": "u", "generation": 2}})
+    asked.ask = away
+    with pytest.raises(TransientError):
+        watcher._handle(new)
+    asked.ask = heard
+    watcher._handle(new)
+    assert asked.tasks == [RECONCILE_TASK]
 
 
 def test_a_pools_status_is_no_news() -> None:
