@@ -26,7 +26,8 @@ from egress.replanning import Replanner
 _log = structlog.get_logger()
 CATCH_UP_SECONDS = 0.5
 """How long a watch that lags is waited for before the kind is listed instead."""
-
+DOUBT_SECONDS = 10.0
+"""How often the API server is asked, where the watch of namespaces lags, whether it is the server that lags."""
 FORGET_SECONDS = 900.0
 
 
@@ -151,12 +152,23 @@ class Views:
             return None
         namespaces, net_namespaces, claims = (mirror for mirror in mirrors if mirror is not None)
         floor = self._floors(ledger).get(Kind.NAMESPACE.label, 0)
-        if not namespaces.await_version(floor, CATCH_UP_SECONDS) or not claims.synced():
+        if not namespaces.await_version(floor, CATCH_UP_SECONDS):
+            self._doubt(ledger, floor, name)
+            return None
+        if not claims.synced():
             return None
         namespace = namespaces.item(name)
         if namespace is None or not net_namespaces.synced() or net_namespaces.item(name) is not None:
             return None
         return Newcomer(namespace, claims.item)
+
+    def _doubt(self, ledger: Ledger, floor: int, name: str) -> None:
+        """Forgets a `floor` of namespaces that the API server itself has not reached: it was restored from a backup."""
+        if not ledger.first_to(f"doubt:{Kind.NAMESPACE.label}", DOUBT_SECONDS):
+            return
+        listing = self._cluster.list(Kind.NAMESPACE, label=f"kubernetes.io/metadata.name={name}")
+        if int(listing.resource_version) < floor:
+            ledger.forget_version(Kind.NAMESPACE.label)
 
     def _floors(self, ledger: Ledger) -> Mapping[str, int]:
         return ledger.seen_versions() if self._mirrors else {}

@@ -147,3 +147,12 @@ def test_without_an_index_nothing_is_known(world: World, watched: Watched) -> No
     watched.await_("Namespace", "app")
     world.ledger._redis.flushall()
     assert not newcomers.converge(world.context, "app")
+
+
+def test_after_a_restore_of_the_api_server_the_watch_is_believed_again(world: World, watched: Watched) -> None:
+    """Its versions have begun anew, below what was seen before."""
+    create(world, "app")
+    world.ledger.saw_versions({Kind.NAMESPACE.label: 10**9})
+    assert not newcomers.converge(world.context, "app")
+    assert Kind.NAMESPACE.label not in world.ledger.seen_versions()
+    assert newcomers.converge(world.context, "app")
