@@ -42,7 +42,7 @@ def write(cluster: Cluster, item: Item) -> None:
 
 
 class News:
-    """What waits to be written, in its order. A process that ends takes it along.
+    """What waits to be written: warnings first, each in its order. A process that ends takes it along.
 
     The thread begins with the first of it: one that is there before a process has said how it takes its signals would
     get them.
@@ -51,6 +51,7 @@ class News:
     def __init__(self, cluster: Cluster, sleep: Callable[[float], None] = time.sleep) -> None:
         self._cluster = cluster
         self._sleep = sleep
+        self._warnings: deque[Item] = deque(maxlen=MOST)
         self._waiting: deque[Item] = deque(maxlen=MOST)
         self._came = threading.Semaphore(0)
         self._lock = threading.Lock()
@@ -58,9 +59,10 @@ class News:
 
     def tell(self, item: Item) -> None:
         """Has it written soon."""
-        if len(self._waiting) == MOST:
-            _log.warning("event not written", namespace=self._waiting[0].namespace, error="too many wait")
-        self._waiting.append(item)
+        waiting = self._warnings if item.warning else self._waiting
+        if len(waiting) == MOST:
+            _log.warning("event not written", namespace=waiting[0].namespace, error="too many wait")
+        waiting.append(item)
         self._came.release()
         with self._lock:
             if self._thread is None:
@@ -76,8 +78,6 @@ class News:
             if left < 1:
                 self._sleep((1 - left) / PER_SECOND)
             left -= 1
-            try:
-                item = self._waiting.popleft()
-            except IndexError:
-                continue  # it was let go
-            write(self._cluster, item)
+            waiting = self._warnings or self._waiting
+            if waiting:  # else it was let go
+                write(self._cluster, waiting.popleft())

@@ -16,7 +16,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, Kind, NotFoundError
 from egress.addresses import Address, AddressError, object_name, parse_address
 from egress.objects import Condition, EgressAddress, HostSubnet, NetNamespace, Phase, dated
-from egress.operations import Outcome, PermanentError, Step
+from egress.operations import Outcome, PermanentError, Step, TransientError
 from egress.planning import Plan
 from egress.table import Claim, NodeReport
 from workers.context import Context
@@ -180,7 +180,11 @@ def _tell_conflicts(context: Context, plan: Plan) -> None:
         for conflict in sorted(set(outcome.reasons).intersection(plan.conflicts)):
             if not context.ledger.first_to(f"event:{name}:{conflict}", CONFLICT_SECONDS):
                 continue
-            manifest = context.cluster.get(Kind.NAMESPACE, name)
+            try:
+                manifest = context.cluster.get(Kind.NAMESPACE, name)
+            except TransientError:
+                context.ledger.done_with(f"event:{name}:{conflict}")  # it was not told
+                raise
             if manifest is not None:
                 context.tell(name, manifests.namespace(manifest).uid, "EgressConflict", conflict, warning=True)
 

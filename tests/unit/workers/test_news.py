@@ -52,6 +52,26 @@ def test_they_are_written_in_their_order_and_one_that_fails_stops_none() -> None
     assert [line["error"] for line in logged if line["event"] == "event not written"] == ["away"]
 
 
+def test_warnings_come_before_what_is_well() -> None:
+    class Gated(Written):
+        def event(self, about: dict[str, str], reason: str, message: str, *, warning: bool) -> None:
+            del about, message, warning
+            self.gate.wait(10)
+            self.reasons.append(reason)
+
+    written: Any = Gated()
+    written.gate.clear()
+    told = News(written)
+    told.tell(item(0))
+    until(lambda: not told._waiting)  # that one is being written
+    told.tell(item(1))
+    for number in (2, 3):
+        told.tell(Item("app", "u", f"r{number}", "text", warning=True))
+    written.gate.set()
+    until(lambda: len(written.reasons) == 4)
+    assert written.reasons == ["r0", "r2", "r3", "r1"]
+
+
 def test_a_burst_is_spread_over_time() -> None:
     written: Any = Written()
     pauses: list[float] = []
