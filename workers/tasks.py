@@ -315,11 +315,16 @@ def _ask_for_the_rest(context: Context) -> None:
 def _work_through(app: Celery, context: Context, message: str) -> None:
     until, alone = time.monotonic() + BATCH_SECONDS, True
     while time.monotonic() < until and (names := context.ledger.next_namespaces(BATCH)):
-        if alone and len(names) == BATCH:
-            context.ask(NAMESPACES_TASK)  # another thread, or another worker, may help
-            alone = False
-        for name in names:
-            _one_of_many(app, name, message)
+        try:
+            if alone and len(names) == BATCH:
+                context.ask(NAMESPACES_TASK)  # another thread, or another worker, may help
+                alone = False
+            while names:
+                _one_of_many(app, names[0], message)
+                names.pop(0)
+        finally:
+            for name in names:  # the broker is away, or was: what was not worked on waits again
+                context.ledger.queue_namespace(name)
 
 
 def _one_of_many(app: Celery, name: str, message: str) -> None:

@@ -2,11 +2,13 @@
 
 import socket
 import time
+from typing import Any, cast
 
 import pytest
 
 from egress.messages import NUDGE_TASK, PUBLISH_TASK
 from egress.operations import TransientError
+from workers import tasks
 from workers.tasks import rest_after, sender
 
 
@@ -35,3 +37,45 @@ def test_a_broker_that_is_away_is_an_error_that_may_pass(task: str) -> None:
 )
 def test_a_rest_is_for_bursts(changed: int, took: float, waiting: int, seconds: float) -> None:
     assert rest_after(changed, took, waiting) == pytest.approx(seconds)
+
+
+class _Waiting:
+    """In place of a Context and its ledger: the namespaces that wait."""
+
+    def __init__(self, *names: str) -> None:
+        self.ledger = self
+        self.names = list(names)
+        self.away = False
+
+    def next_namespaces(self, number: int) -> list[str]:
+        taken, self.names = self.names[:number], self.names[number:]
+        return taken
+
+    def queue_namespace(self, name: str) -> None:
+        self.names.append(name)
+
+    def ask(self, _: str) -> None:
+        if self.away:
+            raise TransientError("the broker is away")
+
+
+def test_what_was_taken_and_not_worked_on_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"n{number}" for number in range(tasks.BATCH + 1)]
+    waiting: Any = _Waiting(*names)
+    waiting.away = True
+    with pytest.raises(TransientError):
+        tasks._work_through(cast(Any, None), waiting, "message")
+    assert sorted(waiting.names) == names
+
+    done: list[str] = []
+
+    def work(_app: object, name: str, _message: str) -> None:
+        if name == "n1":
+            raise TransientError("the broker is away")
+        done.append(name)
+
+    monkeypatch.setattr(tasks, "_one_of_many", work)
+    waiting = _Waiting(*names[:3])
+    with pytest.raises(TransientError):
+        tasks._work_through(cast(Any, None), waiting, "message")
+    assert (done, waiting.names) == (["n0"], ["n1", "n2"])
