@@ -295,7 +295,8 @@ class InterfaceLinks:
         }
         if doubted:
             unmarked = self._unrecognisable(doubted, facts)
-            self._marks_six = self._marks_six or not any(address.version == 6 for address in unmarked)
+            six = {address for address in doubted if address.version == 6}
+            self._marks_six = self._marks_six or (bool(six) and not six & unmarked.keys())
             errors |= unmarked
         return errors
 

@@ -193,6 +193,16 @@ def test_one_that_an_old_kernel_keeps_no_mark_of_is_taken_away_again(
     assert str(SIX) not in run("ip", "-6", "address", "show", "eth0")
 
 
+def test_nor_does_an_ipv4_address_on_a_long_name_say_that_the_kernel_keeps_them(
+    netns: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_link(netns, LONG)  # so that the kernel is asked what it kept
+    monkeypatch.setattr(links_driver, "_addition_six", _unmarked)
+    links = InterfaceLinks(NODE_IP)
+    assert links.apply({A}, set()) == {}
+    assert type(links.apply({SIX}, set())[SIX]) is KernelTooOld
+
+
 def _unmarked(address: IPv6Address, prefix_length: int, facts: LinkFacts) -> bytes:
     return (
         struct.pack("=BBBBI", socket.AF_INET6, prefix_length, 0, 0, facts.index)
