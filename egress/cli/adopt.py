@@ -13,7 +13,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import Cluster, ExistsError, Kind
 from egress.addresses import object_name, parse_address
 from egress.adoption import OPERATOR, Adoption, adopt
-from egress.cli.client import table
+from egress.cli.client import prints, put, table
 from egress.cli.clusters import on_cluster, reached
 from egress.migration import Deed
 from egress.objects import EgressAddress, EgressPool
@@ -31,7 +31,7 @@ class AdoptionError(click.ClickException):
 @click.command("adopt")
 @click.option("--from", "operator", type=click.Choice([OPERATOR]), default=OPERATOR, help="Whose assignments.")
 @click.option("--write", is_flag=True, help="Make the claims. Without it nothing is changed.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="A table, or JSON.")
+@prints
 @on_cluster
 def command(*, operator: str, write: bool, output: str, kubeconfig: str) -> int:
     """Adopt the addresses that egressip-ipam-operator has given to namespaces, as its annotations say.
@@ -47,11 +47,7 @@ def command(*, operator: str, write: bool, output: str, kubeconfig: str) -> int:
             found = [_written(cluster, item) for item in found]
     except (PermanentError, TransientError) as error:
         raise AdoptionError(str(error)) from None
-    if output == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode([_data(item) for item in found]), indent=2).decode())
-    else:
-        for line in lines(found):
-            click.echo(line)
+    put(msgspec.json.encode([_data(item) for item in found]), output, lambda: lines(found))
     counts = Counter(item.deed for item in found)
     told = ", ".join(f"{counts[deed]} {word}" for deed, word in _WORDS.items())
     click.echo(f"{len(found)} addresses: {told}{'' if write else '; nothing was written'}", err=True)

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
+import yaml
 
 from egress.cli import main
 from lab.native.sdn import SdnController
@@ -91,6 +92,14 @@ def test_what_was_adopted_is_hawses_with_the_same_addresses(world: World, hawse:
     world.pool("prod", f"{FIRST}-10.8.3.255")
     pool = {"spec": {"namespaceSelector": None}}  # it gives nothing by itself until everything is adopted
     world.kube.patch("EgressPool", "prod", pool)
+    found = {item["namespace"]: item for item in yaml.safe_load(hawse("adopt", "-o", "yaml"))}
+    assert found["shown"] == {
+        "namespace": "shown",
+        "address": by_hand,
+        "deed": "change",
+        "pool": "prod",
+        "reason": "",
+    }
     assert "change  shown" in hawse("adopt", "--write")
     world.reconcile()
     world.kube.patch("EgressPool", "prod", {"spec": {"namespaceSelector": {}}})

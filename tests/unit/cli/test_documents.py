@@ -43,3 +43,20 @@ def test_click_takes_it(typed: str) -> None:
         assert inner is not None
         name, command = found, inner
     command.make_context(name, words, parent=context)
+
+
+def test_what_prints_json_prints_yaml_too() -> None:
+    """As the changelog says."""
+    groups, checked = [hawse], set()
+    while groups:
+        group = groups.pop()
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            if isinstance(command, click.Group):
+                groups.append(command)
+            for option in command.params if command is not None else ():
+                if option.name == "output" and isinstance(option.type, click.Choice):
+                    assert {"json", "yaml"} <= set(option.type.choices), name
+                    checked.add(name)
+    assert {"adopt", "plan", "watch", "nodes"} <= checked
