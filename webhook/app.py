@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from flask import Flask, Response, request
+from flask import Flask, Response
 
 from egress.adapters.ledger import Ledger
 from egress.operations import TransientError
@@ -13,6 +13,7 @@ from egress.settings import Settings
 from webhook import review
 from webhook.admission import Admission
 from webhook.hinting import Hinter
+from webhook.lean import Answer, Lean, read_body
 from webhook.metrics import Observation
 from webhook.review import Outcome
 from webhook.validator import RESOURCES, Validator
@@ -34,7 +35,13 @@ def create_app(settings: Settings, *, ending: Callable[[], bool] = never, leavin
 
     `ending` says whether no more requests should be sent, `leaving` whether connections should not be kept.
     """
-    app = Flask("hawse")
+
+    def finish(response: Response) -> None:
+        # For HTTP/1.1; HTTP/2, which API servers speak, has its own way to say so.
+        if leaving():
+            response.headers["Connection"] = "close"
+
+    app = Lean("hawse", finish)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     ledger = Ledger(settings.redis_url, timeout=settings.redis_timeout)
     trusted = frozenset(name.strip() for name in settings.trusted_users.split(",") if name.strip())
@@ -73,13 +80,6 @@ def create_app(settings: Settings, *, ending: Callable[[], bool] = never, leavin
             return Response(f"ok, but namespaces are admitted without an address: {error}\n", mimetype="text/plain")
         return Response("ok\n", mimetype="text/plain")
 
-    @app.after_request
-    def part(response: Response) -> Response:
-        # For HTTP/1.1; HTTP/2, which API servers speak, has its own way to say so.
-        if leaving():
-            response.headers["Connection"] = "close"
-        return response
-
     return app
 
 
@@ -93,11 +93,11 @@ def _answered(
     observation = Observation(webhook, resource)
     operation, outcome = "", Outcome.ERROR
     try:
-        parsed = parse(request.get_data())
+        parsed = parse(read_body())
         operation = parsed.operation
         answered = answer(parsed)
         outcome = answered.outcome
-        return Response(answered.body, mimetype="application/json")
+        return Answer(answered.body)
     except review.ReviewError as error:
         return Response(f"{error}\n", status=400, mimetype="text/plain")
     finally:
