@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from contextlib import suppress
-from typing import TextIO
+from datetime import UTC, datetime
+from typing import Any, TextIO
 
+import msgspec
 import structlog
 
 from egress.settings import Settings
+
+_LEVELS = {"warn": "warning", "exception": "error"}
+"""The levels of methods that are named otherwise."""
 
 
 def configure(settings: Settings, component: str) -> None:
@@ -21,14 +27,12 @@ def configure(settings: Settings, component: str) -> None:
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         _stamp(component),
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderers: list[structlog.types.Processor]
     if settings.log_format == "console":
         renderers = [_inert, structlog.dev.ConsoleRenderer(colors=False)]
     else:
-        renderers = [structlog.processors.JSONRenderer()]
+        renderers = [structlog.processors.JSONRenderer(_json)]
     lines = _Lines(sys.stderr)
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, *renderers],
@@ -74,11 +78,23 @@ class _Lines:
 
 
 def _stamp(component: str) -> structlog.types.Processor:
-    def stamp(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    def stamp(_: object, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
         event["component"] = component
+        event["level"] = _LEVELS.get(method, method)
+        event["timestamp"] = datetime.now(UTC).isoformat()[: -len("+00:00")] + "Z"
         return event
 
     return stamp
+
+
+def _json(event: structlog.types.EventDict, **options: Any) -> str:  # noqa: ANN401 - as json.dumps
+    """What json.dumps makes of it, which takes five times as long for what nearly all events are: texts in ASCII."""
+    if set(map(type, event.values())) == {str}:
+        with suppress(UnicodeEncodeError):  # half of a surrogate pair
+            line = msgspec.json.encode(event)
+            if line.isascii():
+                return line.decode()
+    return json.dumps(event, separators=(",", ":"), **options)
 
 
 def _inert(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
