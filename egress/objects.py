@@ -147,7 +147,7 @@ class Selector:
         for key, value in self.match_labels.items():  # asked of every pool for every namespace
             if labels.get(key) != value:
                 return False
-        return all(requirement.matches(labels) for requirement in self.requirements)
+        return not self.requirements or all(requirement.matches(labels) for requirement in self.requirements)
 
 
 class OnExhausted(StrEnum):

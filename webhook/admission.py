@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -69,6 +68,11 @@ def _given(outcome: Reserved | Held | Exhausted, choice: Choice, known_as: str) 
     if outcome.untold:  # the watch will find the namespace
         _log.warning("hint not sent", namespace=known_as, error=outcome.untold)
     return _Given(outcome.addresses)
+
+
+def _chosen(offer: Offer, namespace: NamespaceObject, known_as: str) -> Choice | None:
+    labels, annotations = namespace.labels, namespace.annotations
+    return pools.choose(known_as, labels, annotations, offer.pools, offer.node_ips, offer.gateways)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +161,14 @@ class Admission:
         """What the namespace is to get, and of which offer: of `offer`, or of the current one if that gives nothing.
         PoolError or AddressError if the current one cannot give what it asks for."""
 
-        def chosen(pieces: Offer) -> Choice | None:
-            return pools.choose(
-                known_as, namespace.labels, namespace.annotations, pieces.pools, pieces.node_ips, pieces.gateways
-            )
-
-        with suppress(pools.PoolError, AddressError):
-            if (choice := chosen(offer)) is not None:
-                return offer, choice
+        try:
+            choice = _chosen(offer, namespace, known_as)
+        except (pools.PoolError, AddressError):
+            choice = None
+        if choice is not None:
+            return offer, choice
         current = self.ledger.offer()
-        return current, chosen(current)
+        return current, _chosen(current, namespace, known_as)
 
     def _update(self, request: Request[NamespaceObject], namespace: NamespaceObject) -> Answer:
         before = request.old_object.annotations.get(ADDRESSES_ANNOTATION) if request.old_object else None

@@ -44,30 +44,35 @@ _PROPERTIES: dict[str, Any] = {
     "body_encoding": "base64",
 }
 _EMBED: dict[str, None] = dict.fromkeys(("callbacks", "errbacks", "chain", "chord"))
-_encode = msgspec.json.Encoder().encode
 _QUEUE = f"{BROKER_PREFIX}{CONTROL_QUEUE}"
+_DELAY = timedelta(seconds=HINT_DELAY)
+
+
+def _message() -> str:
+    """A message but for its id and its time, for Python's % operator."""
+    own = {"id": "%(task)s", "root_id": "%(task)s", "eta": "%(eta)s", "argsrepr": "()"}
+    message = {
+        "body": b64encode(msgspec.json.encode(([], {}, _EMBED))).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": _HEADERS | own,
+        "properties": _PROPERTIES | {"correlation_id": "%(task)s", "delivery_tag": "%(task)s"},
+    }
+    return msgspec.json.encode(message).decode()
+
+
+_MESSAGE = _message()
 
 
 class Hinter:
     """Makes hints. Each process needs one of its own: the messages' ids begin with what only this one has."""
 
     def __init__(self) -> None:
-        self._prefix = uuid.uuid4()
+        self._prefix = str(uuid.uuid4())
         self._numbers = itertools.count(1)
 
     def hint(self, namespace: str) -> Hint:
         """The hint for one namespace."""
-        return Hint(namespace, HINT_DELAY, NAMESPACES_LATER, HINT_GUARD, _QUEUE, self._message())
-
-    def _message(self) -> str:
         task = f"{self._prefix}-{next(self._numbers)}"
-        eta = datetime.now(UTC) + timedelta(seconds=HINT_DELAY)
-        own = {"id": task, "root_id": task, "eta": eta.isoformat(), "argsrepr": "()"}
-        message = {
-            "body": b64encode(_encode(([], {}, _EMBED))).decode(),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": _HEADERS | own,
-            "properties": _PROPERTIES | {"correlation_id": task, "delivery_tag": task},
-        }
-        return _encode(message).decode()
+        message = _MESSAGE % {"task": task, "eta": (datetime.now(UTC) + _DELAY).isoformat()}
+        return Hint(namespace, HINT_DELAY, NAMESPACES_LATER, HINT_GUARD, _QUEUE, message)
