@@ -37,9 +37,13 @@ end
 _LIBRARY = (
     _RUN
     + """
-local function now()
-  local t = redis.call('TIME')
-  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+local clock = nil
+local function now() -- stands still while a script runs
+  if not clock then
+    local t = redis.call('TIME')
+    clock = tonumber(t[1]) + tonumber(t[2]) / 1000000
+  end
+  return clock
 end
 local function block(hex) return 'hawse:used:' .. string.sub(hex, 1, -5) end
 local function offset(hex) return tonumber(string.sub(hex, -4), 16) end
@@ -127,10 +131,12 @@ local function reserve(holder, count, requested, ranges, paired)
     if old and old.holder ~= holder then return {'held', hex} end
     chosen[#chosen + 1] = hex
   end
+  local had = nil
   local function is_of(hex, digits) return digits == 0 or #hex == digits end
   -- Appends addresses of one family (by the digits of its keys; 0: any) until there are `most`; whether there are.
   local function take(most, digits)
-    for _, hex in ipairs(split(redis.call('HGET', 'hawse:holders', holder))) do
+    had = had or split(redis.call('HGET', 'hawse:holders', holder))
+    for _, hex in ipairs(had) do
       if #chosen < most and is_of(hex, digits) and in_ranges(hex, ranges) then chosen[#chosen + 1] = hex end
     end
     for i = 1, #ranges, 2 do
@@ -138,10 +144,13 @@ local function reserve(holder, count, requested, ranges, paired)
       if is_of(ranges[i], digits) then
         walk(ranges[i], ranges[i + 1], function(prefix, from, to)
           local key = 'hawse:used:' .. prefix
-          -- BITPOS sees no bit after the string's end: it is brought to its full length first.
-          if redis.call('STRLEN', key) < 8192 then redis.call('SETBIT', key, 65535, 0) end
           while #chosen < most and from <= to do
             local bit = redis.call('BITPOS', key, 0, from, to, 'BIT')
+            -- BITPOS sees no bit after the string's end, and the first one where there is no string.
+            if bit < from and redis.call('STRLEN', key) < 8192 then
+              redis.call('SETBIT', key, 65535, 0)
+              bit = redis.call('BITPOS', key, 0, from, to, 'BIT')
+            end
             if bit < 0 then break end
             chosen[#chosen + 1] = prefix .. string.format('%04x', bit)
             from = bit + 1
@@ -173,7 +182,15 @@ local function reserve(holder, count, requested, ranges, paired)
   local at = now()
   for _, hex in ipairs(chosen) do
     local old = entry(hex)
-    if not (old and old.holder == holder and old.state == 'claimed') then put(hex, 'reserved', holder, at, old) end
+    if #chosen == 1 and had and #had == 0 and not old then -- as nearly all are: nothing else is to be read
+      local text = string.format('%.6f', at) -- of a number Redis would write more digits, and read them again
+      redis.call('HSET', 'hawse:addresses', hex, 'reserved|' .. holder .. '|' .. text)
+      redis.call('SETBIT', block(hex), offset(hex), 1)
+      redis.call('HSET', 'hawse:holders', holder, hex)
+      redis.call('ZADD', 'hawse:reserved', text, hex)
+    elseif not (old and old.holder == holder and old.state == 'claimed') then
+      put(hex, 'reserved', holder, at, old)
+    end
   end
   table.insert(chosen, 1, 'ok')
   return chosen
@@ -208,7 +225,8 @@ if reply[1] == 'full' then return string.format('full %.0f %.0f', reply[2], repl
 if reply[1] ~= 'ok' then return table.concat(reply, ' ') end
 local text = 'ok ' .. table.concat(reply, ',', 2)
 if ARGV[8] then
-  local failed = redis.pcall('ZADD', 'hawse:waiting', 'LT', now() + tonumber(ARGV[9]), ARGV[8])
+  local due = string.format('%.6f', now() + tonumber(ARGV[9]))
+  local failed = redis.pcall('ZADD', 'hawse:waiting', 'LT', due, ARGV[8])
   if type(failed) == 'number' then failed = redis.pcall('SET', ARGV[10], '1', 'NX', 'PX', ARGV[11]) end
   if failed and not failed.err then failed = redis.pcall('LPUSH', ARGV[12], ARGV[13]) end
   if type(failed) == 'table' and failed.err then text = text .. ' ' .. failed.err end
