@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import socket
 import ssl
@@ -64,6 +65,9 @@ class Connection:
 
 
 _BROKEN = (OSError, RedisConnectionError, RedisTimeoutError)
+_send = ctypes.PyDLL(None).send  # which keeps the interpreter while it is called
+_send.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+_send.restype = ctypes.c_ssize_t
 
 
 class Script:
@@ -108,7 +112,7 @@ class Script:
 
     def _called(self, arguments: tuple[str, ...]) -> str:
         own = self._own.__dict__.get("socket") or self._connect()
-        own.sendall(b"*%d\r\n%b%b%b" % (4 + len(arguments), self._head, self._own.run, b"".join(map(_bulk, arguments))))
+        _write(own, b"*%d\r\n%b%b%b" % (4 + len(arguments), self._head, self._own.run, b"".join(map(_bulk, arguments))))
         return _read(own)
 
     def _load(self) -> None:
@@ -130,6 +134,19 @@ class Script:
         self._own.socket = own
         self._load()  # a server that was started anew has forgotten it
         return own
+
+
+def _write(own: socket.socket, data: bytes) -> None:
+    """Sends all of it. OSError if the other end is gone or takes nothing in time.
+
+    Python's sockets let go of the interpreter, so that another thread has it while there is but one system call to be
+    made, which does not wait: what the kernel takes at once is sent without that.
+    """
+    sent = 0
+    if not isinstance(own, ssl.SSLSocket):
+        sent = max(0, _send(own.fileno(), data, len(data), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL))
+    if sent < len(data):
+        own.sendall(data[sent:])  # or it says what is wrong
 
 
 def _read(own: socket.socket) -> str:

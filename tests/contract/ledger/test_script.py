@@ -26,7 +26,7 @@ def client(own_broker: Broker) -> redis.Redis:
     return client
 
 
-@pytest.mark.parametrize("text", ["", "a b\r\nc", "$5\r\n", "-ERR no", "ü", "x" * 200_000])
+@pytest.mark.parametrize("text", ["", "a b\r\nc", "$5\r\n", "-ERR no", "ü", "x" * 200_000, "x" * 8_000_000])
 def test_texts_come_back_as_they_are(client: redis.Redis, text: str) -> None:
     script = Script(client, ECHO)
     assert [script(text), script("next")] == [text, "next"]
