@@ -7,8 +7,9 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Event
+from typing import AnyStr, BinaryIO
 
 from node_runner.drivers.errors import NodeError
 
@@ -40,13 +41,32 @@ def run(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 10) -
 
     Raises CommandFailed unless it ends with 0. The locale is C, so that texts can be compared.
     """
-    try:
+    with _starting(argv):
         process = _start(argv, stdin=stdin is not None)
-    except FileNotFoundError:
-        raise CommandFailed(argv, None, f"{argv[0]} is not installed on this node; install its package") from None
-    except OSError as error:
-        raise CommandFailed(argv, None, f"it could not be started: {error}") from None
     return _finish(process, argv, stdin, timeout)
+
+
+def printed(argv: Sequence[str], *, timeout: float = 10) -> str:
+    """As `run`, for a command that is told nothing and may print much.
+
+    It prints into memory and has not to wait for us: where other threads compute, each piece that comes through a pipe
+    waits for Python's lock.
+    """
+    with ExitStack() as files:
+        with _starting(argv):
+            output, errors = files.enter_context(_memory()), files.enter_context(_memory())
+            process = _Child(list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=_environment())
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise _hanging(argv, timeout) from None
+        finally:
+            process.kill()  # unless it has ended
+            process.wait()
+        text, complaint = _text(output), _text(errors)
+    if process.returncode:
+        raise CommandFailed(argv, process.returncode, complaint or text)
+    return text
 
 
 class Standby:
@@ -89,8 +109,26 @@ class Standby:
             process.communicate()
 
 
+class _Child(subprocess.Popen[AnyStr]):
+    """A process whose end the kernel tells. Popen looks for it, with a rest of a millisecond at least in between."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As Popen's."""
+        if timeout is not None and self.poll() is None:
+            with suppress(OSError):  # a kernel older than 5.3
+                descriptor = os.pidfd_open(self.pid)
+                try:
+                    ended = select.poll()
+                    ended.register(descriptor, select.POLLIN)
+                    ended.poll(timeout * 1000)
+                    timeout = 0
+                finally:
+                    os.close(descriptor)
+        return super().wait(timeout)
+
+
 def _start(argv: Sequence[str], *, stdin: bool) -> subprocess.Popen[str]:
-    return subprocess.Popen(  # noqa: S603 - no shell; every caller builds argv from validated values
+    return _Child(  # no shell; every caller builds argv from validated values
         list(argv),
         stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -101,6 +139,30 @@ def _start(argv: Sequence[str], *, stdin: bool) -> subprocess.Popen[str]:
     )
 
 
+@contextmanager
+def _starting(argv: Sequence[str]) -> Iterator[None]:
+    """Why `argv` could not be started, as CommandFailed."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CommandFailed(argv, None, f"{argv[0]} is not installed on this node; install its package") from None
+    except OSError as error:
+        raise CommandFailed(argv, None, f"it could not be started: {error}") from None
+
+
+def _hanging(argv: Sequence[str], timeout: float) -> CommandFailed:
+    return CommandFailed(argv, None, f"no end after {timeout:g} s; it was killed")
+
+
+def _memory() -> BinaryIO:
+    return open(os.memfd_create("printed"), "w+b")
+
+
+def _text(memory: BinaryIO) -> str:
+    memory.seek(0)
+    return memory.read().decode(errors="replace")
+
+
 def _finish(process: subprocess.Popen[str], argv: Sequence[str], stdin: str | None, timeout: float) -> str:
     with process:
         try:
@@ -108,7 +170,7 @@ def _finish(process: subprocess.Popen[str], argv: Sequence[str], stdin: str | No
         except BaseException as error:
             process.kill()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise CommandFailed(argv, None, f"no end after {timeout:g} s; it was killed") from None
+                raise _hanging(argv, timeout) from None
             raise
     if process.returncode:
         raise CommandFailed(argv, process.returncode, stderr or stdout)
@@ -122,7 +184,7 @@ def follow(argv: Sequence[str], callback: Callable[[], None], stop: Event) -> No
     Nobody ends it when this process is killed: give `argv` a limit of its own.
     """
     try:
-        process = subprocess.Popen(  # noqa: S603 - as above
+        process = subprocess.Popen(  # noqa: S603 - no shell, as in _start
             list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment()
         )
     except OSError as error:

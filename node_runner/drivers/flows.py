@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from threading import Event
 from typing import Any
@@ -16,7 +17,7 @@ from ovs.flow.ofp import OFPFlow
 
 from egress.delta import FlowChange, is_ours
 from egress.program import COOKIE, COOKIE_MASK, GROUPS, Flow, Group, Traffic
-from node_runner.commands import CommandFailed, Standby, follow, run
+from node_runner.commands import CommandFailed, Standby, follow, printed
 from node_runner.drivers.errors import (
     BridgeMissing,
     FlowUnreadable,
@@ -88,8 +89,18 @@ class Bridge:
         return BridgeFacts(number, mac, _has_ipv6(self._tun))
 
     def read(self, *, everywhere: bool = False) -> FlowsFound:
-        """See ports.Flows. One process, or two where groups are in use."""
-        where = () if everywhere else (f"table={self._table}",)
+        """See ports.Flows. One process, or two where groups are in use or looked for."""
+        if not everywhere:
+            flows, foreign = self._flows(f"table={self._table}")
+            grouped = any("group:" in flow.actions for flow in flows)
+            return FlowsFound(flows, self._groups() if grouped else frozenset(), foreign)
+        with ThreadPoolExecutor(1) as pool:
+            groups = pool.submit(self._groups)
+            flows, foreign = self._flows()
+            return FlowsFound(flows, groups.result(), foreign)
+
+    def _flows(self, *where: str) -> tuple[frozenset[Flow], frozenset[tuple[int, int, str]]]:
+        """Our flows, and the keys of those of others in the egress table."""
         known = self._lines  # most lines are what they were; only those that are not are parsed
         self._lines = {
             line: known[line] if line in known else _own_form(line) or _any_form(line)
@@ -104,10 +115,10 @@ class Bridge:
                 flows.add(flow)
             elif flow.table == self._table:
                 foreign.add(flow.key)
-        groups: frozenset[Group] = frozenset()
-        if everywhere or any("group:" in flow.actions for flow in flows):
-            groups = _groups(self._ofctl("dump-groups", self._name))
-        return FlowsFound(frozenset(flows), groups, frozenset(foreign))
+        return frozenset(flows), frozenset(foreign)
+
+    def _groups(self) -> frozenset[Group]:
+        return _groups(self._ofctl("dump-groups", self._name))
 
     def counts(self) -> dict[Traffic, FlowCount]:
         """See ports.Flows. One process."""
@@ -149,7 +160,7 @@ class Bridge:
         """The names of the bridge's ports, and [OpenFlow port, MAC] of those that we ask for, in one process."""
         query = ("--if-exists", "--columns=name,ofport,mac_in_use", "list", "Interface", self._vxlan, self._tun)
         try:
-            text = run([*_VSCTL, "--format=json", "list-ifaces", self._name, "--", *query], timeout=8)
+            text = printed([*_VSCTL, "--format=json", "list-ifaces", self._name, "--", *query], timeout=8)
         except CommandFailed as error:
             if "no bridge named" in error.stderr:
                 raise BridgeMissing(
@@ -163,7 +174,7 @@ class Bridge:
     def _ofctl(self, *arguments: str, stdin: str | None = None) -> str:
         try:
             if stdin is None:
-                return run([*_OFCTL, *arguments], timeout=15)
+                return printed([*_OFCTL, *arguments], timeout=15)
             return self._standby.run([*_OFCTL, *arguments], stdin=stdin, timeout=15)
         except CommandFailed as error:
             if "is not a bridge or a socket" in error.stderr:

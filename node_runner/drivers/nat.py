@@ -12,7 +12,7 @@ from enum import StrEnum
 from egress.addresses import VERSIONS
 from egress.delta import RuleChange, RulesFound
 from egress.rules import GUARD_CHAIN, INPUT_CHAIN, OWN_PREFIX, SPINE_CHAIN, TABLES, is_own, table_name, version_of
-from node_runner.commands import CommandFailed, Standby, run, search_path
+from node_runner.commands import CommandFailed, Standby, printed, run, search_path
 from node_runner.drivers.errors import ChainMissing, IptablesFailed
 from node_runner.drivers.generation import Rules, legacy_shapes, legacy_tables, nft_has_chain, rules_now
 from node_runner.drivers.ports import checked_name
@@ -183,7 +183,7 @@ def _sort(
 
 
 def _call(tool: str, *arguments: str, timeout: float) -> str:
-    return _failing(lambda: run([tool, *arguments], timeout=timeout))
+    return _failing(lambda: printed([tool, *arguments], timeout=timeout))
 
 
 def _failing(command: Callable[[], str]) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lab.host_node import eventually
-from node_runner.commands import CommandFailed, Standby, run
+from node_runner.commands import CommandFailed, Standby, printed, run
 
 
 def test_output_input_and_locale() -> None:
@@ -41,6 +43,47 @@ def test_a_command_that_hangs_is_killed() -> None:
     with pytest.raises(CommandFailed, match="killed"):
         run(["sleep", "30"], timeout=0.2)
     assert time.monotonic() - began < 2
+
+
+def test_what_is_printed_may_be_long() -> None:
+    lines = printed(["seq", "200000"]).splitlines()
+    assert (len(lines), lines[-1]) == (200_000, "200000")
+    assert "LC_ALL=C\n" in printed(["env"])
+    assert printed(["printf", r"\377\n"]) == "\ufffd\n"
+
+
+def test_a_command_that_prints_fails_as_others_do() -> None:
+    with pytest.raises(CommandFailed, match=r"exit code 3.*words"):
+        printed(["sh", "-c", "echo words >&2; exit 3"])
+    with pytest.raises(CommandFailed, match=r"exit code 4.*what it said"):
+        printed(["sh", "-c", "echo what it said; exit 4"])
+    with pytest.raises(CommandFailed, match="not installed"):
+        printed(["hawse-no-such-command"])
+    before, began = children(), time.monotonic()
+    with pytest.raises(CommandFailed, match="killed"):
+        printed(["sleep", "30"], timeout=0.2)
+    assert time.monotonic() - began < 2
+    assert children() == before
+
+
+@pytest.mark.parametrize("command", [run, printed])
+def test_an_older_kernel_does_not_tell_of_an_end(command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(pid: int) -> int:
+        raise OSError(errno.ENOSYS, f"pidfd_open of {pid}")
+
+    monkeypatch.setattr(os, "pidfd_open", missing)
+    assert command(["sh", "-c", "exec >&- 2>&-; sleep 0.05"]) == ""
+    with pytest.raises(CommandFailed, match="killed"):
+        command(["sleep", "30"], timeout=0.2)
+
+
+def test_without_room_for_what_it_prints_it_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(name: str) -> int:
+        raise OSError(errno.EMFILE, f"no room for {name}")
+
+    monkeypatch.setattr(os, "memfd_create", full)
+    with pytest.raises(CommandFailed, match="could not be started"):
+        printed(["true"])
 
 
 def children() -> set[str]:
