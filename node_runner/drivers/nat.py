@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
@@ -56,11 +56,7 @@ class Iptables:
         if self._fixed is not None:
             return self._fixed
         if self._found is None:
-            # Asking the legacy tool makes the kernel load legacy tables, and a node must not get those by being asked.
-            if "nat" in legacy_tables(4) and self._holds_parent(Variant.LEGACY):
-                self._found = Variant.LEGACY
-            elif shutil.which("iptables-nft-save", path=search_path()) and self._holds_parent(Variant.NFT):
-                self._found = Variant.NFT
+            self._found = next(filter(self._holds_parent, _candidates()), None)
         return self._found
 
     def check(self, version: int = 4) -> None:
@@ -70,18 +66,27 @@ class Iptables:
 
     def read(self, *, six: bool = False) -> RulesFound:
         """See ports.Nat. One process for all tables of an IP version: mangle and raw are short, and a second one costs
-        more."""
-        variant = self.variant()  # found once, and not by two threads
-        self._six = (six or self._may_hold_six(variant)) and _is_installed(self._tool("save", 6))
-        before, self._known = self._now(), None
+        more. So does one that only asks whether a variant is the one: the first read is that question too."""
+        if self._fixed is None and self._found is None:
+            for variant in _candidates():
+                rules = self._read(variant, six=six)
+                if ("nat", self._parent) in rules.parents:
+                    self._found = variant
+                    return rules
+        rules = self._read(self._fixed or self._found, six=six)
+        if ("nat", self._parent) not in rules.parents:
+            self._found = None  # the next read looks in both variants again
+        return rules
+
+    def _read(self, variant: Variant | None, *, six: bool) -> RulesFound:
+        self._six = (six or self._may_hold_six(variant)) and _is_installed(_tool(variant, "save", 6))
+        before, self._known = self._standing(variant), None
         own: dict[tuple[str, str], list[str]] = {}
         others: dict[tuple[str, str], list[str]] = {}
-        for version, text in self._saved().items():
+        for version, text in self._saved(variant).items():
             _sort(text, version, own, others)
         parents = {key: tuple(specs) for key, specs in others.items() if self._is_parent(*key, specs)}
-        if ("nat", self._parent) not in parents:
-            self._found = None  # the next read looks in both variants again
-        elif before == self._now():
+        if ("nat", self._parent) in parents and before == self._standing(variant):
             self._known = before
             if self._six and not any(table in _TABLES_SIX for table, _ in own):
                 self._without = legacy_shapes(6)
@@ -119,7 +124,9 @@ class Iptables:
             raise
 
     def _now(self) -> Rules | None:
-        variant = self.variant()
+        return self._standing(self.variant())
+
+    def _standing(self, variant: Variant | None) -> Rules | None:
         return None if variant is None else rules_now(nft=variant is Variant.NFT, six=self._six)
 
     def _may_hold_six(self, variant: Variant | None) -> bool:
@@ -131,13 +138,13 @@ class Iptables:
             return False
         return self._without is None or legacy_shapes(6) != self._without
 
-    def _saved(self) -> dict[int, str]:
+    def _saved(self, variant: Variant | None) -> dict[int, str]:
         """What each -save prints, side by side."""
         if not self._six:
-            return {4: _call(self._tool("save"), timeout=_READ_SECONDS)}
+            return {4: _call(_tool(variant, "save"), timeout=_READ_SECONDS)}
         with ThreadPoolExecutor(1) as pool:
-            other = pool.submit(_call, self._tool("save", 6), timeout=_READ_SECONDS)
-            return {4: _call(self._tool("save"), timeout=_READ_SECONDS), 6: other.result()}
+            other = pool.submit(_call, _tool(variant, "save", 6), timeout=_READ_SECONDS)
+            return {4: _call(_tool(variant, "save"), timeout=_READ_SECONDS), 6: other.result()}
 
     def _is_parent(self, table: str, chain: str, specs: list[str]) -> bool:
         usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}
@@ -148,10 +155,7 @@ class Iptables:
         return any(line.startswith(f":{self._parent} ") for line in saved.splitlines())
 
     def _tool(self, verb: str, version: int = 4) -> str:
-        """The command's name on this node: a distribution with one variant only may not name it."""
-        variant, plain = self.variant(), f"{_COMMANDS[version]}-{verb}"
-        named = plain if variant is None else f"{_COMMANDS[version]}-{variant}-{verb}"
-        return named if _is_installed(named) else plain
+        return _tool(self.variant(), verb, version)
 
     def _missing(self, version: int) -> ChainMissing:
         variant = self.variant() or "nft or legacy"
@@ -159,6 +163,22 @@ class Iptables:
             f"chain {self._parent} does not exist in table nat of {variant} {_COMMANDS[version]}: set "
             "the masquerade chain to the one this cluster's POSTROUTING jumps to (POSTROUTING itself will do)"
         )
+
+
+def _candidates() -> Iterator[Variant]:
+    """The variants that may hold the node's rules. To ask the legacy tool makes the kernel load legacy tables, and a
+    node must not get those by being asked."""
+    if "nat" in legacy_tables(4):
+        yield Variant.LEGACY
+    if _is_installed("iptables-nft-save"):
+        yield Variant.NFT
+
+
+def _tool(variant: Variant | None, verb: str, version: int = 4) -> str:
+    """The command's name on this node: a distribution with one variant only may not name it."""
+    plain = f"{_COMMANDS[version]}-{verb}"
+    named = plain if variant is None else f"{_COMMANDS[version]}-{variant}-{verb}"
+    return named if _is_installed(named) else plain
 
 
 def _is_installed(tool: str) -> bool:

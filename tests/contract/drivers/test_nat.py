@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
@@ -11,6 +12,8 @@ from egress.delta import RuleChange, RulesFound, rule_change
 from egress.program import Layout
 from egress.rules import RuleSet, rules_of
 from lab.fakes.node import FakeNat, fake_node
+from node_runner.commands import printed
+from node_runner.drivers import nat as nat_driver
 from node_runner.drivers.errors import ChainMissing, IptablesFailed
 from node_runner.drivers.nat import Iptables, Variant
 from node_runner.drivers.ports import Nat
@@ -131,6 +134,29 @@ def test_the_variant_that_holds_the_chain_is_found(variant: Variant) -> None:
     assert iptables.variant() is variant
     iptables.apply(rule_change(RULES, iptables.read()))
     assert "HAWSE-SNAT" in run(f"iptables-{variant}-save")
+
+
+@pytest.mark.usefixtures("netns")
+def test_the_first_read_finds_the_variant_and_is_the_only_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("iptables-nft-restore", "iptables-legacy-restore")
+    started: list[str] = []
+
+    def counted(argv: Sequence[str], *, timeout: float) -> str:
+        started.append(argv[0])
+        return printed(argv, timeout=timeout)
+
+    monkeypatch.setattr(nat_driver, "printed", counted)
+    run("iptables-legacy-restore", stdin=FOREIGN_RULES)
+    iptables = Iptables()
+    first = iptables.read()
+    assert iptables.variant() is Variant.LEGACY
+    assert started == ["iptables-legacy-save"]
+    assert iptables.read() == first == Iptables(variant=Variant.LEGACY).read()
+    run("iptables-legacy-restore", stdin="*nat\n:POSTROUTING ACCEPT\nCOMMIT\n")  # the chain is gone
+    run("iptables-nft-restore", stdin=FOREIGN_RULES)
+    assert ("nat", PARENT) not in iptables.read().parents
+    assert ("nat", PARENT) in iptables.read().parents
+    assert iptables.variant() is Variant.NFT
 
 
 @pytest.mark.usefixtures("netns")
