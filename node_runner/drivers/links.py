@@ -8,17 +8,16 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import NamedTuple
 
-from pyroute2 import IPRoute
 from pyroute2.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL
-from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_GETADDR, RTM_GETLINK, RTM_NEWADDR
+from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_NEWADDR
 from pyroute2.netlink.rtnl.ifaddrmsg import (
     IFA_F_DADFAILED,
     IFA_F_NODAD,
@@ -61,6 +60,9 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_CARRIER = 1, 3, 33
 _IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface index
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_RT_PRIORITY, _IFA_PROTO = 1, 2, 3, 6, 8, 9, 11
 _CACHEINFO = struct.Struct("=IIII")  # seconds for which it is preferred, and valid; when it was made, and changed
+_RTMSG = struct.Struct("=BBBBBBBBI")  # family; two prefix lengths, TOS; table, protocol, scope, type; flags
+_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH = 4, 5, 9
+_RTNEXTHOP = struct.Struct("=HxxI")  # length; flags, hops; interface index
 _FOREVER = 0xFFFFFFFF
 _GLOBAL = 0  # RT_SCOPE_UNIVERSE
 _PASSING = IFA_F_TEMPORARY | IFA_F_DADFAILED
@@ -69,19 +71,21 @@ _SIX = 1 << 128
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """An address as some interface of the node holds it. `lasting`: it is of global scope and does not change by
-    itself, as temporary ones do."""
+class _Held(NamedTuple):
+    """An address as an interface of the node holds it: its `_number`, and the interface's index. `lasting`: it is of
+    global scope and does not change by itself, as temporary ones do. A tuple, as `Rule` is."""
 
-    address: Address
     number: int
-    index: int
+    link: int
     prefix_length: int
     label: str
     ours: bool
     secondary: bool
     lasting: bool
+
+    @property
+    def address(self) -> Address:
+        return _address(self.number)
 
     @property
     def network(self) -> IPv4Interface | IPv6Interface:
@@ -118,7 +122,7 @@ class InterfaceLinks:
     def read(self) -> frozenset[Address]:
         """See ports.Links."""
         held = self._held()
-        return self._ours_on(held, self._primary(held).index)
+        return self._ours_on(held, self._primary(held).link)
 
     def look(self, addresses: Iterable[Address]) -> LinkSight:
         """See ports.Links. One dump."""
@@ -148,7 +152,7 @@ class InterfaceLinks:
                     refused[address] = _dragging(address, facts.interface)
                 else:
                     requests.append((entry.address, _removal(entry)))
-        here = {entry.number for entry in held if entry.ours and entry.index == facts.index} - there.keys()
+        here = {entry.number for entry in held if entry.ours and entry.link == facts.index} - there.keys()
         subnets = self._subnets(facts)
         requests += [
             (address, _addition(address, _length(address, subnets), facts))
@@ -160,8 +164,8 @@ class InterfaceLinks:
     def sweep(self) -> frozenset[Address]:
         """See ports.Links."""
         held = self._held()
-        index = self._primary(held).index
-        strays = [entry for entry in held if entry.ours and entry.index != index]
+        index = self._primary(held).link
+        strays = [entry for entry in held if entry.ours and entry.link != index]
         with Netlink(NETLINK_ROUTE) as netlink:
             netlink.batch([_removal(entry) for entry in strays])
         return frozenset(entry.address for entry in strays)
@@ -177,7 +181,7 @@ class InterfaceLinks:
 
     def _index(self) -> int | None:
         try:
-            return self._primary(self._held()).index
+            return self._primary(self._held()).link
         except InterfaceMissing:
             return None
 
@@ -194,7 +198,7 @@ class InterfaceLinks:
 
     def _ours_on(self, held: Iterable[_Held], index: int) -> frozenset[Address]:
         """Our addresses on an interface. To build a set of addresses takes long; of numbers it does not."""
-        numbers = frozenset(entry.number for entry in held if entry.ours and entry.index == index)
+        numbers = frozenset(entry.number for entry in held if entry.ours and entry.link == index)
         known = self._ours
         if numbers != known.numbers:
             came = frozenset(map(_address, numbers - known.numbers))
@@ -216,15 +220,15 @@ class InterfaceLinks:
         primary = self._primary(held)
         try:
             with Netlink(NETLINK_ROUTE) as netlink:
-                link = attributes(netlink.get(Message(RTM_GETLINK, _IFINFOMSG.pack(primary.index))), _IFINFOMSG.size)
+                link = attributes(netlink.get(Message(RTM_GETLINK, _IFINFOMSG.pack(primary.link))), _IFINFOMSG.size)
         except NetlinkFailed as error:
             raise InterfaceMissing(
-                f"the interface of {self._node_ip} (index {primary.index}) has just gone: {error}"
+                f"the interface of {self._node_ip} (index {primary.link}) has just gone: {error}"
             ) from error
         others = _own_subnets(held, primary)
         return LinkFacts(
             link[_IFLA_IFNAME].rstrip(b"\0").decode("ascii", "replace"),
-            primary.index,
+            primary.link,
             link.get(_IFLA_ADDRESS, b"").hex(":"),
             primary.prefix_length,
             link.get(_IFLA_CARRIER, b"\1") != b"\0",
@@ -239,14 +243,13 @@ class InterfaceLinks:
     def _known_gateways(self, primary: _Held, others: tuple[IPv4Interface | IPv6Interface, ...]) -> tuple[Address, ...]:
         """Read once a minute: a node may have thousands of routes, and gateways seldom change."""
         index, read_at, gateways = self._gateways
-        if index != primary.index or time.monotonic() - read_at > _GATEWAYS_SECONDS:
+        if index != primary.link or time.monotonic() - read_at > _GATEWAYS_SECONDS:
             subnets = (primary.network, *others)
             found: set[Address] = set()
-            with IPRoute() as route:
-                for family in {_FAMILIES[subnet.version] for subnet in subnets}:
-                    found |= _gateways(route.get_routes(family=family, table=_MAIN_TABLE), primary.index, subnets)
+            for family in {_FAMILIES[subnet.version] for subnet in subnets}:
+                found |= _gateways(_routes(family), primary.link, subnets)
             gateways = tuple(sorted(found, key=_number))
-            self._gateways = (primary.index, time.monotonic(), gateways)
+            self._gateways = (primary.link, time.monotonic(), gateways)
         return gateways
 
     def _refusals(self, addresses: Iterable[Address], held: list[_Held], facts: LinkFacts) -> dict[Address, NodeError]:
@@ -304,7 +307,7 @@ class InterfaceLinks:
         """An old kernel drops what it does not know without a word; an address that cannot be told from others is taken
         away again at once."""
         lost = [
-            entry for entry in self._held() if entry.address in added and entry.index == facts.index and not entry.ours
+            entry for entry in self._held() if entry.address in added and entry.link == facts.index and not entry.ours
         ]
         with Netlink(NETLINK_ROUTE) as netlink:
             netlink.batch([_removal(entry) for entry in lost])
@@ -352,7 +355,7 @@ def _own_subnets(held: Iterable[_Held], primary: _Held) -> tuple[IPv4Interface |
     """The node's own addresses of the other IP version on its interface, the lowest of each subnet that has room."""
     found: dict[object, _Held] = {}
     for entry in held:
-        if entry.index != primary.index or entry.ours or not entry.lasting:
+        if entry.link != primary.link or entry.ours or not entry.lasting:
             continue
         room = entry.address.max_prefixlen - entry.prefix_length
         if entry.address.version == primary.address.version or not room:
@@ -384,11 +387,37 @@ def _outside(
     )
 
 
-def _gateways(routes: Iterable[Any], index: int, subnets: Iterable[IPv4Interface | IPv6Interface]) -> set[Address]:
+def _routes(family: int) -> list[bytes]:
+    """The routes of the main table. A kernel older than 5.0 gives those of all tables, among them one for each address
+    of the node."""
+    request = Message(RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, _MAIN_TABLE, 0, 0, 0, 0))
+    try:
+        with Netlink(NETLINK_ROUTE) as netlink:
+            return [route for route in netlink.dump(request) if _RTMSG.unpack_from(route)[4] == _MAIN_TABLE]
+    except NetlinkFailed as error:
+        if error.code == errno.ENOENT:  # no such table: it comes with its first route
+            return []
+        raise
+
+
+def _gateways(routes: Iterable[bytes], index: int, subnets: Iterable[IPv4Interface | IPv6Interface]) -> set[Address]:
     """The next hops that `routes` have on an interface and in one of its subnets."""
-    hops = [hop for route in routes for hop in (route, *(route.get("multipath") or ()))]
-    found = {ip_address(gateway) for hop in hops if hop.get("oif") == index and (gateway := hop.get("gateway"))}
+    found = {ip_address(gateway) for route in routes for at, gateway in _next_hops(route) if at == index}
     return {gateway for gateway in found if any(gateway in own.network for own in subnets)}
+
+
+def _next_hops(route: bytes) -> Iterator[tuple[int, bytes]]:
+    """The interfaces and gateways of a route."""
+    found = attributes(route, _RTMSG.size)
+    if _RTA_GATEWAY in found and _RTA_OIF in found:
+        yield int.from_bytes(found[_RTA_OIF], sys.byteorder), found[_RTA_GATEWAY]
+    several = found.get(_RTA_MULTIPATH, b"")
+    while len(several) >= _RTNEXTHOP.size:
+        length, index = _RTNEXTHOP.unpack_from(several)
+        gateway = attributes(several[:length], _RTNEXTHOP.size).get(_RTA_GATEWAY)
+        if gateway is not None:
+            yield index, gateway
+        several = several[max(length, _RTNEXTHOP.size) + 3 & ~3 :]
 
 
 def _parsed(body: bytes) -> _Held | None:
@@ -405,10 +434,9 @@ def _parsed(body: bytes) -> _Held | None:
     metric = int.from_bytes(found.get(_IFA_RT_PRIORITY, b""), sys.byteorder)
     ours = label.endswith(LABEL_SUFFIX) or protocol == ADDRESS_PROTOCOL
     ours = ours or (family == socket.AF_INET6 and metric == ADDRESS_METRIC)
-    address = make_address(int.from_bytes(local, "big"), 4 if family == socket.AF_INET else 6)
+    number = int.from_bytes(local, "big")
     return _Held(
-        address,
-        _number(address),
+        number if family == socket.AF_INET else number + _SIX,
         index,
         prefix_length,
         label,
@@ -453,7 +481,7 @@ def _addition_six(address: IPv6Address, prefix_length: int, facts: LinkFacts) ->
 def _removal(entry: _Held) -> Message:
     """The kernel removes an IPv4 address only where all of these agree: a foreign one of another label is safe."""
     body = (
-        _IFADDRMSG.pack(_FAMILIES[entry.address.version], entry.prefix_length, 0, 0, entry.index)
+        _IFADDRMSG.pack(_FAMILIES[entry.address.version], entry.prefix_length, 0, 0, entry.link)
         + attribute(_IFA_LOCAL, entry.address.packed)
         + attribute(_IFA_ADDRESS, entry.address.packed)
     )
@@ -471,7 +499,7 @@ def _would_drag(entry: _Held, held: list[_Held], interface: str) -> bool:
         return False
     others = any(
         other.secondary
-        and other.index == entry.index
+        and other.link == entry.link
         and other.network.network == entry.network.network
         and not other.ours
         for other in held

@@ -1,7 +1,7 @@
 """A netlink socket for packed messages: one send for a batch, one dump for a list.
 
-pyroute2 builds a Python object per message, 0.2 ms each; a node may hold thousands of addresses and a hundred thousand
-connections. What is rare (links) goes through pyroute2; these two lists are packed and walked here.
+pyroute2 builds a Python object per message, 0.2 ms each; a node may hold thousands of addresses and routes, and a
+hundred thousand connections. These lists are packed and walked here, with pyroute2's numbers.
 """
 
 from __future__ import annotations

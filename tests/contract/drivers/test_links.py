@@ -368,5 +368,12 @@ def test_gateways_are_found_in_the_routes(netns: Netns) -> None:
     run("ip", "address", "add", "10.1.0.1/24", "dev", "pod7")
     run("ip", "link", "set", "pod7", "up")
     run("ip", "route", "add", "10.2.0.0/16", "via", "10.1.0.7")
+    run("ip", "route", "add", "10.3.0.0/16", "via", "192.168.1.7", "table", "99")
     found = InterfaceLinks(NODE_IP).facts().gateways
     assert [str(gateway) for gateway in found] == ["192.168.1.1", "192.168.1.2", "192.168.1.9"]
+
+
+def test_a_node_may_have_no_routes(netns: Netns) -> None:
+    add_link(netns, "eth0")
+    run("ip", "route", "flush", "table", "main")
+    assert InterfaceLinks(NODE_IP).facts().gateways == ()
