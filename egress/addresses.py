@@ -197,21 +197,22 @@ def assign_marks(addresses: Iterable[Address], previous: Mapping[Address, int] |
     addresses that are their own mark, then the others; the result does not depend on the order of `addresses`.
     """
     wanted = sorted(set(addresses), key=lambda address: (address.version, int(address)))
-    previous = previous or {}
     marks: dict[Address, int] = {}
-    # The mark of an address that goes is free once its rule is gone, which is only after this pass. Marks are counted,
-    # for there may be thousands of addresses beside a wanted one, and to hash each would take long.
-    held = Counter(previous.values())
-    held.subtract(previous[address] for address in wanted if address in previous)
-    taken: set[int] = {0, *(mark for mark, holders in held.items() if holders)}
+    taken = {0}
+    if previous:
+        # The mark of an address that goes is free once its rule is gone, which is only after this pass. Marks are
+        # counted, for there may be thousands of addresses beside a wanted one, and to hash each would take long.
+        held = Counter(previous.values())
+        held.subtract(previous[address] for address in wanted if address in previous)
+        taken.update(mark for mark, holders in held.items() if holders)
+        for address in wanted:
+            mark = previous.get(address, 0)
+            if mark not in taken and not mark & KUBE_PROXY_BITS and mark <= _MARK_MASK:
+                marks[address] = mark
+                taken.add(mark)
+        wanted = [address for address in wanted if address not in marks]
+    wanted.sort(key=lambda address: address.version == 6 or bool(int(address) & KUBE_PROXY_BITS))
     for address in wanted:
-        mark = previous.get(address, 0)
-        if mark not in taken and not mark & KUBE_PROXY_BITS and mark <= _MARK_MASK:
-            marks[address] = mark
-            taken.add(mark)
-    rest = [address for address in wanted if address not in marks]
-    rest.sort(key=lambda address: address.version == 6 or bool(int(address) & KUBE_PROXY_BITS))
-    for address in rest:
         mark = start = preferred_mark(address)
         while mark in taken:
             mark = (mark + _PROBE_STEP) & _MARK_MASK & ~KUBE_PROXY_BITS

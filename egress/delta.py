@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from egress.addresses import VERSIONS, Address
 from egress.program import COOKIE, COOKIE_MASK, Flow, Group, NodeProgram, Traffic
-from egress.rules import OWN_PREFIX, SNAT_CHAIN, SPINE_CHAINS, TABLES, Rule, RuleSet, table_name, tail_of, version_of
+from egress.rules import OWN_PREFIX, SNAT_CHAIN, SPINE_CHAINS, TABLES, RuleSet, table_name, tail_of, version_of
 
 T = TypeVar("T")
 _OF_A_CHAIN = 2
@@ -129,8 +129,7 @@ def change(program: NodeProgram, found: Found, others: AbstractSet[Address] = fr
     addresses = diff(program.addresses, found.addresses)
     blocked = usurped(program, found)
     rules = rule_change(program.rules, found.rules)
-    wanted = {flow for flow in program.flows if flow.key not in found.foreign_flows}
-    kept_keys = {flow.key for flow in wanted}
+    wanted = program.flows - _barred(program, found)
     changed = wanted - found.flows
     # Neither the address's own rules nor the guard against connections that began without it may be missing.
     late = {flow for flow in changed if traffic_of(flow) in program.own} if rules else set()
@@ -138,7 +137,9 @@ def change(program: NodeProgram, found: Found, others: AbstractSet[Address] = fr
     # A key that gets its flow late drops until its rule stands: an old flow would hand packets to a rule that goes,
     # and no flow at all, should the rules fail, would send them out with the node's IP.
     early |= {dropping(flow) for flow in late} - found.flows
-    removed = {flow for flow in found.flows if flow.key not in kept_keys}
+    stale = found.flows - wanted
+    kept_keys = {flow.key for flow in wanted} if stale else set()
+    removed = {flow for flow in stale if flow.key not in kept_keys}
     groups = diff(program.groups, found.groups)
     fence = FlowChange(
         tuple(sorted(early)),
@@ -168,19 +169,23 @@ def applied(program: NodeProgram, found: Found) -> Found:
     for jump in program.rules.jumps:
         key = (jump.table, jump.chain)
         parents[key] = (jump.spec, *parents.get(key, ()))
-    rules = RulesFound(_contents(program.rules, sorted(program.rules.leaves)), parents)
+    rules = RulesFound(program.rules.chains, parents)
     addresses = program.addresses - (usurped(program, found) - found.addresses)
-    flows = frozenset(flow for flow in program.flows if flow.key not in found.foreign_flows)
-    return Found(addresses, flows, program.groups, rules, found.foreign_flows)
+    return Found(addresses, program.flows - _barred(program, found), program.groups, rules, found.foreign_flows)
 
 
 def usurped(program: NodeProgram, found: Found) -> frozenset[Address]:
     """The node's addresses that cannot be used, because a flow that is not ours holds the key of theirs."""
     return frozenset(
-        address
-        for flow in program.flows
-        if flow.key in found.foreign_flows and (address := program.own.get(traffic_of(flow))) is not None
+        address for flow in _barred(program, found) if (address := program.own.get(traffic_of(flow))) is not None
     )
+
+
+def _barred(program: NodeProgram, found: Found) -> AbstractSet[Flow]:
+    """The flows of `program` whose key a flow that is not ours holds."""
+    foreign = found.foreign_flows
+    matches = {match for _, _, match in foreign}  # few; and of a node's thousands of flows hardly one is among them
+    return {flow for flow in program.flows if flow.match in matches and flow.key in foreign}
 
 
 _SNAT_RULE = re.compile(r"-s \S+ -m mark --mark (0x[0-9a-f]+) -j SNAT --to-source ([0-9a-f.:]+)")
@@ -251,22 +256,21 @@ def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
     """
     scripts: dict[str, str] = {}
     grows = 0
-    contents = _contents(desired, desired.leaves)
-    chains: dict[str, list[str]] = {table: [] for table in TABLES}
+    differing: dict[str, list[str]] = {table: [] for table in TABLES}
     gone: dict[str, list[str]] = {table: [] for table in TABLES}
-    for table, chain in sorted(contents):
-        chains[table].append(chain)
-    for table, chain in sorted(found.own.keys() - contents.keys()):
+    for table, chain in sorted(key for key, specs in desired.chains.items() if found.own.get(key) != specs):
+        differing[table].append(chain)
+    for table, chain in sorted(found.own.keys() - desired.chains.keys()):
         gone[table].append(chain)
     for table in TABLES:
         declared: list[str] = []
         lines: list[str] = []
-        for chain in chains[table]:
-            wanted, there = contents[table, chain], found.own.get((table, chain))
+        for chain in differing[table]:
+            wanted, there = desired.chains[table, chain], found.own.get((table, chain))
             edits = _edits(table, chain, wanted, there)
             if edits is None:  # it is written anew
                 declared.append(f":{chain} - [0:0]")
-                edits = [f"-A {chain} {spec}" for spec in _tidy(table, chain, wanted)]
+                edits = [f"-A {chain} {spec}" for spec in wanted]
             lines += edits
             grows += len(wanted) - (-_OF_A_CHAIN if there is None else len(there))
         jumps = {jump.chain: jump.spec for jump in desired.jumps if jump.table == table}
@@ -284,25 +288,8 @@ def rule_change(desired: RuleSet, found: RulesFound) -> RuleChange:
     return RuleChange(scripts, grows)
 
 
-def _contents(rules: RuleSet, leaves: Iterable[Rule]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """What each of our chains is to hold; `leaves` are those of `rules`, in an order that will do."""
-    chains: dict[tuple[str, str], list[str]] = {}
-    for table, chain, spec in (*rules.spine, *leaves):
-        chains.setdefault((table, chain), []).append(spec)
-    return {key: (*specs, tail) if (tail := tail_of(*key)) else tuple(specs) for key, specs in chains.items()}
-
-
-def _tidy(table: str, chain: str, specs: tuple[str, ...]) -> tuple[str, ...]:
-    """`specs` sorted, where their order means nothing."""
-    if (table, chain) in SPINE_CHAINS:
-        return specs
-    return (*sorted(specs[:-1]), specs[-1]) if tail_of(table, chain) else tuple(sorted(specs))
-
-
 def _edits(table: str, chain: str, wanted: tuple[str, ...], there: tuple[str, ...] | None) -> list[str] | None:
-    """What makes one chain that holds `there` hold `wanted`; None where it must be, or had better be, written anew."""
-    if there == wanted:
-        return []
+    """What makes a chain that holds `there` hold `wanted`; None where it must be, or had better be, written anew."""
     if there is None or (table, chain) in SPINE_CHAINS:
         return None
     have, want = set(there), set(wanted)
@@ -329,10 +316,13 @@ def dropping(flow: Flow) -> Flow:
 
 def _changed_hands(program: NodeProgram, found: Found) -> frozenset[Address]:
     """Addresses that stay here, but whose packets came from another NetID until now."""
+    odd = found.flows - program.flows  # the others are of the address that `program` has for them
+    if not odd:
+        return frozenset()
     staying = {mark: address for address, mark in program.marks.items() if address in found.addresses}
     return frozenset(
         address
-        for flow in found.flows
+        for flow in odd
         if (mark := mark_in(flow)) is not None
         and (address := staying.get(mark)) is not None
         and program.own.get(traffic_of(flow)) != address

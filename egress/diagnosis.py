@@ -276,8 +276,7 @@ def _among(source: str, layout: Layout) -> bool:
 def _rules(node: str, program: NodeProgram, found: Found, layout: Layout, names: _Names) -> Iterator[Fault]:
     yield from _jumps(node, program, found, layout)
     for key in SPINE_CHAINS:
-        wanted = tuple(rule.spec for rule in program.rules.spine if (rule.table, rule.chain) == key)
-        yield from _spine(node, key, wanted, found.rules.own.get(key, ()))
+        yield from _spine(node, key, program.rules.chains.get(key, ()), found.rules.own.get(key, ()))
     marked = {mark: address for address, mark in {**marks_of(found.rules), **program.marks}.items()}
     named = {str(address): address for address in marked.values()}
     stale = FaultKind.RULE_SHADOWED if program.rules.spine else FaultKind.RULE_STALE

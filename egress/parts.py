@@ -7,6 +7,7 @@ rules of these addresses, or are on the way to them.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -121,8 +122,8 @@ class Applied:
         found = applied(render(before, self.facts, self._layout, marks=self._marks), rest)
         chains = dict(held)
         if others:
-            concerned = chains_of(assign_marks(given, self._marks), self._layout)
-            concerned |= chains_of({address: self._marks[address] for address in leaving}, self._layout)
+            concerned = chains_of(assign_marks(given, self._marks))
+            concerned |= chains_of({address: self._marks[address] for address in leaving})
             chains = {key: chains[key] for key in concerned.union(SPINE_CHAINS) if key in chains}
         rules = RulesFound(chains, rest.rules.parents)
         return Part(after, given, replace(found, rules=rules), frozenset(netids), others)
@@ -145,5 +146,7 @@ class Applied:
         after = applied(program, part.found).rules
         held |= after.own
         self._known = held, replace(rest, rules=RulesFound(parents=after.parents))
-        kept = [claim for claim in self.claims if claim.netid not in part.netids]
-        self.claims = tuple(sorted([*kept, *claims], key=lambda claim: (claim.address.version, int(claim.address))))
+        kept = [claim for claim in self.claims if claim.netid not in part.netids]  # in order, and thousands
+        for claim in claims:
+            insort(kept, claim, key=lambda claim: (claim.address.version, int(claim.address)))
+        self.claims = tuple(kept)

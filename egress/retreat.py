@@ -65,15 +65,12 @@ def _whole(found: RulesFound, layout: Layout) -> dict[Address, int]:
     """Of `marks_of`, the addresses whose rules all stand, with all that leads to them and nothing in between."""
     marks = marks_of(found)
     rules = rules_of(marks, layout)
-    spine: dict[tuple[str, str], list[str]] = {}
-    for rule in rules.spine:
-        spine.setdefault((rule.table, rule.chain), []).append(rule.spec)
     broken = {
         version_of(jump.table)
         for jump in rules.jumps
         if found.parents.get((jump.table, jump.chain), ())[:1] != (jump.spec,)
     }
-    broken |= {version_of(key[0]) for key in SPINE_CHAINS if found.own.get(key, ()) != tuple(spine.get(key, ()))}
+    broken |= {version_of(key[0]) for key in SPINE_CHAINS if found.own.get(key, ()) != rules.chains.get(key, ())}
     # A chain without its last rule lets packets by that another chain should see.
     there = {
         Rule(table, chain, spec)

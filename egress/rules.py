@@ -10,9 +10,10 @@ Rules of IPv6 addresses are the same, in the tables of ip6tables.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from ipaddress import IPv6Address
@@ -72,19 +73,33 @@ class Rule(NamedTuple):
         return f"-A {self.chain} {self.spec}"
 
 
+Chain = tuple[str, str]
+"""A chain's table and name."""
+
+
 @dataclass(frozen=True, slots=True)
 class RuleSet:
     """The node's iptables rules.
 
-    `jumps` stand first in chains that are not ours and lead into ours. `spine` are the fixed rules of our chains, in
-    order. `leaves` are the rules of single addresses and the branches that lead to them: within a chain, which holds
-    nothing else but for what `tail_of` says, any two that match the same packet do the same with it, so their order
-    means nothing.
+    `jumps` stand first in chains that are not ours and lead into ours. `chains` are ours, each with the specs of its
+    rules: thousands, which are compared with what a node holds a chain at a time.
     """
 
     jumps: tuple[Rule, ...] = ()
-    spine: tuple[Rule, ...] = ()
-    leaves: frozenset[Rule] = frozenset()
+    chains: Mapping[Chain, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def spine(self) -> tuple[Rule, ...]:
+        """The fixed rules, in order."""
+        return tuple(Rule(*key, spec) for key in SPINE_CHAINS for spec in self.chains.get(key, ()))
+
+    @property
+    def leaves(self) -> frozenset[Rule]:
+        """The rules of single addresses and the branches that lead to them: within a chain, which holds nothing else
+        but for what `tail_of` says, any two that match the same packet do the same with it, so their order means
+        nothing."""
+        trees = self.chains.keys() - SPINE_CHAINS
+        return frozenset(Rule(*key, spec) for key in trees for spec in self.chains[key] if spec != tail_of(*key))
 
 
 class Key(Enum):
@@ -94,6 +109,14 @@ class Key(Enum):
     DESTINATION = "destination"
     TRANSLATION = "translation"
     """Where the answers to the packet's connection go: the address that it is translated to."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """From the root of a tree to one of the chains that hold leaves: the branches that lead there, and that chain."""
+
+    branches: tuple[Rule, ...]
+    chain: Chain
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,12 +142,8 @@ class Tree:
         """The IP version of its addresses."""
         return version_of(self.table)
 
-    def chain(self, key: int) -> str:
-        """The chain that holds the leaves of a mark or an address whose number is `key`."""
-        return self.way(key)[-1][1]
-
-    def way(self, key: int) -> tuple[tuple[Rule, str], ...]:
-        """From the root to the leaves of `key`: each branch, and the chain that it leads to."""
+    def way(self, key: int) -> Way:
+        """The way to the leaves of a mark or an address whose number is `key`."""
         if self.key is Key.TRANSLATION:
             return _way(self, key >> _RESTS[-1] << _RESTS[-1])
         return _way(self, key & (1 << sum(self.steps)) - 1)
@@ -226,23 +245,31 @@ def rules_of(marks: Mapping[Address, int], layout: Layout) -> RuleSet:
     """
     if not marks:
         return RuleSet()  # a node without addresses carries no chain of ours at all
-    leaves: set[Rule] = set()
-    ways = set()
+    leaves: dict[Way, list[str]] = defaultdict(list)
     networks = {version: layout.networks(version) for version in VERSIONS}
     for address, mark in marks.items():
-        number, version = int(address), address.version
-        leaves.update(_leaves(number, version, mark, networks[version]))
-        ways.update(_ways(number, version, mark))
-    for way in ways:
-        leaves.update(branch for branch, _ in way)
-    return _rule_set({address.version for address in marks}, frozenset(leaves), layout)
+        version = address.version
+        for way, spec in _leaves(int(address), version, mark, networks[version]):
+            leaves[way].append(spec)
+    trees: dict[Chain, set[str]] = defaultdict(set)
+    for way, specs in leaves.items():
+        trees[way.chain].update(specs)
+        for table, chain, spec in way.branches:
+            trees[table, chain].add(spec)
+    return _rule_set(versions_among(marks), trees, layout)
 
 
-def _rule_set(versions: AbstractSet[int], leaves: frozenset[Rule], layout: Layout) -> RuleSet:
-    """`leaves`, with what they need where there are addresses of `versions`."""
+def _rule_set(versions: AbstractSet[int], trees: Mapping[Chain, AbstractSet[str]], layout: Layout) -> RuleSet:
+    """The chains of `trees` that hold something, with what they need where there are addresses of `versions`."""
     jumps = tuple(jump for version in sorted(versions) for jump in _jumps(version, layout))
-    spine = tuple(rule for version in sorted(versions) for rule in _spine(version, layout.networks(version)))
-    return RuleSet(jumps, spine, leaves)
+    chains: dict[Chain, tuple[str, ...]] = {}
+    for version in sorted(versions):
+        chains |= _spine(version, layout.networks(version))
+    for key, specs in trees.items():
+        if specs:
+            tail = tail_of(*key)
+            chains[key] = (*sorted(specs), tail) if tail else tuple(sorted(specs))
+    return RuleSet(jumps, chains)
 
 
 def _jumps(version: int, layout: Layout) -> tuple[Rule, ...]:
@@ -255,8 +282,8 @@ def _jumps(version: int, layout: Layout) -> tuple[Rule, ...]:
 
 
 @lru_cache(8)
-def _spine(version: int, networks: tuple[str, ...]) -> tuple[Rule, ...]:
-    """The fixed rules. A packet that needs no tree meets none."""
+def _spine(version: int, networks: tuple[str, ...]) -> dict[Chain, tuple[str, ...]]:
+    """The chains of fixed rules. A packet that needs no tree meets none."""
     spine = ["-m mark --mark 0x0 -j RETURN", "-m mark --mark 0x4000/0x4000 -j RETURN"]
     spine += [f"-s {source} -d {other} -j {CLUSTER_CHAIN}" for source in networks for other in networks]
     spine.append(f"-j {SNAT_CHAIN}")
@@ -274,75 +301,73 @@ def _spine(version: int, networks: tuple[str, ...]) -> tuple[Rule, ...]:
         "-j DROP",
     ]
     nat, filters = table_name("nat", version), table_name("filter", version)
-    return (
-        *(Rule(nat, SPINE_CHAIN, spec) for spec in spine),
-        Rule(filters, INPUT_CHAIN, f"-m conntrack --ctstate NEW -j {REJECT_CHAIN}"),
-        *(Rule(filters, GUARD_CHAIN, spec) for spec in guard),
-        *(Rule(filters, CHECK_CHAIN, spec) for spec in check),
-        *(Rule(filters, CUT_CHAIN, spec) for spec in stale),
-    )
+    return {
+        (nat, SPINE_CHAIN): tuple(spine),
+        (filters, INPUT_CHAIN): (f"-m conntrack --ctstate NEW -j {REJECT_CHAIN}",),
+        (filters, GUARD_CHAIN): tuple(guard),
+        (filters, CHECK_CHAIN): tuple(check),
+        (filters, CUT_CHAIN): tuple(stale),
+    }
 
 
 def leaves_of(address: Address, mark: int, layout: Layout) -> frozenset[Rule]:
     """The rules of one address, and of no other."""
-    return frozenset(_leaves(int(address), address.version, mark, layout.networks(address.version)))
+    leaves = _leaves(int(address), address.version, mark, layout.networks(address.version))
+    return frozenset(Rule(*way.chain, spec) for way, spec in leaves)
 
 
 @lru_cache(1 << 12)
-def _leaves(number: int, version: int, mark: int, networks: tuple[str, ...]) -> tuple[Rule, ...]:
+def _leaves(number: int, version: int, mark: int, networks: tuple[str, ...]) -> tuple[tuple[Way, str], ...]:
     """A node is looked at every other second, and its addresses stay: seven megabytes for a third of a look's time."""
-    trees, address = TREES[version], make_address(number, version)
+    cluster, snat, reject, passing, guard_mark, guard_snat = _ways(number, version, mark)
+    address = make_address(number, version)
     text, exactly = str(address), f"-m mark --mark {mark:#x}"
-    nat, filters = trees.snat.table, trees.reject.table
-    snat, guard_mark = trees.snat.chain(mark), trees.guard_mark.chain(mark)
     icmp = "icmp6" if version == 6 else "icmp"
     new = f"-m conntrack --ctstate NEW -j REJECT --reject-with {icmp}-port-unreachable"
     elsewhere = f"-m conntrack ! --ctrepldst {text} --ctstatus CONFIRMED"
     here = f"-m conntrack --ctrepldst {text} --ctstatus CONFIRMED --ctdir ORIGINAL"
     return (
-        Rule(nat, trees.cluster.chain(mark), f"{exactly} -j MASQUERADE"),
-        Rule(filters, trees.reject.chain(number), f"-d {text}/{address.max_prefixlen} {new}"),
+        (cluster, f"{exactly} -j MASQUERADE"),
+        (reject, f"-d {text}/{address.max_prefixlen} {new}"),
         # What is as it should be is told first, and goes on its way.
-        Rule(filters, trees.passing.chain(mark), f"{exactly} -m conntrack --ctrepldst {text} -j RETURN"),
+        (passing, f"{exactly} -m conntrack --ctrepldst {text} -j RETURN"),
         # What belongs to no connection, as the last packets of one that was ended, is translated to nothing.
-        Rule(filters, guard_mark, f"{exactly} -m conntrack --ctstate INVALID -j DROP"),
-        Rule(filters, guard_mark, f"{exactly} {elsewhere} -j {CUT_CHAIN}"),
-        Rule(filters, trees.guard_snat.chain(number), f"-m mark ! --mark {mark:#x} {here} -j {CUT_CHAIN}"),
-        *(Rule(nat, snat, f"-s {network} {exactly} -j SNAT --to-source {text}") for network in networks),
+        (guard_mark, f"{exactly} -m conntrack --ctstate INVALID -j DROP"),
+        (guard_mark, f"{exactly} {elsewhere} -j {CUT_CHAIN}"),
+        (guard_snat, f"-m mark ! --mark {mark:#x} {here} -j {CUT_CHAIN}"),
+        *((snat, f"-s {network} {exactly} -j SNAT --to-source {text}") for network in networks),
     )
 
 
 def branches_of(address: Address, mark: int) -> frozenset[Rule]:
     """The rules that lead to those of one address; others may share them."""
-    return frozenset(branch for way in _ways(int(address), address.version, mark) for branch, _ in way)
+    return frozenset(branch for way in _ways(int(address), address.version, mark) for branch in way.branches)
 
 
-def _ways(number: int, version: int, mark: int) -> list[tuple[tuple[Rule, str], ...]]:
+def _ways(number: int, version: int, mark: int) -> list[Way]:
+    """In the order of Trees."""
     return [tree.way(mark if tree.key is Key.MARK else number) for tree in TREES[version]]
 
 
 @lru_cache(1 << 12)
-def _way(tree: Tree, key: int) -> tuple[tuple[Rule, str], ...]:
+def _way(tree: Tree, key: int) -> Way:
     """By goto: a packet that has been down one branch is not for another."""
-    way = []
+    branches = []
     chain = tree.root
     for match, child in tree.branches(key):
-        way.append((Rule(tree.table, chain, f"{match} -g {child}"), child))
+        branches.append(Rule(tree.table, chain, f"{match} -g {child}"))
         chain = child
-    return tuple(way)
+    return Way(tuple(branches), (tree.table, chain))
 
 
-def chains_of(marks: Mapping[Address, int], layout: Layout) -> set[tuple[str, str]]:
-    """The chains (table and name) of all trees that hold rules of these addresses, or lead to them."""
-    return {
-        (rule.table, rule.chain)
-        for address, mark in marks.items()
-        for rule in (*branches_of(address, mark), *leaves_of(address, mark, layout))
-    }
+def chains_of(marks: Mapping[Address, int]) -> set[Chain]:
+    """The chains of all trees that hold rules of these addresses, or lead to them."""
+    ways = [way for address, mark in marks.items() for way in _ways(int(address), address.version, mark)]
+    return {(rule.table, rule.chain) for way in ways for rule in way.branches} | {way.chain for way in ways}
 
 
 def rules_amid(
-    there: Mapping[tuple[str, str], tuple[str, ...]],
+    there: Mapping[Chain, tuple[str, ...]],
     leaving: Mapping[Address, int],
     coming: Mapping[Address, int],
     others: Iterable[Address],
@@ -352,23 +377,21 @@ def rules_amid(
     or to `coming`, whose are to. `there` are these chains, as far as they are there, with rules of `others`, which
     stay.
     """
-    chains = {
+    trees = {
         key: {spec for spec in specs if spec != tail_of(*key)}
         for key, specs in there.items()
         if key not in SPINE_CHAINS
     }
     for address, mark in leaving.items():
         for rule in leaves_of(address, mark, layout):
-            chains[rule.table, rule.chain].discard(rule.spec)
+            trees[rule.table, rule.chain].discard(rule.spec)
     for address, mark in coming.items():
         for rule in (*branches_of(address, mark), *leaves_of(address, mark, layout)):
-            chains.setdefault((rule.table, rule.chain), set()).add(rule.spec)
+            trees.setdefault((rule.table, rule.chain), set()).add(rule.spec)
     for address, mark in leaving.items():
         for tree in TREES[address.version]:
-            _prune(chains, tree, mark if tree.key is Key.MARK else int(address))
-    leaves = frozenset(Rule(*key, spec) for key, specs in chains.items() for spec in specs)
-    versions = {address.version for address in coming} | versions_among(others)
-    return _rule_set(versions, leaves, layout)
+            _prune(trees, tree, mark if tree.key is Key.MARK else int(address))
+    return _rule_set(versions_among(coming) | versions_among(others), trees, layout)
 
 
 def versions_among(addresses: Iterable[Address]) -> set[int]:
@@ -376,10 +399,13 @@ def versions_among(addresses: Iterable[Address]) -> set[int]:
     return {6 if kind is IPv6Address else 4 for kind in set(map(type, addresses))}
 
 
-def _prune(chains: dict[tuple[str, str], set[str]], tree: Tree, key: int) -> None:
+def _prune(trees: dict[Chain, set[str]], tree: Tree, key: int) -> None:
     """Takes the branches away that lead to nothing any more."""
-    for branch, child in reversed(tree.way(key)):
-        if chains.get((tree.table, child)):
+    way = tree.way(key)
+    child = way.chain
+    for branch in reversed(way.branches):
+        if trees.get(child):
             return
-        chains.pop((tree.table, child), None)
-        chains.get((tree.table, branch.chain), set()).discard(branch.spec)
+        trees.pop(child, None)
+        child = (branch.table, branch.chain)
+        trees.get(child, set()).discard(branch.spec)

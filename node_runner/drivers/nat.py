@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,6 @@ _RESTORE = ("--noflush", "--wait=10")
 _COMMANDS = {4: "iptables", 6: "ip6tables"}
 _TABLES_SIX = {table for table in TABLES if version_of(table) == 6}
 
-_DECLARATION = re.compile(r":(?P<chain>\S+) ")
 _JUMP = re.compile(rf"-[jg] {re.escape(OWN_PREFIX)}\S+")
 
 
@@ -188,18 +188,20 @@ def _is_installed(tool: str) -> bool:
 def _sort(
     text: str, version: int, own: dict[tuple[str, str], list[str]], others: dict[tuple[str, str], list[str]]
 ) -> None:
-    """Sorts what -save prints into our chains and those of others."""
-    table = ""
-    for line in text.splitlines():
-        if line.startswith("-A "):
-            _, chain, spec = (line + " ").split(" ", 2)
-            key = table, chain
-            (own if is_own(*key) else others).setdefault(key, []).append(spec[:-1])
-        elif line.startswith("*"):
-            table = table_name(line[1:], version)
-        elif declared := _DECLARATION.match(line):
-            key = table, declared["chain"]
-            (own if is_own(*key) else others)[key] = []
+    """Sorts what -save prints into our chains and those of others: of each table its name, its chains, its rules."""
+    for part in f"\n{text}".split("\n*")[1:]:
+        head, *rules = part.partition("\nCOMMIT")[0].split("\n-A ")
+        name, *declarations = head.split("\n")
+        table = table_name(name, version)
+        chains: dict[str, list[str]] = defaultdict(list)
+        for declaration in declarations:
+            if declaration.startswith(":"):
+                chains[declaration[1:].partition(" ")[0]] = []
+        for rule in rules:  # there are thousands
+            chain, _, spec = rule.partition(" ")
+            chains[chain].append(spec)
+        for chain, specs in chains.items():
+            (own if is_own(table, chain) else others)[table, chain] = specs
 
 
 def _call(tool: str, *arguments: str, timeout: float) -> str:

@@ -27,6 +27,7 @@ from egress.rules import (
     is_own,
     leaves_of,
     table_name,
+    tail_of,
     tree_of,
     version_of,
 )
@@ -310,3 +311,9 @@ def test_rules_stay_in_our_chains_and_no_two_are_the_same(rows: list[Steering], 
     assert not {(rule.table, rule.chain) for rule in rules.spine} & {(rule.table, rule.chain) for rule in rules.leaves}
     jumps = {(table_name(*table), chain) for table, chain in jumps_of(rules, layout)}
     assert {(jump.table, jump.chain) for jump in rules.jumps} == jumps
+    for key, specs in rules.chains.items():
+        leaves = [rule.spec for rule in rules.leaves if (rule.table, rule.chain) == key]
+        assert leaves or key in SPINE_CHAINS, "a chain that holds nothing is none"
+        if leaves:
+            tail = tail_of(*key)
+            assert specs == (*sorted(leaves), tail)[: len(leaves) + bool(tail)]

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from egress.addresses import Address
@@ -118,8 +118,17 @@ def told(result: Result) -> tuple[object, ...]:
     return result.claims, result.taken, dict(result.refused), result.link
 
 
+LAST_OF_AN_IP_VERSION: list[dict[int, str | list[SteeringHop]]] = [
+    {1: "pair", 2: ME},
+    {1: ME},
+    {2: "pair"},
+    {2: "gone"},
+]
+
+
 @settings(max_examples=120, deadline=None)
 @given(changes=CHANGES, tells=st.booleans(), layout=st.sampled_from(LAYOUTS))
+@example(changes=LAST_OF_AN_IP_VERSION, tells=True, layout=LAYOUTS[1])
 def test_the_node_is_the_same_either_way(
     changes: list[dict[int, str | list[SteeringHop]]], tells: bool, layout: Layout
 ) -> None:
