@@ -222,12 +222,12 @@ class Programmer:
 
     def _run(self, rows: list[Steering], resting: Mapping[Address, Refusal], *, fresh: bool) -> Result:
         self._facts_age += 1
-        if fresh:
-            self._drivers.links.sweep()
         given = self._given(rows)
         with ThreadPoolExecutor(4) as pool:
-            reading = self._start_reading(pool, everywhere=fresh or self._retreated, six=_any_six(given))
             knowing = pool.submit(self._bridge_facts)
+            reading = self._start_reading(pool, everywhere=fresh or self._retreated, six=_any_six(given))
+            if fresh:
+                self._drivers.links.sweep()
             sight = self._drivers.links.look(given)
             link, here = sight.facts, sight.addresses
             ending = pool.submit(self._drivers.conntrack.forget_stale) if here or given else None
@@ -385,8 +385,8 @@ class Programmer:
         self, pool: Executor, *, everywhere: bool = False, six: bool
     ) -> Callable[[frozenset[Address]], Found]:
         """Has Open vSwitch and iptables read at the same time; gives what the node holds when told its addresses."""
+        rules_read = pool.submit(self._drivers.nat.read, six=six)  # it takes longest
         flows_read = pool.submit(self._drivers.flows.read, everywhere=everywhere)
-        rules_read = pool.submit(self._drivers.nat.read, six=six)
 
         def found(addresses: frozenset[Address]) -> Found:
             flows = flows_read.result()
