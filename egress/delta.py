@@ -39,10 +39,20 @@ def diff(desired: AbstractSet[T], actual: AbstractSet[T]) -> Delta[T]:
 @dataclass(frozen=True, slots=True)
 class RulesFound:
     """What iptables holds of ours: the specs of our chains that exist, in order; of each foreign chain that we jump
-    from, the specs of all its rules (a chain that does not exist is absent)."""
+    from, the specs of all its rules (a chain that does not exist is absent). `unread` says why nothing is known of
+    ip6tables, where something should be."""
 
     own: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     parents: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    unread: str = ""
+
+    def without_six(self, why: str) -> RulesFound:
+        """The same, as if ip6tables could not be read."""
+        own, parents = (
+            {key: specs for key, specs in chains.items() if version_of(key[0]) == 4}
+            for chains in (self.own, self.parents)
+        )
+        return RulesFound(own, parents, why)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from egress.program import Layout, NodeFacts, NodeProgram, render
 from egress.retreat import retreat
 from egress.rules import table_name, versions_among
 from egress.table import Claim, Steering, SteeringHop
-from node_runner.drivers.errors import AddressForeign, ChainMissing, NodeError
+from node_runner.drivers.errors import AddressForeign, ChainMissing, Ip6tablesFailed, NodeError
 from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
 
 _log = structlog.get_logger()
@@ -84,6 +84,7 @@ class Programmer:
         self._facts: NodeFacts | None = None
         self._facts_age = 0
         self._applied: Applied | None = None
+        self._six_fails = ""  # why ip6tables is left alone in this pass
         self._retreated = False  # what flows pointed to, such as groups, may stand without them
         self.wrote = float("-inf")
         """When it last began or ended writing, by the monotonic clock; may be read from any thread."""
@@ -174,12 +175,13 @@ class Programmer:
         has the NetIDs of these rows, and may have more; None if that is not known.
         """
         known, self._applied = self._applied, None
+        self._six_fails = ""
         try:
             result = None
             if untouched and known is not None and not resting:
                 result = self._run_part(table, known, known.changed(table) if changed is None else changed)
             if result is None:
-                result = self._run(list(table.values()), resting, fresh=fresh)
+                result = self._run_whole(list(table.values()), resting, fresh=fresh)
         except NodeError:
             self._retreated = True
             self._retreat(list(table.values()))
@@ -214,11 +216,20 @@ class Programmer:
             _log.warning("the whole node is looked at", reason=error.reason, error=str(error))
             return None
         if at_work.failed or at_work.kept:
-            return self._run(list(table.values()), at_work.failed, fresh=False)
+            return self._run_whole(list(table.values()), at_work.failed, fresh=False)
         known.advance(part, at_work.program, _claims(part.given, at_work.program, at_work.refused, {}))
         if not at_work.refused:
             self._applied = known
         return Result(sight.facts, known.claims, taken, at_work.refused, at_work.wrote)
+
+    def _run_whole(self, rows: list[Steering], resting: Mapping[Address, Refusal], *, fresh: bool) -> Result:
+        """A pass over everything. Where ip6tables cannot be written, one without IPv6 addresses: IPv4 goes on."""
+        try:
+            return self._run(rows, resting, fresh=fresh)
+        except Ip6tablesFailed as error:
+            _log.error("no IPv6 address is held", reason=error.reason, error=str(error))
+            self._six_fails = str(error)
+            return self._run(rows, resting, fresh=fresh)
 
     def _run(self, rows: list[Steering], resting: Mapping[Address, Refusal], *, fresh: bool) -> Result:
         self._facts_age += 1
@@ -309,6 +320,8 @@ class Programmer:
         chain = self._layout.masquerade_chain
         if not self._layout.networks(6):
             why = Refusal("NoClusterNetwork", "the pods have no IPv6 network: add it to HAWSE_CLUSTER_NETWORKS")
+        elif found.rules.unread:
+            why = Refusal(Ip6tablesFailed.reason, found.rules.unread)
         elif (table_name("nat", 6), chain) not in found.rules.parents:
             why = Refusal(
                 ChainMissing.reason,
@@ -389,8 +402,10 @@ class Programmer:
         flows_read = pool.submit(self._drivers.flows.read, everywhere=everywhere)
 
         def found(addresses: frozenset[Address]) -> Found:
-            flows = flows_read.result()
-            return Found(addresses, flows.flows, flows.groups, rules_read.result(), flows.foreign)
+            flows, rules = flows_read.result(), rules_read.result()
+            if self._six_fails:
+                rules = rules.without_six(self._six_fails)
+            return Found(addresses, flows.flows, flows.groups, rules, flows.foreign)
 
         return found
 

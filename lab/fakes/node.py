@@ -25,6 +25,7 @@ from node_runner.drivers.errors import (
     BridgeMissing,
     ChainMissing,
     InterfaceMissing,
+    Ip6tablesFailed,
     IptablesFailed,
     NodeError,
     OpenVSwitchRefused,
@@ -156,13 +157,15 @@ class FakeFlows:
 
 class FakeNat:
     """iptables' and ip6tables' nat and filter tables, with `masquerade_chain` there: of IPv4 unless `present` is False,
-    of IPv6 unless `present_six` is. `reads_six` counts the looks at ip6tables."""
+    of IPv6 unless `present_six` is. `reads_six` counts the looks at ip6tables. `six_cannot_be` has what of them fails:
+    "read", "written"."""
 
     def __init__(
         self, masquerade_chain: str = "OPENSHIFT-MASQUERADE", *, present: bool = True, present_six: bool = True
     ) -> None:
         self.writes = 0
         self.reads_six = 0
+        self.six_cannot_be: set[str] = set()
         self._parent = masquerade_chain
         self._touched = True
         self._six = False
@@ -179,7 +182,9 @@ class FakeNat:
         self._touched = False
         self._six = six or any(version_of(key[0]) == 6 for key in self._chains if is_own(*key))
         self.reads_six += self._six
-        chains = {key: specs for key, specs in self._chains.items() if self._six or version_of(key[0]) == 4}
+        unread = "ip6tables-save failed" if self._six and "read" in self.six_cannot_be else ""
+        reads_six = self._six and not unread
+        chains = {key: specs for key, specs in self._chains.items() if reads_six or version_of(key[0]) == 4}
         own = {key: tuple(specs) for key, specs in chains.items() if is_own(*key)}
         usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}
         parents = {
@@ -188,7 +193,7 @@ class FakeNat:
             if not is_own(table, chain)
             and ((table.removesuffix("6"), chain) in usual or any(map(_JUMP.fullmatch, specs)))
         }
-        return RulesFound(own, parents)
+        return RulesFound(own, parents, unread)
 
     def unchanged(self, *, six: bool = False) -> bool:
         """See ports.Nat."""
@@ -200,7 +205,9 @@ class FakeNat:
 
     def apply(self, change: RuleChange) -> None:
         """See ports.Nat. As iptables-restore --noflush does: each table at once or not at all, one after the other."""
-        for table, script in change.scripts.items():
+        for table, script in sorted(change.scripts.items(), key=lambda item: version_of(item[0])):
+            if version_of(table) == 6 and "written" in self.six_cannot_be:
+                raise Ip6tablesFailed("ip6tables-restore failed")
             first, *lines = script.splitlines()
             if first != f"*{table.removesuffix('6')}":
                 raise IptablesFailed(f"a script for {table} that begins with {first}")

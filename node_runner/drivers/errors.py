@@ -59,6 +59,12 @@ class IptablesFailed(NodeError):
     reason = "IptablesFailed"
 
 
+class Ip6tablesFailed(NodeError):
+    """ip6tables-save or ip6tables-restore failed; what iptables was asked for was done."""
+
+    reason = "Ip6tablesFailed"
+
+
 class InterfaceMissing(NodeError):
     """No interface carries the node's IP."""
 

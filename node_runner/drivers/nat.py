@@ -14,7 +14,7 @@ from egress.addresses import VERSIONS
 from egress.delta import RuleChange, RulesFound
 from egress.rules import GUARD_CHAIN, INPUT_CHAIN, OWN_PREFIX, SPINE_CHAIN, TABLES, is_own, table_name, version_of
 from node_runner.commands import CommandFailed, Standby, printed, run, search_path
-from node_runner.drivers.errors import ChainMissing, IptablesFailed
+from node_runner.drivers.errors import ChainMissing, Ip6tablesFailed, IptablesFailed, NodeError
 from node_runner.drivers.generation import Rules, legacy_shapes, legacy_tables, nft_has_chain, rules_now
 from node_runner.drivers.ports import checked_name
 
@@ -61,7 +61,10 @@ class Iptables:
 
     def check(self, version: int = 4) -> None:
         """ChainMissing unless the chain that ours hangs from exists, in iptables or (`version` 6) in ip6tables."""
-        if (table_name("nat", version), self._parent) not in self.read(six=version == 6).parents:
+        rules = self.read(six=version == 6)
+        if version == 6 and rules.unread:
+            raise Ip6tablesFailed(rules.unread)
+        if (table_name("nat", version), self._parent) not in rules.parents:
             raise self._missing(version)
 
     def read(self, *, six: bool = False) -> RulesFound:
@@ -83,14 +86,15 @@ class Iptables:
         before, self._known = self._standing(variant), None
         own: dict[tuple[str, str], list[str]] = {}
         others: dict[tuple[str, str], list[str]] = {}
-        for version, text in self._saved(variant).items():
+        saved, unread = self._saved(variant)
+        for version, text in saved.items():
             _sort(text, version, own, others)
         parents = {key: tuple(specs) for key, specs in others.items() if self._is_parent(*key, specs)}
-        if ("nat", self._parent) in parents and before == self._standing(variant):
+        if ("nat", self._parent) in parents and not unread and before == self._standing(variant):
             self._known = before
             if self._six and not any(table in _TABLES_SIX for table, _ in own):
                 self._without = legacy_shapes(6)
-        return RulesFound({key: tuple(specs) for key, specs in own.items()}, parents)
+        return RulesFound({key: tuple(specs) for key, specs in own.items()}, parents, unread)
 
     def ready(self) -> AbstractContextManager[None]:
         """See ports.Nat. iptables-restore asks the kernel nothing, and takes no lock, before it has read a table's
@@ -119,9 +123,13 @@ class Iptables:
         command = self._standby.run if version == 4 else run
         try:
             _failing(lambda: command(argv, stdin=text, timeout=_WRITE_SECONDS))
-        except IptablesFailed:
-            self.check(version)  # the usual cause has a better message
-            raise
+        except IptablesFailed as failed:
+            error: NodeError = failed
+            try:
+                self.check(version)
+            except NodeError as cause:  # the usual one, which has a better message
+                error = cause
+            raise (Ip6tablesFailed(str(error)) if version == 6 else error) from None
 
     def _now(self) -> Rules | None:
         return self._standing(self.variant())
@@ -138,13 +146,17 @@ class Iptables:
             return False
         return self._without is None or legacy_shapes(6) != self._without
 
-    def _saved(self, variant: Variant | None) -> dict[int, str]:
-        """What each -save prints, side by side."""
+    def _saved(self, variant: Variant | None) -> tuple[dict[int, str], str]:
+        """What each -save prints, side by side; and why that of ip6tables does not, without which IPv4 goes on."""
         if not self._six:
-            return {4: _call(_tool(variant, "save"), timeout=_READ_SECONDS)}
+            return {4: _call(_tool(variant, "save"), timeout=_READ_SECONDS)}, ""
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(_call, _tool(variant, "save", 6), timeout=_READ_SECONDS)
-            return {4: _call(_tool(variant, "save"), timeout=_READ_SECONDS), 6: other.result()}
+            saved = {4: _call(_tool(variant, "save"), timeout=_READ_SECONDS)}
+            try:
+                return saved | {6: other.result()}, ""
+            except IptablesFailed as error:
+                return saved, str(error)
 
     def _is_parent(self, table: str, chain: str, specs: list[str]) -> bool:
         usual = {("nat", self._parent), ("nat", "POSTROUTING"), ("filter", "INPUT"), ("filter", "FORWARD")}

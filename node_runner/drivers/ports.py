@@ -150,7 +150,8 @@ class Nat(Protocol):
 
     def read(self, *, six: bool = False) -> RulesFound:
         """Our chains, the chains that we jump from, and POSTROUTING of nat, which leads there. Those of ip6tables only
-        with `six`, which an IPv6 address needs, or where rules of ours are there: a node without IPv6 does without."""
+        with `six`, which an IPv6 address needs, or where rules of ours are there: a node without IPv6 does without.
+        Where ip6tables fails, what iptables holds is known all the same."""
 
     def unchanged(self, *, six: bool = False) -> bool:
         """Whether nobody else has changed rules since the last `read`, as far as can be told without reading; False
@@ -160,7 +161,8 @@ class Nat(Protocol):
         """As for Flows."""
 
     def apply(self, change: RuleChange) -> None:
-        """Each table of `change` whole or not at all; ChainMissing, IptablesFailed."""
+        """Each table of `change` whole or not at all; ChainMissing, IptablesFailed. Those of iptables come first:
+        Ip6tablesFailed says that they are as they should be."""
 
 
 class Links(Watchable, Protocol):

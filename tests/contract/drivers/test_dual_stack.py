@@ -261,6 +261,64 @@ def test_without_the_chain_in_ip6tables_ipv6_is_refused_and_ipv4_goes_on(rig: Ri
     assert rig.node.links.read() == {A}
 
 
+@pytest.mark.parametrize("what", ["read", "written"])
+def test_an_ip6tables_that_fails_keeps_only_ipv6_out(
+    rig: Rig, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing, before = Pass(rig), PAIR if what == "read" else row(0x10, (A, NODE))
+    passing(before)
+    tool = tmp_path / f"ip6tables-{rig.variant}-{'save' if what == 'read' else 'restore'}"
+    if rig.fake is not None:
+        rig.fake.nat.six_cannot_be.add(what)
+    else:
+        tool.write_text("#!/bin/sh\necho 'no such extension' >&2\nexit 2\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for _ in range(2):
+        result = passing(PAIR | FOUR | ALONE)
+        assert {claim.address: claim.reason for claim in result.claims} == {
+            A: "",
+            next(hop.address for hop in FOUR[0x12].hops): "",
+            SIX: "Ip6tablesFailed",
+            SIX_TOO: "Ip6tablesFailed",
+        }
+        flows = {flow.match: flow.actions for flow in rig.node.flows.read().flows}
+        assert all("pkt_mark" in flows[f"ip,reg0={netid:#x}"] for netid in (0x10, 0x12))
+        assert {flows[f"ipv6,reg0={netid:#x}"] for netid in (0x10, 0x11, 0x12)} == {"drop"}
+        assert not any(address.version == 6 for address in rig.node.links.read())
+    if rig.fake is not None:
+        rig.fake.nat.six_cannot_be.clear()
+    else:
+        tool.unlink()
+    assert all(claim.held for claim in passing(PAIR | FOUR | ALONE).claims)
+    assert passing.faults(PAIR | FOUR | ALONE) == set()
+
+
+def test_an_ip6tables_that_cannot_be_read_cuts_nothing_of_ipv4_though_all_else_fails(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The retreat leaves what is known to be right."""
+    passing = Pass(rig)
+    passing(PAIR)
+    if rig.fake is not None:
+        rig.fake.nat.six_cannot_be.add("read")
+    else:
+        tool = tmp_path / f"ip6tables-{rig.variant}-save"
+        tool.write_text("#!/bin/sh\nexit 2\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    def fails(*_: object) -> None:
+        raise IptablesFailed("no")
+
+    monkeypatch.setattr(type(rig.node.nat), "apply", fails)
+    with pytest.raises(IptablesFailed):
+        passing(PAIR | FOUR)
+    flows = {flow.match: flow.actions for flow in rig.node.flows.read().flows}
+    assert "pkt_mark" in flows["ip,reg0=0x10"]
+    assert flows["ipv6,reg0=0x10"] == flows["ip,reg0=0x12"] == "drop"
+
+
 def test_without_an_ipv6_network_of_the_pods_ipv6_is_refused_and_ipv4_goes_on(rig: Rig) -> None:
     passing = Pass(rig, replace(LAYOUT, cluster_networks=LAYOUT.cluster_networks[:1]))
     passing(FOUR)

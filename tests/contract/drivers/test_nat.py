@@ -14,7 +14,7 @@ from egress.rules import RuleSet, rules_of
 from lab.fakes.node import FakeNat, fake_node
 from node_runner.commands import printed
 from node_runner.drivers import nat as nat_driver
-from node_runner.drivers.errors import ChainMissing, IptablesFailed
+from node_runner.drivers.errors import ChainMissing, Ip6tablesFailed, IptablesFailed
 from node_runner.drivers.nat import Iptables, Variant
 from node_runner.drivers.ports import Nat
 
@@ -54,7 +54,7 @@ def test_a_chain_that_only_ip6tables_lacks_is_named_as_its(request: pytest.Fixtu
     need("iptables-nft-restore", "ip6tables-nft-restore")
     run("iptables-nft-restore", stdin=FOREIGN_RULES)
     nat = Iptables(variant="nft")
-    with pytest.raises(ChainMissing, match="table nat of nft ip6tables"):
+    with pytest.raises(Ip6tablesFailed, match="table nat of nft ip6tables"):
         nat.apply(rule_change(RULES_SIX, nat.read(six=True)))
     nat.apply(rule_change(RULES, nat.read()))  # IPv4 goes on
 
