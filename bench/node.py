@@ -47,18 +47,14 @@ GOALS = {
 ME, NODE_IP, PREFIX = "node1", IPv4Address("10.20.0.1"), 16
 OTHERS: dict[str, Address] = {"node2": IPv4Address("10.20.0.2"), "node3": IPv4Address("10.20.0.3")}
 _WHOLE_TABLES = (
-    "iptables-legacy-restore reads, compiles and replaces both tables whole for a few rules, 2.3 and 0.65 MB at "
-    "N = 1,000: some 9 ms in its own code and 15 in the kernel (strace); and so does the floor"
+    "the kernel replaces both tables whole for a few rules, 2.3 and 0.65 MB at N = 1,000: 9.5 ms of the 11 that the "
+    "iptables-legacy-restore which stays takes with no other load (perf; half of it copies, a fifth looks matches up "
+    "by name); the address, flow and look 5, the rest is Python"
 )
 WHY = {
     ("one more", "nft"): (
-        "iptables-nft-restore takes 4 to 6 ms and ovs-ofctl 2 to 3, though both are started beforehand; the address "
-        "and the look before it 3, what is Python 4 (each call timed)"
-    ),
-    ("one less", "nft"): (
-        "iptables-nft-restore waits for two RCU grace periods in close() after deletions, 10 and 14 ms of its 30 "
-        "(strace): with filter's done, where it asks the kernel for another extension's revision, and at its end; and "
-        "so does the floor"
+        "the iptables-nft-restore that stays takes 3 ms and ovs-ofctl 1.5; the address, the look and the probe 5, what "
+        "is Python 4 (each call timed, with no other load; processes that compete for two cores add to each)"
     ),
     ("release all", "nft"): (
         "125 ms of the tools' own CPU, as the floor; 68 are Python's, which does not overlap all of it. On a machine "

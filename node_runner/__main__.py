@@ -111,6 +111,7 @@ def main() -> None:
         stop.set()
         runner.wake()
         loop.join()
+        drivers.close()
     # kombu 5.7 gives up when it loses the broker at the wrong moment.
     begin_again_unless(state.should_stop, state.should_terminate, reason="Celery's worker gave up")
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import select
 import subprocess
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from threading import Event
-from typing import AnyStr, BinaryIO
+from typing import Any, AnyStr, BinaryIO
 
 from node_runner.drivers.errors import NodeError
 
@@ -46,6 +49,20 @@ def run(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 10) -
     return _finish(process, argv, stdin, timeout)
 
 
+def start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    """`argv`, started, with pipes for all that it reads and prints, for whoever talks with it. CommandFailed if it
+    could not be. No other child inherits our ends of the pipes, so that it reads the end when this process is gone."""
+    with _starting(argv):
+        return subprocess.Popen(  # noqa: S603 - as below
+            list(argv),
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+        )
+
+
 def printed(argv: Sequence[str], *, timeout: float = 10) -> str:
     """As `run`, for a command that is told nothing and may print much.
 
@@ -71,42 +88,86 @@ def printed(argv: Sequence[str], *, timeout: float = 10) -> str:
 
 class Standby:
     """A command that is started a moment before it is known what to tell it on its standard input: to load its
-    libraries takes it longer than what it is then told to do. One at a time, of one thread."""
+    libraries takes it longer than what it is then told to do. One at a time; threads take turns."""
 
     def __init__(self, within: float = 3.0) -> None:
         """A command that has waited for more than `within` seconds is not used any more: some have a time limit."""
         self._within = within
-        self._process: subprocess.Popen[str] | None = None
-        self._argv: tuple[str, ...] = ()
-        self._since = 0.0
+        self._lock = threading.Lock()
+        self._waiting: _Waiting | None = None
 
-    @contextmanager
-    def ready(self, argv: Sequence[str]) -> Iterator[None]:
-        """Inside, the first `run` of `argv` finds it started. If there is none, it is ended without having been told
-        anything."""
-        if self._process is None:
-            # What keeps it from being started keeps `run` too, which says so.
-            with suppress(OSError):
-                self._process, self._argv, self._since = _start(argv, stdin=True), tuple(argv), time.monotonic()
-        try:
-            yield
-        finally:
-            self._end()
+    def ready(self, argv: Sequence[str]) -> None:
+        """The next `run` of `argv` finds it started, if that is soon."""
+        with self._lock:
+            self._retire(argv)
+            if self._waiting is None:
+                # What keeps it from being started keeps `run` too, which says so.
+                with suppress(OSError):
+                    process = _start(argv, stdin=True)
+                    self._waiting = _Waiting(tuple(argv), process, time.monotonic(), ending(self, process))
 
     def run(self, argv: Sequence[str], *, stdin: str, timeout: float = 10) -> str:
         """As `run`, by the command that is ready, if one is."""
-        if tuple(argv) != self._argv or time.monotonic() - self._since > self._within:
+        with self._lock:
+            self._retire(argv)
+            waiting, self._waiting = self._waiting, None
+            if waiting is None:
+                return run(argv, stdin=stdin, timeout=timeout)
+            try:
+                return _finish(waiting.process, argv, stdin, timeout)
+            finally:
+                waiting.end()
+
+    def tidy(self) -> None:
+        """Ends a command that has waited for too long; it is told nothing. For whoever comes by now and then."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._retire()
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """Ends a command that waits; it is told nothing."""
+        with self._lock:
             self._end()
-        process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            return run(argv, stdin=stdin, timeout=timeout)
-        return _finish(process, argv, stdin, timeout)
+
+    def _retire(self, argv: Sequence[str] | None = None) -> None:
+        """Ends the command that waits if it is not to be used any more, or is another one than `argv`."""
+        waiting = self._waiting
+        if waiting is not None and (
+            (argv is not None and tuple(argv) != waiting.argv)
+            or time.monotonic() - waiting.since > self._within
+            or waiting.process.poll() is not None
+        ):
+            self._end()
 
     def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.end()
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    argv: tuple[str, ...]
+    process: subprocess.Popen[str]
+    since: float
+    end: Callable[[], object]
+
+
+def ending(owner: object, process: subprocess.Popen[Any]) -> Callable[[], object]:
+    """What kills `process`, once, and waits for its end. It is called at the latest when nobody has a use for `owner`
+    any more, or when the interpreter ends."""
+    return weakref.finalize(owner, _end, process)
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with suppress(OSError):  # what was written and not taken cannot be
+                pipe.close()
 
 
 class _Child(subprocess.Popen[AnyStr]):

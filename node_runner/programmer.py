@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -295,10 +295,11 @@ class Programmer:
         self._round(at_work, withheld=(asked - lacking) | at_work.refused.keys(), later=asked)
         if not asked:
             return frozenset()
-        with self._drivers.nat.ready(), self._drivers.flows.ready():
-            answered = early.result() if early is not None else self._probe(link, asked)
-            at_work.refused |= {address: why for address, why in answered.items() if address in asked}
-            return self._round(at_work, withheld=at_work.refused.keys())
+        self._drivers.nat.ready()
+        self._drivers.flows.ready()
+        answered = early.result() if early is not None else self._probe(link, asked)
+        at_work.refused |= {address: why for address, why in answered.items() if address in asked}
+        return self._round(at_work, withheld=at_work.refused.keys())
 
     def _probe(self, link: LinkFacts, asked: AbstractSet[Address]) -> dict[Address, Refusal]:
         answers = self._drivers.arp.probe(link.interface, link.mac, asked, self._timing)
@@ -418,23 +419,22 @@ class Programmer:
         """Carries out `step` in its order; the addresses that could not be added, those that could not be removed, and
         why."""
         drivers = self._drivers
-        with ExitStack() as ready:
-            if step.rules:
-                ready.enter_context(drivers.nat.ready())
-            if step.fence:
-                with self._writing():
-                    drivers.flows.apply(step.fence)
-            if step.admit:
-                ready.enter_context(drivers.flows.ready())
-            kept = self._let_go(step.remove_addresses)
-            if step.forget:
-                drivers.conntrack.forget(step.forget)
-            if step.rules:
-                with self._writing():
-                    drivers.nat.apply(step.rules)
-            if step.admit:
-                with self._writing():
-                    drivers.flows.apply(step.admit)
+        if step.rules:
+            drivers.nat.ready()
+        if step.fence:
+            with self._writing():
+                drivers.flows.apply(step.fence)
+        if step.admit:
+            drivers.flows.ready()
+        kept = self._let_go(step.remove_addresses)
+        if step.forget:
+            drivers.conntrack.forget(step.forget)
+        if step.rules:
+            with self._writing():
+                drivers.nat.apply(step.rules)
+        if step.admit:
+            with self._writing():
+                drivers.flows.apply(step.admit)
         failed: dict[Address, Refusal] = {}
         if step.add_addresses:
             with self._writing():

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_interface
 from threading import Event
@@ -95,9 +94,11 @@ class FakeFlows:
         ours = [flow for flow in self._flows.values() if flow.table == self._table and is_ours(flow.cookie)]
         return {traffic_of(flow): FlowCount(path_of(flow.actions), 0, 0) for flow in ours}
 
-    def ready(self) -> AbstractContextManager[None]:
+    def ready(self) -> None:
         """See ports."""
-        return nullcontext()
+
+    def close(self) -> None:
+        """See ports."""
 
     def apply(self, change: FlowChange) -> None:
         """See ports.Flows. As OVS does: a flow may not name a missing group, and a group takes its flows with it."""
@@ -199,9 +200,8 @@ class FakeNat:
         """See ports.Nat."""
         return not self._touched and (self._six or not six)
 
-    def ready(self) -> AbstractContextManager[None]:
+    def ready(self) -> None:
         """See ports."""
-        return nullcontext()
 
     def apply(self, change: RuleChange) -> None:
         """See ports.Nat. As iptables-restore --noflush does: each table at once or not at all, one after the other."""
@@ -212,6 +212,9 @@ class FakeNat:
             if first != f"*{table.removesuffix('6')}":
                 raise IptablesFailed(f"a script for {table} that begins with {first}")
             self._restore(table, lines)
+
+    def close(self) -> None:
+        """See ports."""
 
     def put(self, table: str, chain: str, spec: str) -> None:
         """Appends a rule as somebody else would, creating the chain where need be."""

@@ -8,7 +8,6 @@ import re
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from threading import Event
 from typing import Any
 
@@ -90,6 +89,7 @@ class Bridge:
 
     def read(self, *, everywhere: bool = False) -> FlowsFound:
         """See ports.Flows. One process, or two where groups are in use or looked for."""
+        self._standby.tidy()
         if not everywhere:
             flows, foreign = self._flows(f"table={self._table}")
             grouped = any("group:" in flow.actions for flow in flows)
@@ -131,9 +131,9 @@ class Bridge:
             for match in found
         }
 
-    def ready(self) -> AbstractContextManager[None]:
+    def ready(self) -> None:
         """See ports.Flows. ovs-ofctl connects when it has read what to do."""
-        return self._standby.ready([*_OFCTL, *self._bundle])
+        self._standby.ready([*_OFCTL, *self._bundle])
 
     def apply(self, change: FlowChange) -> None:
         """See ports.Flows."""
@@ -145,6 +145,10 @@ class Bridge:
         lines += [f"flow add cookie={flow.cookie:#x},{flow}" for flow in change.add]
         lines += [f"group delete group_id={group.group_id}" for group in change.remove_groups]
         self._ofctl(*self._bundle, stdin="\n".join([*lines, ""]))
+
+    def close(self) -> None:
+        """See ports.Flows."""
+        self._standby.close()
 
     def watch(self, callback: Callable[[], None], stop: Event) -> None:
         """See ports.Flows. One process; it tells of our own changes too: whoever is called back finds nothing to do."""

@@ -11,7 +11,10 @@ import ctypes
 import os
 import socket
 import struct
+import threading
+import weakref
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +37,42 @@ _TABLES = ("filter", "nat")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def nft_generation() -> int:
-    """The number of nf_tables' last transaction in the caller's network namespace."""
-    with Netlink(NETLINK_NETFILTER) as netlink:
-        found = attributes(netlink.get(Message(_GETGEN, _NFGENMSG)), len(_NFGENMSG))
-    return int.from_bytes(found[_GEN_ID], "big")
+class NftGeneration:
+    """Asks for the number of nf_tables' last transaction in the network namespace of the thread that asks first.
+
+    Its socket stays open: it is asked right after each of our own transactions, when to close it may take a while.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._netlink: Netlink | None = None
+        self._close: Callable[[], object] = _nothing
+
+    def number(self) -> int:
+        """The number; NetlinkFailed."""
+        with self._lock:
+            if self._netlink is None:
+                self._netlink = Netlink(NETLINK_NETFILTER)
+                self._close = weakref.finalize(self, self._netlink.close)
+            try:
+                found = attributes(self._netlink.get(Message(_GETGEN, _NFGENMSG)), len(_NFGENMSG))
+            except NetlinkFailed:
+                self._end()  # the answer may come yet, and would be taken for the next one
+                raise
+        return int.from_bytes(found[_GEN_ID], "big")
+
+    def close(self) -> None:
+        """Closes the socket. The next question opens another one."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        self._netlink = None
+        self._close()
+
+
+def _nothing() -> None:
+    """There is no socket yet."""
 
 
 def nft_has_chain(version: int, table: str, chain: str) -> bool:
@@ -107,15 +141,16 @@ class Rules:
         return after.count == self.count + verbs["-A"] + verbs["-I"] - verbs["-D"]
 
 
-def rules_now(*, nft: bool, six: bool = False) -> Rules | None:
-    """What stands for the rules of the caller's network namespace, with `six` also those of ip6tables; None where the
-    kernel does not tell. nf_tables has one number for both."""
+def rules_now(nft: NftGeneration | None, *, six: bool = False) -> Rules | None:
+    """What stands for the rules of the caller's network namespace, of nf_tables if `nft` is given, else of the legacy
+    tables, with `six` also those of ip6tables; None where the kernel does not tell. nf_tables has one number for both.
+    """
     try:
-        if nft:
-            return Rules(nft, nft_generation())
+        if nft is not None:
+            return Rules(nft=True, count=nft.number())
         shapes = [legacy_shape(table, 4) for table in _TABLES]
     except NodeError:
         return None
     if six:
         shapes += legacy_shapes(6)
-    return Rules(nft, sum(entries for _, entries in shapes), tuple(shape for shape, _ in shapes))
+    return Rules(False, sum(entries for _, entries in shapes), tuple(shape for shape, _ in shapes))

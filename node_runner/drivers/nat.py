@@ -7,23 +7,29 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
+from typing import TypeVar
 
 from egress.addresses import VERSIONS
 from egress.delta import RuleChange, RulesFound
 from egress.rules import GUARD_CHAIN, INPUT_CHAIN, OWN_PREFIX, SPINE_CHAIN, TABLES, is_own, table_name, version_of
-from node_runner.commands import CommandFailed, Standby, printed, run, search_path
+from node_runner.commands import CommandFailed, printed, search_path
 from node_runner.drivers.errors import ChainMissing, Ip6tablesFailed, IptablesFailed, NodeError
-from node_runner.drivers.generation import Rules, legacy_shapes, legacy_tables, nft_has_chain, rules_now
+from node_runner.drivers.generation import NftGeneration, Rules, legacy_shapes, legacy_tables, nft_has_chain, rules_now
 from node_runner.drivers.ports import checked_name
+from node_runner.drivers.restorer import Restorer
 
 _READ_SECONDS = 20.0
 _WRITE_SECONDS = 60.0
 """10,000 addresses take 2.5 s; the lock of the legacy variant may have to be waited for."""
 _RESTORE = ("--noflush", "--wait=10")
+_REST = {True: float("inf"), False: 5.0}
+"""How long an iptables-restore that is not told anything stays, by whether it is known to be nft's. Since 1.8.8 the
+legacy one ends by itself when the seconds of its last --wait are over, used or not."""
 _COMMANDS = {4: "iptables", 6: "ip6tables"}
 _TABLES_SIX = {table for table in TABLES if version_of(table) == 6}
+
+T = TypeVar("T")
 
 _JUMP = re.compile(rf"-[jg] {re.escape(OWN_PREFIX)}\S+")
 
@@ -48,7 +54,8 @@ class Iptables:
         self._found: Variant | None = None
         self._six = False
         self._known: Rules | None = None
-        self._standby = Standby()
+        self._restorers: dict[tuple[Variant | None, int], Restorer] = {}
+        self._generation = NftGeneration()
         self._without: tuple[tuple[bytes, int], ...] | None = None
 
     def variant(self) -> Variant | None:
@@ -70,6 +77,8 @@ class Iptables:
     def read(self, *, six: bool = False) -> RulesFound:
         """See ports.Nat. One process for all tables of an IP version: mangle and raw are short, and a second one costs
         more. So does one that only asks whether a variant is the one: the first read is that question too."""
+        for restorer in list(self._restorers.values()):
+            restorer.tidy()
         if self._fixed is None and self._found is None:
             for variant in _candidates():
                 rules = self._read(variant, six=six)
@@ -96,12 +105,11 @@ class Iptables:
                 self._without = legacy_shapes(6)
         return RulesFound({key: tuple(specs) for key, specs in own.items()}, parents, unread)
 
-    def ready(self) -> AbstractContextManager[None]:
+    def ready(self) -> None:
         """See ports.Nat. iptables-restore asks the kernel nothing, and takes no lock, before it has read a table's
         name."""
-        if self._fixed is None and self._found is None:
-            return nullcontext()  # to look for the variant takes longer, and may fail
-        return self._standby.ready([self._tool("restore"), *_RESTORE])
+        if self._fixed is not None or self._found is not None:  # to look for the variant takes longer, and may fail
+            self._restorer(4).ready()
 
     def apply(self, change: RuleChange) -> None:
         """See ports.Nat."""
@@ -118,11 +126,16 @@ class Iptables:
         """See ports.Nat. See `generation` for how far legacy tables can tell."""
         return self._known is not None and (self._six or not six) and self._now() == self._known
 
+    def close(self) -> None:
+        """See ports.Nat."""
+        self._generation.close()
+        for restorer in list(self._restorers.values()):
+            restorer.close()
+
     def _restore(self, version: int, text: str) -> None:
-        argv = [self._tool("restore", version), *_RESTORE]
-        command = self._standby.run if version == 4 else run
+        restorer = self._restorer(version)
         try:
-            _failing(lambda: command(argv, stdin=text, timeout=_WRITE_SECONDS))
+            _failing(lambda: restorer.run(text, timeout=_WRITE_SECONDS))
         except IptablesFailed as failed:
             error: NodeError = failed
             try:
@@ -131,11 +144,20 @@ class Iptables:
                 error = cause
             raise (Ip6tablesFailed(str(error)) if version == 6 else error) from None
 
+    def _restorer(self, version: int) -> Restorer:
+        key = variant, _ = self.variant(), version
+        if key not in self._restorers:
+            argv = [self._tool("restore", version), *_RESTORE]
+            self._restorers[key] = Restorer(argv, _REST[variant is Variant.NFT])
+        return self._restorers[key]
+
     def _now(self) -> Rules | None:
         return self._standing(self.variant())
 
     def _standing(self, variant: Variant | None) -> Rules | None:
-        return None if variant is None else rules_now(nft=variant is Variant.NFT, six=self._six)
+        if variant is None:
+            return None
+        return rules_now(self._generation if variant is Variant.NFT else None, six=self._six)
 
     def _may_hold_six(self, variant: Variant | None) -> bool:
         """Whether ip6tables may hold rules of ours, as far as can be told in no time."""
@@ -220,7 +242,7 @@ def _call(tool: str, *arguments: str, timeout: float) -> str:
     return _failing(lambda: printed([tool, *arguments], timeout=timeout))
 
 
-def _failing(command: Callable[[], str]) -> str:
+def _failing(command: Callable[[], T]) -> T:
     try:
         return command()
     except CommandFailed as error:

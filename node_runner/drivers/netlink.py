@@ -80,6 +80,11 @@ class Netlink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the socket. Of family NETLINK_NETFILTER that takes the kernel an RCU grace period, 10 ms and more, if
+        rules were deleted from nf_tables just before."""
         self._socket.close()
 
     def dump(self, request: Message) -> Iterator[bytes]:

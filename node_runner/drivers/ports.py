@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Interface, IPv6Interface
@@ -138,11 +137,14 @@ class Flows(Watchable, Protocol):
     def counts(self) -> Mapping[Traffic, FlowCount]:
         """What each of our flows in the egress table has counted."""
 
-    def ready(self) -> AbstractContextManager[None]:
-        """Inside, the first `apply` takes less time. For when it is known that there will be one, and not yet what."""
+    def ready(self) -> None:
+        """An `apply` within the next seconds takes less time. For when one is likely, and it is not yet known which."""
 
     def apply(self, change: FlowChange) -> None:
         """All of `change` or, with an error, nothing of it. A flow that is not ours is never removed."""
+
+    def close(self) -> None:
+        """Ends what runs for a later `apply`."""
 
 
 class Nat(Protocol):
@@ -157,12 +159,15 @@ class Nat(Protocol):
         """Whether nobody else has changed rules since the last `read`, as far as can be told without reading; False
         where that is not known, and with `six` where that `read` was without."""
 
-    def ready(self) -> AbstractContextManager[None]:
+    def ready(self) -> None:
         """As for Flows."""
 
     def apply(self, change: RuleChange) -> None:
         """Each table of `change` whole or not at all; ChainMissing, IptablesFailed. Those of iptables come first:
         Ip6tablesFailed says that they are as they should be."""
+
+    def close(self) -> None:
+        """As for Flows."""
 
 
 class Links(Watchable, Protocol):
@@ -228,3 +233,8 @@ class Node:
     links: Links
     arp: Arp
     conntrack: Conntrack
+
+    def close(self) -> None:
+        """Ends what the drivers keep running, for when none is used any more."""
+        self.flows.close()
+        self.nat.close()

@@ -122,7 +122,9 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     request.getfixturevalue("open_vswitch")
     run(f"iptables-{request.param}-restore", stdin=FOREIGN_RULES)
     add_link(netns, "eth0")
-    yield Rig(open_node(NODE_IP, Layout()), None, request.param, "eth0")
+    node = open_node(NODE_IP, Layout())
+    yield Rig(node, None, request.param, "eth0")
+    node.close()
 
 
 def _fake_rig() -> Rig:

@@ -95,68 +95,73 @@ SAYS_ITSELF = ("sh", "-c", "cat; echo $$")
 
 def test_a_command_that_is_ready_is_told_later() -> None:
     standby, before = Standby(), children()
-    with standby.ready(SAYS_ITSELF):
-        (waiting,) = children() - before
-        assert standby.run(SAYS_ITSELF, stdin="one\n") == f"one\n{waiting}\n"
-        assert standby.run(SAYS_ITSELF, stdin="two\n") not in ("", f"two\n{waiting}\n")
+    standby.ready(SAYS_ITSELF)
+    (waiting,) = children() - before
+    standby.ready(SAYS_ITSELF)  # there is one already
+    assert children() - before == {waiting}
+    assert standby.run(SAYS_ITSELF, stdin="one\n") == f"one\n{waiting}\n"
     assert children() == before
-    assert standby.run(["cat"], stdin="three\n") == "three\n"
+    assert standby.run(SAYS_ITSELF, stdin="two\n") not in ("", f"two\n{waiting}\n")
 
 
 def test_a_command_that_is_told_nothing_does_nothing(tmp_path: Path) -> None:
-    standby, before, done = Standby(), children(), tmp_path / "done"
-    with standby.ready(["sh", "-c", f"cat; touch {done}"]), standby.ready(["cat"]):  # there is one already
-        assert len(children() - before) == 1
+    done = tmp_path / "done"
+    standby, before = Standby(), children()
+    standby.ready(["sh", "-c", f"cat; touch {done}"])
+    standby.tidy()
+    assert len(children() - before) == 1  # it may be needed yet
+    standby.close()
+    standby.close()
     assert children() == before
     assert not done.exists()
 
 
-def test_what_is_ready_is_ended_by_an_error_too() -> None:
+def test_one_that_nobody_has_a_use_for_any_more_is_ended() -> None:
     standby, before = Standby(), children()
-
-    def fail() -> None:
-        with standby.ready(["cat"]):
-            raise ValueError("ours")
-
-    with pytest.raises(ValueError, match="ours"):
-        fail()
+    standby.ready(["cat"])
+    del standby
     assert children() == before
 
 
 @pytest.mark.parametrize("argv", [["true"], ["sleep", "30"], ["hawse-no-such-command"]])
 def test_another_command_than_the_one_that_is_ready_is_started(argv: list[str]) -> None:
     standby, before = Standby(), children()
-    with standby.ready(argv):
-        assert standby.run(["cat"], stdin="text") == "text"
+    standby.ready(argv)
+    assert standby.run(["cat"], stdin="text") == "text"
     assert children() == before
 
 
 def test_one_that_has_waited_for_long_is_not_told() -> None:
     standby, before = Standby(within=0.0), children()
-    with standby.ready(SAYS_ITSELF):
-        (waiting,) = children() - before
-        assert standby.run(SAYS_ITSELF, stdin="text\n") != f"text\n{waiting}\n"
+    standby.ready(SAYS_ITSELF)
+    (waiting,) = children() - before
+    assert standby.run(SAYS_ITSELF, stdin="text\n") != f"text\n{waiting}\n"
+    assert children() == before
+    standby.ready(SAYS_ITSELF)
+    standby.tidy()
     assert children() == before
 
 
 def test_one_that_has_ended_meanwhile_is_started_again() -> None:
     standby, before = Standby(), children()
-    with standby.ready(SAYS_ITSELF):
-        (waiting,) = children() - before
-        os.kill(int(waiting), signal.SIGKILL)
-        eventually(lambda: Path(f"/proc/{waiting}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
-        assert standby.run(SAYS_ITSELF, stdin="text\n").startswith("text\n")
+    standby.ready(SAYS_ITSELF)
+    (waiting,) = children() - before
+    os.kill(int(waiting), signal.SIGKILL)
+    eventually(lambda: Path(f"/proc/{waiting}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    assert standby.run(SAYS_ITSELF, stdin="text\n").startswith("text\n")
     assert children() == before
 
 
 def test_a_ready_commands_failures_are_as_others() -> None:
     standby, before = Standby(), children()
-    with standby.ready(["sh", "-c", "cat >&2; exit 3"]):
-        with pytest.raises(CommandFailed, match=r"exit code 3.*words") as failure:
-            standby.run(["sh", "-c", "cat >&2; exit 3"], stdin="words")
-        assert failure.value.returncode == 3
-    with standby.ready(["sleep", "30"]), pytest.raises(CommandFailed, match="killed"):
+    standby.ready(["sh", "-c", "cat >&2; exit 3"])
+    with pytest.raises(CommandFailed, match=r"exit code 3.*words") as failure:
+        standby.run(["sh", "-c", "cat >&2; exit 3"], stdin="words")
+    assert failure.value.returncode == 3
+    standby.ready(["sleep", "30"])
+    with pytest.raises(CommandFailed, match="killed"):
         standby.run(["sleep", "30"], stdin="", timeout=0.2)
-    with standby.ready(["hawse-no-such-command"]), pytest.raises(CommandFailed, match="not installed"):
+    standby.ready(["hawse-no-such-command"])
+    with pytest.raises(CommandFailed, match="not installed"):
         standby.run(["hawse-no-such-command"], stdin="")
     assert children() == before

@@ -75,7 +75,9 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     run(f"iptables-{request.param}-restore", stdin=FOREIGN_RULES)
     run(f"ip6tables-{request.param}-restore", stdin=FOREIGN_SIX)
     add_link(netns, "eth0", traffic=True)
-    yield Rig(open_node(NODE_IP, LAYOUT), None, request.param, "eth0")
+    node = open_node(NODE_IP, LAYOUT)
+    yield Rig(node, None, request.param, "eth0")
+    node.close()
 
 
 def text_of(rig: Rig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
 
 import pytest
 
@@ -110,15 +111,16 @@ def test_a_deleted_rule_that_is_not_there_is_an_error_and_changes_nothing(nat: N
 
 def test_a_change_that_was_made_ready_for_is_as_any_other(nat: Nat) -> None:
     before = nat.read()
-    with nat.ready():
-        pass
+    nat.ready()
     chain = RuleChange({"filter": "*filter\n:HAWSE-GUARD - [0:0]\n-A HAWSE-GUARD -j RETURN\nCOMMIT\n"})
-    with nat.ready(), pytest.raises((IptablesFailed, ChainMissing)):
+    nat.ready()
+    with pytest.raises((IptablesFailed, ChainMissing)):
         nat.apply(RuleChange({"filter": "*filter\n:HAWSE-GUARD - [0:0]\n-D INPUT -j HAWSE-INPUT\nCOMMIT\n"}))
     assert nat.read() == before
-    with nat.ready():
-        nat.apply(chain)
-        nat.apply(RuleChange({"filter": "*filter\n-A HAWSE-GUARD -j DROP\nCOMMIT\n"}))
+    nat.ready()
+    nat.apply(chain)
+    nat.close()
+    nat.apply(RuleChange({"filter": "*filter\n-A HAWSE-GUARD -j DROP\nCOMMIT\n"}))
     assert nat.read().own == {("filter", "HAWSE-GUARD"): ("-j RETURN", "-j DROP")}
 
 
@@ -231,3 +233,30 @@ def test_that_somebody_has_changed_rules_is_known_without_reading(kind: str, req
     assert not nat.unchanged()  # it knows no better for having written
     assert nat.read() == found
     assert nat.unchanged()
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+@pytest.mark.usefixtures("netns")
+def test_one_process_of_each_tool_that_is_needed_stays_until_it_is_closed(variant: Variant) -> None:
+    need(f"ip6tables-{variant}-restore")
+    run(f"iptables-{variant}-restore", stdin=FOREIGN_RULES)
+    run(f"ip6tables-{variant}-restore", stdin=FOREIGN_RULES.replace("10.128.0.0/14", "fd01::/48"))
+    before = children()
+    nat = Iptables(variant=variant)
+    assert not (children() - before)  # nothing is started before it is needed
+    nat.apply(rule_change(RULES, nat.read()))
+    stays = children() - before
+    assert len(stays) == 1
+    nat.apply(rule_change(MORE, nat.read()))
+    assert children() - before == stays
+    nat.apply(rule_change(RULES_SIX, nat.read(six=True)))
+    assert len(children() - before) == 2
+    nat.close()
+    assert children() == before
+    nat.apply(rule_change(LESS, nat.read()))
+    del nat
+    assert children() == before
+
+
+def children() -> set[str]:
+    return set(Path("/proc/thread-self/children").read_text().split())
