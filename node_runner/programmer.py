@@ -196,6 +196,7 @@ class Programmer:
         part = known.part(table, netids) if self._facts is known.facts and self._facts_age < FACTS_PASSES else None
         if part is None:
             return None
+        self._make_ready(part)
         try:
             sight = drivers.links.look(part.given)
             if sight.addresses != known.addresses or sight.refusals or not sight.facts.carrier:
@@ -230,6 +231,14 @@ class Programmer:
             _log.error("no IPv6 address is held", reason=error.reason, error=str(error))
             self._six_fails = str(error)
             return self._run(rows, resting, fresh=fresh)
+
+    def _make_ready(self, part: Part) -> None:
+        """Has the tools started while the node is looked at; but not for a row which only says that this node has
+        acknowledged what it holds."""
+        if part.netids and (not part.own or part.given.keys() != part.found.addresses):
+            self._drivers.flows.ready()
+            if part.own:
+                self._drivers.nat.ready()
 
     def _run(self, rows: list[Steering], resting: Mapping[Address, Refusal], *, fresh: bool) -> Result:
         self._facts_age += 1
