@@ -9,11 +9,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
 from egress.settings import Settings
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 _log = structlog.get_logger()
 _PR_SET_PDEATHSIG = 1
@@ -57,14 +60,26 @@ def stop_event() -> threading.Event:
     return stop
 
 
-def end_at_sigterm() -> None:
-    """Ends with 0 at SIGTERM until Celery's worker has handlers of its own: before that a container's first process
-    would ignore the signal, and any other be cut off in the middle of its work."""
+def end_at_sigterm(app: Celery) -> None:
+    """Has the worker of `app` end in order at a SIGTERM that comes before Celery has handlers of its own: a container's
+    first process would ignore it, and any other be cut off in the middle of its work.
 
-    def end(*_: object) -> NoReturn:
-        raise SystemExit(0)
+    The signal is noted, and sent again once Celery takes it. A handler that raised would do so anywhere, in the middle
+    of an import too: there Python only prints the exception, and the lock of all imports stays taken.
+    """
+    from celery.bootsteps import StartStopStep  # noqa: PLC0415 - not every process has Celery
 
-    signal.signal(signal.SIGTERM, end)
+    came: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+
+    class SendAgain(StartStopStep):
+        """Steps are started when Celery has its handlers."""
+
+        def start(self, _: object) -> None:
+            if came:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    app.steps["worker"].add(SendAgain)
 
 
 def begin_again(reason: str, pause: float | None = None) -> NoReturn:

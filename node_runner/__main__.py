@@ -89,7 +89,7 @@ def main() -> None:
         Health(current.health_host, current.health_port, passes.ready, alive=passes.alive).start()
     except HealthError as error:
         raise click.UsageError(str(error)) from None
-    end_at_sigterm()
+    end_at_sigterm(app)
     stop = threading.Event()
     loop = threading.Thread(target=_loop, args=(runner, stop, current.check_interval), name="loop")
     watchers = [

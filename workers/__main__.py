@@ -139,7 +139,7 @@ def _consume(app: Celery, context: Context, current: settings.Settings, consumer
     _serve(Health(current.health_host, current.health_port, consumption.ready, alive=alive))
     arguments = ["worker", "-Q", consumer.queues, "--pool", "threads", "-c", str(consumer.concurrency)]
     arguments += ["-n", f"{consumer.name}@%h"]
-    end_at_sigterm()
+    end_at_sigterm(app)
     app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     # kombu 5.7 gives up when it loses the broker at the wrong moment.
     begin_again_unless(state.should_stop, state.should_terminate, reason="Celery's worker gave up")

@@ -34,3 +34,27 @@ def test_an_exit_code_of_zero_is_being_asked(asked: tuple[object, ...]) -> None:
     from egress.processes import begin_again_unless
 
     begin_again_unless(*asked, reason="never")
+
+
+_ASKED_EARLY = """
+import os, signal, weakref
+from celery import Celery
+from egress.processes import end_at_sigterm
+
+class Imported: ...
+
+app = Celery("early", broker="memory://")
+end_at_sigterm(app)
+there = Imported()
+going = weakref.ref(there, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+del there
+app.worker_main(["worker", "--pool", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat"])
+"""
+
+
+def test_a_worker_that_is_asked_to_end_while_it_begins_ends() -> None:
+    """Even where nothing that is raised gets through, as in the callbacks that imports make."""
+    command = [sys.executable, "-c", _ASKED_EARLY]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "ignored" not in ended.stderr
