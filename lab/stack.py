@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -158,6 +159,12 @@ class Stack:
         with closing(Ledger(self.broker.unix_url)) as ledger:
             report = ledger.reports([host]).get(host)
         return report is not None and report.at > since
+
+    def said(self, name: str, event: str) -> int:
+        """How many times the runner of node `name` has logged `event`."""
+        lines = (self.network.workdir / f"runner-{name}.log").read_text().splitlines()
+        whole = [line for line in lines if event in line and line.startswith("{") and line.endswith("}")]
+        return sum(json.loads(line)["event"] == event for line in whole)
 
     def hawse(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs the command `hawse` as a cluster admin, with the API where there is one."""

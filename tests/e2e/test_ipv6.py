@@ -277,7 +277,7 @@ def holding(stack: Stack, node: str) -> str:
 
 def applied(stack: Stack, node: str) -> int:
     """How many times the node's runner wrote anything."""
-    return (stack.network.workdir / f"runner-{node}.log").read_text().count('"event": "applied"')
+    return stack.said(node, "applied")
 
 
 @a_nodes_concern

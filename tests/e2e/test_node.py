@@ -28,7 +28,7 @@ def fingerprint(stack: Stack, node: str) -> str:
 
 def applied(stack: Stack, node: str) -> int:
     """How many times the node's runner wrote anything."""
-    return (stack.network.workdir / f"runner-{node}.log").read_text().count('"event": "applied"')
+    return stack.said(node, "applied")
 
 
 def test_foreign_things_are_as_before_byte_for_byte(team, stack: Stack) -> None:  # noqa: ANN001
