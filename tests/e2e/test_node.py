@@ -152,7 +152,7 @@ def test_drift_is_put_back(team, stack: Stack, capsys: pytest.CaptureFixture[str
 
 def test_an_address_that_somebody_answers_for_is_refused(team, stack: Stack) -> None:  # noqa: ANN001
     run = stack.network.run
-    address = IPv4Address("192.168.1.150")
+    address = IPv4Address("192.168.1.249")
     run("web", ["ip", "address", "add", f"{address}/32", "dev", "eth0"], check=True)
     mac = run("web", ["cat", "/sys/class/net/eth0/address"], check=True).stdout.strip()
     try:
