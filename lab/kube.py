@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import urllib3
 import yaml
+from urllib3.util import Retry
 
 Json = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
@@ -58,6 +59,11 @@ def _message(body: bytes) -> str:
         return body.decode(errors="replace").strip()
 
 
+# "Too many requests", and "storage is (re)initializing" of a server that has just begun, come with a Retry-After and are
+# asked again, as kubectl does. What breaks on the way is the caller's to judge: it may have been done.
+ASKED_TO_COME_AGAIN = Retry(total=20, connect=False, read=False, other=0, allowed_methods=None, raise_on_status=False)
+
+
 class Kube:
     """One user's view of one API server. `warnings` collects the Warning headers of the answers."""
 
@@ -65,7 +71,7 @@ class Kube:
         self._url = url
         self._headers = {"Authorization": f"Bearer {token}"}
         context = ssl.create_default_context(cafile=str(ca))
-        self._pool = urllib3.PoolManager(ssl_context=context, retries=False, timeout=30.0, maxsize=32)
+        self._pool = urllib3.PoolManager(ssl_context=context, retries=ASKED_TO_COME_AGAIN, timeout=30.0, maxsize=32)
         self.warnings: list[str] = []
 
     def call(self, method: str, path: str, body: Json | None = None, content_type: str = "application/json") -> Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -20,10 +20,20 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 BURST = 6
 
 
-@pytest.mark.parametrize("component", ["webhook", "worker", "watch", "beat", "broker", "apiserver", "node1", "node2"])
-def test_killed_in_a_burst_and_again_in_its_release(stack: Stack, ledger: Ledger, component: str) -> None:
-    draw = random.Random(component)
+@pytest.fixture
+def names(stack: Stack, component: str) -> Iterator[list[str]]:
+    """The namespaces of a burst, to be created. A test that fails leaves none to the next."""
     names = [f"burst-{component}-{number}" for number in range(BURST)]
+    yield names
+    for name in names:
+        stack.kube.delete("Namespace", name)
+
+
+@pytest.mark.parametrize("component", ["webhook", "worker", "watch", "beat", "broker", "apiserver", "node1", "node2"])
+def test_killed_in_a_burst_and_again_in_its_release(
+    stack: Stack, ledger: Ledger, component: str, names: list[str]
+) -> None:
+    draw = random.Random(component)
     with ThreadPoolExecutor(2) as pool:
         creations = [pool.submit(insist, component, stack.create_namespace, name, egress="yes") for name in names]
         kill_and_restart(stack, component, draw)

@@ -166,16 +166,7 @@ def test_the_api_server_killed_in_the_middle_of_a_burst(kube: Kube, cluster: Clu
         for future in running:
             future.result()
     assert len(set(given.values()) - {""}) == len(names)
-
-    def settled() -> bool:
-        try:
-            return agreed(kube, given)
-        except KubeError as error:
-            if error.code != 429:  # "storage is (re)initializing": it has started a moment ago
-                raise
-            return False
-
-    until(settled, 90)
+    until(lambda: agreed(kube, given), 90)
 
 
 def test_a_namespace_that_another_webhook_refuses_leaks_nothing(kube: Kube, ledger: Ledger) -> None:
