@@ -46,9 +46,11 @@ demo: setup
 kube-apiserver: setup
 	@bash lab/kube_apiserver/get.sh .lab/bin
 
+# All of them: in two processes side by side, see tests/conftest.py. Some: in one, so that a debugger works.
 TESTS ?= tests
+JOBS ?= $(if $(filter tests,$(TESTS)),2,0)
 test: setup
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
 
 unit: setup
 	@$(BIN)/python -m pytest tests/unit

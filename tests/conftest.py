@@ -6,6 +6,8 @@
 
 Each is one server for the whole session: leave it as it was found. A test that kills its server, or that wants the
 cluster for itself, takes `real_binaries` (the skip, where there are none) and starts a `RealCluster(tmp_path)`: 3 s.
+
+`make test` runs two sessions side by side, each with servers of its own; TOGETHER says what stays in one of them.
 """
 
 import os
@@ -23,6 +25,20 @@ from lab.cluster import Cluster, ClusterError
 from lab.real_cluster import RealCluster, binaries
 
 LEFT_OUT = "the real API server is left out"
+
+
+# Folders whose tests stay in one process, one after the other, for the sake of a lab or of servers that they share. The
+# rest, tests/unit, goes wherever there is time.
+TOGETHER = {"contract": "contract", "e2e": "lab", "kernel": "lab", "browser": "lab"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says which tests may not be spread over processes."""
+    for item in items:
+        group = TOGETHER.get(item.path.relative_to(Path(__file__).parent).parts[0])
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(wrapper=True)
