@@ -526,18 +526,20 @@ return false
 
 _BEATS = """
 -- How long each node has been silent. Silence counts only while others were heard: when nobody could beat for longer
--- than `patience`, because Redis was away or its link was, everybody's silence begins anew with the next beat.
+-- than `patience`, because Redis was away or its link was, everybody's silence begins anew with the next beat. Not that
+-- of a node that counts as lost: it is silent until it beats itself.
 local function time() local t = redis.call('TIME'); return tonumber(t[1]) + tonumber(t[2]) / 1000000 end
 local function text(seconds) return string.format('%.3f', seconds) end
 local function silences(now, patience, without_lost)
   local since, reply = tonumber(redis.call('GET', 'hawse:beats-since') or now), {}
-  if now - since <= patience then return reply end
   local late = redis.call('ZRANGEBYSCORE', 'hawse:beats', '-inf', text(now - patience), 'WITHSCORES')
   for i = 1, #late, 2 do
-    if not (without_lost and redis.call('HEXISTS', 'hawse:lost', late[i]) == 1) then
+    local from, lost = tonumber(late[i + 1]), redis.call('HEXISTS', 'hawse:lost', late[i]) == 1
+    if not lost then from = math.max(from, since) end
+    if now - from > patience and not (lost and without_lost) then
       reply[#reply + 1] = late[i]
       reply[#reply + 1] = redis.call('HGET', 'hawse:beat-ips', late[i]) or ''
-      reply[#reply + 1] = text(now - math.max(tonumber(late[i + 1]), since))
+      reply[#reply + 1] = text(now - from)
     end
   end
   return reply

@@ -89,3 +89,14 @@ def test_nobody_looks_for_a_node_that_counts_as_lost_already(ledger: Ledger) -> 
     ledger.set_lost({"node2": 12.5}, {})
     assert beats_for(ledger, 0.4, "node1") == ["node3"]
     assert sorted(silence.node for silence in ledger.silent(PATIENCE)) == ["node2", "node3"]
+
+
+def test_when_nobody_could_beat_a_node_that_counts_as_lost_is_silent_still(ledger: Ledger) -> None:
+    beats_for(ledger, 0.3, "node1", "node2")
+    beats_for(ledger, 0.3, "node1")
+    ledger.set_lost({"node2": 12.5}, {})
+    time.sleep(0.4)
+    assert ledger.beat("node1", IP, PATIENCE).silent == ()
+    assert [silence.node for silence in ledger.silent(PATIENCE)] == ["node2"]
+    ledger.beat("node2", IP, PATIENCE)
+    assert ledger.silent(PATIENCE) == []

@@ -151,6 +151,18 @@ def test_one_that_beats_again_is_back_and_on_probation(nodes: World) -> None:
     assert [(hop.node, hop.acknowledged) for hop in row.hops] == [("node2", True)]
 
 
+def test_a_moment_without_any_heartbeat_brings_no_lost_node_back(nodes: World) -> None:
+    """Nobody's silence counts then. But whoever took the lost one for living would wait for it to let go its address."""
+    beat(nodes, *IPS)
+    beat(nodes, "node1", "node3")
+    saw(nodes, "node2", "node1", "node3")
+    assert judge(nodes) == {"node2"}
+    time.sleep(PATIENCE * 1.3)
+    nodes.ledger.beat("node1", IPS["node1"], PATIENCE)
+    assert judge(nodes) == {"node2"}
+    assert nodes.ledger.returned() == {}
+
+
 def test_a_node_whose_link_is_down_is_lost_though_its_runner_speaks(nodes: World) -> None:
     beat(nodes, *IPS)
     report = nodes.ledger.reports(["node2"])["node2"]
