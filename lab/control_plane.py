@@ -119,9 +119,13 @@ class ControlPlane:
         """SIGKILL, as a crash."""
         self._processes[component].kill()
 
-    def dead(self) -> list[str]:
-        """The components that ended by themselves."""
-        return [name for name, process in self._processes.items() if not process.alive()]
+    def dead(self) -> dict[str, str]:
+        """The components that ended by themselves: how, and the last that they said."""
+        return {
+            name: f"status {process.guard.returncode}: {self.log(name).read_text(errors='replace').strip()[-2000:]}"
+            for name, process in self._processes.items()
+            if not process.alive()
+        }
 
     def stop(self) -> None:
         """Ends all of them."""

@@ -363,9 +363,8 @@ Logs: {stack.control.directory}, {stack.network.workdir}
         flush=True,
     )
     while True:
-        dead = stack.control.dead()
-        if dead:
-            raise DemoFailed(f"{dead[0]} ended: read {stack.control.log(dead[0])}")
+        for component, how in stack.control.dead().items():
+            raise DemoFailed(f"{component} ended, {how}\nAll of it is in {stack.control.log(component)}")
         time.sleep(1)
 
 

@@ -59,8 +59,8 @@ def _message(body: bytes) -> str:
         return body.decode(errors="replace").strip()
 
 
-# "Too many requests", and "storage is (re)initializing" of a server that has just begun, come with a Retry-After and are
-# asked again, as kubectl does. What breaks on the way is the caller's to judge: it may have been done.
+# "Too many requests", and "storage is (re)initializing" of a server that has just begun, come with a Retry-After: asked
+# again, as by kubectl. What breaks on the way is the caller's to judge: it may have been done.
 ASKED_TO_COME_AGAIN = Retry(total=20, connect=False, read=False, other=0, allowed_methods=None, raise_on_status=False)
 
 

@@ -45,7 +45,7 @@ def chromium() -> Iterator[Browser]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with Site(tmp_path_factory.mktemp("site")) as site:
         yield site
-        assert site.control.dead() == []
+        assert site.control.dead() == {}
 
 
 @dataclass

@@ -145,7 +145,7 @@ def installed_kube(
         until(lambda: ledger.is_ready() and ledger.offer().pools)
         ledger.close()
         yield installed, kube
-        assert control.dead() == []
+        assert control.dead() == {}
     finally:
         control.stop()
 
@@ -305,7 +305,7 @@ def test_the_watch_makes_the_certificate_with_the_rights_that_it_has(
     try:
         control.start("watch")
         until(lambda: certificate() and has_authority("mutating") and has_authority("validating"))
-        assert control.dead() == []
+        assert control.dead() == {}
         # What is applied again, as an upgrade does, takes none of it away.
         made = certificate()
         installed.applied("-k", str(DEPLOY / "overlays" / "runner"))

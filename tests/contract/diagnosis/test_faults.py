@@ -85,7 +85,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     # Each test asks again and again until all is well: more often, all together, than a person may.
     with Site(tmp_path_factory.mktemp("site"), HAWSE_API_ACTIONS_PER_MINUTE="100000") as site:
         yield Case(site)
-        assert site.control.dead() == []
+        assert site.control.dead() == {}
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_a_namespace_gets_its_address_and_gives_it_back_and_draining_takes_it_ba
                 World.until(lambda: phase(kube, A) == "Ready", 40)
                 _drain(server, tmp_path)
                 assert kube.list("EgressIP") == kube.list("EgressAddress") == kube.list("EgressPool") == []
-            assert control.dead() == []
+            assert control.dead() == {}
         finally:
             control.stop()
 

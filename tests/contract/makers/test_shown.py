@@ -51,7 +51,7 @@ def test_tickets_pages_command_and_metrics(real_binaries: Path, broker: Broker, 
                 assert ticket["subject"] == A
                 assert ticket["data"]["namespace"] == "shop"
                 _shows(control, ledger)
-            assert control.dead() == []
+            assert control.dead() == {}
         finally:
             control.stop()
 

@@ -199,7 +199,7 @@ def world(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pyte
             probes = itertools.count()
             until(lambda: ADDRESSES in world.create(f"first-{next(probes)}")["metadata"].get("annotations", {}))
             yield world
-            assert control.dead() == []
+            assert control.dead() == {}
         finally:
             control.stop()
             ledger.close()

@@ -255,7 +255,7 @@ def test_a_certificate_with_anothers_key_is_not_served(webhook: Webhook) -> None
     webhook.until(lambda: webhook.served() == serial)
 
 
-@pytest.mark.parametrize("settings", [{"HAWSE_DRAIN_TIME": "3", "HAWSE_REDIS_TIMEOUT": "8"}])
+@pytest.mark.parametrize("settings", [{"HAWSE_DRAIN_TIME": "6", "HAWSE_REDIS_TIMEOUT": "12"}])
 def test_it_ends_when_nobody_asks_any_more_and_finishes_what_it_has_begun(webhook: Webhook, redis: Broker) -> None:
     webhook.issue()
     webhook.until(lambda: webhook.get("/readyz") == (200, "ok\n"))

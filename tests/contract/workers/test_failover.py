@@ -152,7 +152,7 @@ def test_one_that_beats_again_is_back_and_on_probation(nodes: World) -> None:
 
 
 def test_a_moment_without_any_heartbeat_brings_no_lost_node_back(nodes: World) -> None:
-    """Nobody's silence counts then. But whoever took the lost one for living would wait for it to let go its address."""
+    """Nobody's silence counts then. But who took the lost one for living would wait for it to let go its address."""
     beat(nodes, *IPS)
     beat(nodes, "node1", "node3")
     saw(nodes, "node2", "node1", "node3")

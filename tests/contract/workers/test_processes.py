@@ -73,7 +73,7 @@ def running(
             until(lambda: ledger.is_ready() and ledger.offer().pools)
             with nodes:
                 yield kube, control, ledger, cluster
-            assert control.dead() == []
+            assert control.dead() == {}
         finally:
             control.stop()
             ledger.close()

@@ -120,7 +120,7 @@ def test_a_ticket_system_that_hangs_holds_up_neither_the_network_nor_other_profi
             until(lambda: len(well.tickets) == 20)
             assert len(hanging.requests) <= 8, "nothing there was answered"
             assert not hanging.tickets
-            assert control.dead() == []
+            assert control.dead() == {}
         finally:
             control.stop()
 
