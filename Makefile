@@ -1,6 +1,8 @@
 # Everything a person types: `make demo` and `make test`. Both set up what is missing first.
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
+# What ends a pipe must not hide that what began it failed.
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -9,14 +9,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import structlog
 
 from egress.settings import Settings
-
-if TYPE_CHECKING:
-    from celery import Celery
 
 _log = structlog.get_logger()
 _PR_SET_PDEATHSIG = 1
@@ -60,26 +57,24 @@ def stop_event() -> threading.Event:
     return stop
 
 
-def end_at_sigterm(app: Celery) -> None:
-    """Has the worker of `app` end in order at a SIGTERM that comes before Celery has handlers of its own: a container's
+def end_at_sigterm(steps: set[type], step: type) -> None:
+    """Has a Celery worker end in order at a SIGTERM that comes before Celery has handlers of its own: a container's
     first process would ignore it, and any other be cut off in the middle of its work.
+
+    `steps` are those of its start (`app.steps["worker"]`), when Celery has its handlers, and `step` is the class of
+    each (`celery.bootsteps.StartStopStep`): not every process that knows this module has Celery.
 
     The signal is noted, and sent again once Celery takes it. A handler that raised would do so anywhere, in the middle
     of an import too: there Python only prints the exception, and the lock of all imports stays taken.
     """
-    from celery.bootsteps import StartStopStep  # noqa: PLC0415 - not every process has Celery
-
     came: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
 
-    class SendAgain(StartStopStep):
-        """Steps are started when Celery has its handlers."""
+    def start(*_: object) -> None:
+        if came:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-        def start(self, _: object) -> None:
-            if came:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    app.steps["worker"].add(SendAgain)
+    steps.add(type("SendAgain", (step,), {"start": start}))
 
 
 def begin_again(reason: str, pause: float | None = None) -> NoReturn:

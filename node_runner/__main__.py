@@ -9,6 +9,7 @@ import threading
 import click
 import structlog
 from celery import Celery
+from celery.bootsteps import StartStopStep
 from celery.signals import setup_logging, worker_shutdown
 from celery.worker import state
 from kombu.exceptions import OperationalError
@@ -89,7 +90,7 @@ def main() -> None:
         Health(current.health_host, current.health_port, passes.ready, alive=passes.alive).start()
     except HealthError as error:
         raise click.UsageError(str(error)) from None
-    end_at_sigterm(app)
+    end_at_sigterm(app.steps["worker"], StartStopStep)
     stop = threading.Event()
     loop = threading.Thread(target=_loop, args=(runner, stop, current.check_interval), name="loop")
     watchers = [

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 import structlog
 from celery import Celery
+from celery.bootsteps import StartStopStep
 from celery.worker import state
 from prometheus_client import REGISTRY
 
@@ -139,7 +140,7 @@ def _consume(app: Celery, context: Context, current: settings.Settings, consumer
     _serve(Health(current.health_host, current.health_port, consumption.ready, alive=alive))
     arguments = ["worker", "-Q", consumer.queues, "--pool", "threads", "-c", str(consumer.concurrency)]
     arguments += ["-n", f"{consumer.name}@%h"]
-    end_at_sigterm(app)
+    end_at_sigterm(app.steps["worker"], StartStopStep)
     app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     # kombu 5.7 gives up when it loses the broker at the wrong moment.
     begin_again_unless(state.should_stop, state.should_terminate, reason="Celery's worker gave up")

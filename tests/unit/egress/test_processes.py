@@ -39,12 +39,13 @@ def test_an_exit_code_of_zero_is_being_asked(asked: tuple[object, ...]) -> None:
 _ASKED_EARLY = """
 import os, signal, weakref
 from celery import Celery
+from celery.bootsteps import StartStopStep
 from egress.processes import end_at_sigterm
 
 class Imported: ...
 
 app = Celery("early", broker="memory://")
-end_at_sigterm(app)
+end_at_sigterm(app.steps["worker"], StartStopStep)
 there = Imported()
 going = weakref.ref(there, lambda _: os.kill(os.getpid(), signal.SIGTERM))
 del there
