@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 
 import pytest
 
-from egress.addresses import Address, assign_marks
+from egress.addresses import Address, assign_marks, make_address
 from egress.delta import rule_change
 from egress.program import Layout
-from egress.rules import RuleSet, rules_of
+from egress.rules import CUT_CHAIN, REJECT_CHAIN, RuleSet, rules_of
 from node_runner.drivers.conntrack import KernelConntrack
 from node_runner.drivers.links import InterfaceLinks
 from node_runner.drivers.nat import Iptables, Variant
@@ -102,8 +103,12 @@ class Network:
 
     def rules(self, *addresses: Address) -> None:
         """The rules of `addresses`."""
-        wanted = rules_of({a: self.family.marks[a] for a in addresses}, LAYOUT) if addresses else RuleSet()
-        self.iptables.apply(rule_change(wanted, self.iptables.read(six=True)))
+        self.change([rules_of({a: self.family.marks[a] for a in addresses}, LAYOUT) if addresses else RuleSet()])
+
+    def change(self, one_after_the_other: Iterable[RuleSet]) -> None:
+        """These rules, then those."""
+        for wanted in one_after_the_other:
+            self.iptables.apply(rule_change(wanted, self.iptables.read(six=True)))
 
 
 def _name(parameter: tuple[Variant, Family]) -> str:
@@ -199,6 +204,79 @@ def test_what_belongs_to_no_connection_never_leaves_with_the_pods_own_ip(network
         network.flow()
         sender.sendto(_with_checksum(fin, family), (str(family.neighbour), 0))
         assert receiver.recvfrom(128)[1][0] == str(family.pod)  # other namespaces' are not ours to judge
+
+
+def test_a_marked_packet_that_nobody_tracks_never_leaves_with_the_pods_own_ip(network: Network) -> None:
+    tool = f"{TOOLS[network.family.version]}-{network.variant}"
+    run(tool, "-t", "raw", "-A", "PREROUTING", "-i", "pod0", "-j", "CT", "--notrack")
+    assert network.sources() == {str(network.family.pod)}
+    network.rules(network.family.a)
+    network.flow(network.mark_a)
+    assert network.sources() == set()
+    network.flow()
+    assert network.sources() == {str(network.family.pod)}  # other namespaces' are not ours to judge
+
+
+def test_rules_of_the_version_before_give_way_to_these_without_a_leak_or_a_loss(network: Network, netns: Netns) -> None:
+    """There and back, while a connection of the address and one that began before it go on sending."""
+    family = network.family
+    marks = {family.a: network.mark_a, family.b: network.mark_b}
+    assert network.sources() == {str(family.node)}
+    earlier, now = _before_0033(marks), rules_of(marks, LAYOUT)
+    network.change([earlier])
+    network.flow(network.mark_a)
+    assert network.sources() == set()
+    with netns.beyond[1]:
+        good = socket.socket(family.socket, socket.SOCK_DGRAM)
+    with ThreadPoolExecutor(1) as pool, good:
+        changes = pool.submit(network.change, [now, earlier] * 5 + [now])
+        number = 0
+        while not changes.done() or number < 100:
+            number += 1
+            network.pod.sendto(b"begun before", (str(family.neighbour), 9999))
+            good.sendto(str(number).encode(), (str(family.neighbour), 9999))
+            text, source = network.neighbour.recvfrom(16)
+            assert (text.decode(), source[0]) == (str(number), str(family.a))
+        changes.result()
+    assert not rule_change(now, network.iptables.read(six=True))
+    assert KernelConntrack().forget_stale() == 1
+    network.sent = number
+    assert network.sources() == {str(family.a)}
+
+
+def _before_0033(marks: dict[Address, int]) -> RuleSet:
+    """The rules as they were before docs/decisions/0033: REJECT by six bits, and leaves that say more."""
+    wanted = rules_of(marks, LAYOUT)
+    version = next(address.version for address in marks)
+    filters, icmp = ("filter6", "icmp6") if version == 6 else ("filter", "icmp")
+    chains: dict[tuple[str, str], tuple[str, ...]] = {}
+    for (table, chain), specs in wanted.chains.items():
+        if not chain.startswith(REJECT_CHAIN):
+            chains[table, chain] = tuple(old for spec in specs for old in _said_before(spec, marks))
+    for address in marks:
+        last, parent = int(address) & 63, REJECT_CHAIN
+        for value, mask, name in ((last & 56, 56, f"{last >> 3:03b}"), (last, 63, f"{last:06b}")):
+            child = f"{REJECT_CHAIN}-{name}"
+            branch = f"-d {make_address(value, version)}/{make_address(mask, version)} -g {child}"
+            chains[filters, parent] = tuple(sorted({*chains.get((filters, parent), ()), branch}))
+            parent = child
+        new = f"-m conntrack --ctstate NEW -j REJECT --reject-with {icmp}-port-unreachable"
+        leaf = f"-d {address}/{address.max_prefixlen} {new}"
+        chains[filters, parent] = (*chains.get((filters, parent), ()), leaf)
+    return RuleSet(wanted.jumps, chains)
+
+
+def _said_before(spec: str, marks: dict[Address, int]) -> list[str]:
+    if spec == "-m conntrack --ctstate INVALID -j DROP":
+        return []
+    for address, mark in marks.items():
+        exactly, here = f"-m mark --mark {mark:#x}", f"-m conntrack --ctrepldst {address}"
+        if spec == f"{exactly} -j {CUT_CHAIN}":
+            cut = f"{exactly} -m conntrack ! --ctrepldst {address} --ctstatus CONFIRMED -j {CUT_CHAIN}"
+            return [f"{exactly} -m conntrack --ctstate INVALID -j DROP", cut]
+        if spec == f"{here} -j {CUT_CHAIN}":
+            return [f"-m mark ! --mark {mark:#x} {here} --ctstatus CONFIRMED --ctdir ORIGINAL -j {CUT_CHAIN}"]
+    return [spec]
 
 
 def _with_checksum(segment: bytes, family: Family) -> bytes:

@@ -182,8 +182,8 @@ def test_a_pair_on_one_node_has_a_flow_a_mark_and_rules_for_each() -> None:
         "-A OPENSHIFT-MASQUERADE -j HAWSE-EGRESS"
     ]
     assert "-A HAWSE-EGRESS -s fd01::/48 -d fd01::/48 -j HAWSE-CLUSTER" in map(str, program.rules.spine)
-    reject = "-d 2001:db8::102/128 -m conntrack --ctstate NEW -j REJECT --reject-with icmp6-port-unreachable"
-    assert Rule("filter6", "HAWSE-REJECT-000010", reject) in program.rules.leaves
+    reject = "-d 2001:db8::102/128 -j REJECT --reject-with icmp6-port-unreachable"
+    assert Rule("filter6", "HAWSE-REJECT-00000010", reject) in program.rules.leaves
 
 
 def test_elsewhere_a_pair_is_steered_by_the_nodes_ipv4_address() -> None:
