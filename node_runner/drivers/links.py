@@ -8,9 +8,11 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from pathlib import Path
 from threading import Event
@@ -38,7 +40,7 @@ from node_runner.drivers.errors import (
     NetlinkFailed,
     NodeError,
 )
-from node_runner.drivers.netlink import Message, Netlink, attribute, attributes
+from node_runner.drivers.netlink import Message, Netlink, Piece, attribute, attributes, cut
 from node_runner.drivers.ports import LinkFacts, LinkSight
 from node_runner.drivers.watch import watch
 
@@ -92,6 +94,35 @@ class _Held(NamedTuple):
         return _interface(self.address, self.prefix_length)
 
 
+class _Dumped:
+    """A piece of a dump of addresses; each is parsed, unless it is one of `known`. Nothing is done with thousands of
+    ours one by one that can be done with pieces."""
+
+    def __init__(self, piece: Piece, known: Mapping[bytes, _Held | None]) -> None:
+        self.last = piece.last
+        self.parsed = {body: known[body] if body in known else _parsed(body) for body in piece.bodies}
+        self.others = [entry for entry in self.parsed.values() if entry is not None and not entry.ours]
+        self.ours_by_link: dict[int, set[int]] = defaultdict(set)
+        for entry in self.parsed.values():
+            if entry is not None and entry.ours:
+                self.ours_by_link[entry.link].add(entry.number)
+
+
+class _Addresses:
+    """The addresses of the node's interfaces at one moment, an iterable. Of `others` there are a few."""
+
+    def __init__(self, pieces: Iterable[_Dumped]) -> None:
+        self._pieces = tuple(pieces)
+        self.others = [entry for piece in self._pieces for entry in piece.others]
+
+    def __iter__(self) -> Iterator[_Held]:
+        return (entry for piece in self._pieces for entry in piece.parsed.values() if entry is not None)
+
+    def ours_on(self, index: int) -> frozenset[int]:
+        """The numbers of our addresses on an interface."""
+        return frozenset().union(*(piece.ours_by_link.get(index, ()) for piece in self._pieces))
+
+
 @dataclass(frozen=True, slots=True)
 class _Ours:
     """The same addresses twice: as numbers, which compare in no time."""
@@ -111,7 +142,8 @@ class InterfaceLinks:
         self._node_ip = node_ip
         self._chains = frozenset(chains)
         self._gateways: tuple[int, float, tuple[Address, ...]] = (0, 0.0, ())
-        self._dumped: dict[bytes, _Held | None] = {}
+        self._port = 0
+        self._dumped: dict[bytes, _Dumped] = {}
         self._ours = _Ours()
         self._marks_six = False
 
@@ -139,7 +171,7 @@ class InterfaceLinks:
         refused = self._refusals(add, held, facts)
         requests: list[tuple[Address, Message]] = []
         there: dict[int, list[_Held]] = {_number(address): [] for address in sorted(remove, key=_number)}
-        for entry in held:
+        for entry in held if there else ():
             if entry.number in there:
                 there[entry.number].append(entry)
         for number, found in there.items():
@@ -152,7 +184,7 @@ class InterfaceLinks:
                     refused[address] = _dragging(address, facts.interface)
                 else:
                     requests.append((entry.address, _removal(entry)))
-        here = {entry.number for entry in held if entry.ours and entry.link == facts.index} - there.keys()
+        here = held.ours_on(facts.index) - there.keys()
         subnets = self._subnets(facts)
         requests += [
             (address, _addition(address, _length(address, subnets), facts))
@@ -185,20 +217,31 @@ class InterfaceLinks:
         except InterfaceMissing:
             return None
 
-    def _held(self) -> list[_Held]:
-        known = self._dumped  # most of a dump is byte for byte what it was; only what is not is parsed
-        with Netlink(NETLINK_ROUTE) as netlink:
+    def _held(self) -> _Addresses:
+        """What the kernel dumps now. Most of it is byte for byte what it was: what is not is cut up and parsed."""
+        known = self._dumped
+        with Netlink(NETLINK_ROUTE, self._port) as netlink:
+            self._port = netlink.port
             request = Message(RTM_GETADDR, _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
             for _ in range(_DUMP_ATTEMPTS):
-                dumped = {body: known[body] if body in known else _parsed(body) for body in netlink.dump(request)}
-                if not netlink.interrupted:
-                    self._dumped = dumped
-                    return [entry for entry in dumped.values() if entry is not None]
+                told: dict[bytes, Piece | None] = {}
+                for data in netlink.pieces(request):
+                    told[data] = piece = None if data in known else cut(data)
+                    if piece.last if piece else known[data].last:
+                        break
+                if not any(piece.interrupted for piece in told.values() if piece):
+                    parsed: dict[bytes, _Held | None] = {}
+                    for data in known.keys() - told.keys():
+                        parsed |= known[data].parsed
+                    self._dumped = {
+                        data: _Dumped(piece, parsed) if piece else known[data] for data, piece in told.items()
+                    }
+                    return _Addresses(self._dumped.values())
         raise NetlinkFailed("the node's addresses change faster than they can be read; try again")
 
-    def _ours_on(self, held: Iterable[_Held], index: int) -> frozenset[Address]:
+    def _ours_on(self, held: _Addresses, index: int) -> frozenset[Address]:
         """Our addresses on an interface. To build a set of addresses takes long; of numbers it does not."""
-        numbers = frozenset(entry.number for entry in held if entry.ours and entry.link == index)
+        numbers = held.ours_on(index)
         known = self._ours
         if numbers != known.numbers:
             came = frozenset(map(_address, numbers - known.numbers))
@@ -206,17 +249,17 @@ class InterfaceLinks:
             known = self._ours = _Ours(numbers, known.addresses - went | came)
         return known.addresses
 
-    def _primary(self, held: list[_Held]) -> _Held:
+    def _primary(self, held: _Addresses) -> _Held:
         number = _number(self._node_ip)
-        for entry in held:
-            if entry.number == number and not entry.ours:
+        for entry in held.others:
+            if entry.number == number:
                 return entry
         raise InterfaceMissing(
             f"no interface of this node carries {self._node_ip}: bring the interface up, or correct the node's IP "
             "in its HostSubnet"
         )
 
-    def _facts(self, held: list[_Held]) -> LinkFacts:
+    def _facts(self, held: _Addresses) -> LinkFacts:
         primary = self._primary(held)
         try:
             with Netlink(NETLINK_ROUTE) as netlink:
@@ -225,7 +268,7 @@ class InterfaceLinks:
             raise InterfaceMissing(
                 f"the interface of {self._node_ip} (index {primary.link}) has just gone: {error}"
             ) from error
-        others = _own_subnets(held, primary)
+        others = _own_subnets(held.others, primary)
         return LinkFacts(
             link[_IFLA_IFNAME].rstrip(b"\0").decode("ascii", "replace"),
             primary.link,
@@ -252,12 +295,12 @@ class InterfaceLinks:
             self._gateways = (primary.link, time.monotonic(), gateways)
         return gateways
 
-    def _refusals(self, addresses: Iterable[Address], held: list[_Held], facts: LinkFacts) -> dict[Address, NodeError]:
+    def _refusals(self, addresses: Iterable[Address], held: _Addresses, facts: LinkFacts) -> dict[Address, NodeError]:
         subnets = self._subnets(facts)
         spans = [(_number(own.network.network_address), _number(own.network.broadcast_address)) for own in subnets]
         own_ips = {_number(own.ip) for own in subnets}
         reserved = {number for first, last in spans for number in _reserved(first, last)}
-        foreign = {entry.number for entry in held if not entry.ours}
+        foreign = {entry.number for entry in held.others}
         refused: dict[Address, NodeError] = {}
         for address in addresses:
             number = _number(address)
@@ -306,9 +349,7 @@ class InterfaceLinks:
     def _unrecognisable(self, added: AbstractSet[Address], facts: LinkFacts) -> dict[Address, NodeError]:
         """An old kernel drops what it does not know without a word; an address that cannot be told from others is taken
         away again at once."""
-        lost = [
-            entry for entry in self._held() if entry.address in added and entry.link == facts.index and not entry.ours
-        ]
+        lost = [entry for entry in self._held().others if entry.address in added and entry.link == facts.index]
         with Netlink(NETLINK_ROUTE) as netlink:
             netlink.batch([_removal(entry) for entry in lost])
         return {
@@ -340,6 +381,7 @@ def _address(number: int) -> Address:
     return make_address(number, 4) if number < _SIX else make_address(number - _SIX, 6)
 
 
+@lru_cache(64)
 def _interface(address: Address, prefix_length: int) -> IPv4Interface | IPv6Interface:
     if isinstance(address, IPv4Address):
         return IPv4Interface((int(address), prefix_length))
@@ -351,11 +393,11 @@ def _length(address: Address, subnets: Iterable[IPv4Interface | IPv6Interface]) 
     return next(own.network.prefixlen for own in subnets if address in own.network)
 
 
-def _own_subnets(held: Iterable[_Held], primary: _Held) -> tuple[IPv4Interface | IPv6Interface, ...]:
+def _own_subnets(others: Iterable[_Held], primary: _Held) -> tuple[IPv4Interface | IPv6Interface, ...]:
     """The node's own addresses of the other IP version on its interface, the lowest of each subnet that has room."""
     found: dict[object, _Held] = {}
-    for entry in held:
-        if entry.link != primary.link or entry.ours or not entry.lasting:
+    for entry in others:
+        if entry.link != primary.link or not entry.lasting:
             continue
         room = entry.address.max_prefixlen - entry.prefix_length
         if entry.address.version == primary.address.version or not room:
@@ -490,7 +532,7 @@ def _removal(entry: _Held) -> Message:
     return Message(RTM_DELADDR, body)
 
 
-def _would_drag(entry: _Held, held: list[_Held], interface: str) -> bool:
+def _would_drag(entry: _Held, held: _Addresses, interface: str) -> bool:
     """Whether the kernel would remove others with it: it is the primary of its subnet, and they are not promoted.
 
     Ours are secondary from birth; one becomes primary when somebody removes the node's IP and puts it back.
@@ -498,11 +540,8 @@ def _would_drag(entry: _Held, held: list[_Held], interface: str) -> bool:
     if entry.secondary or entry.address.version == 6:
         return False
     others = any(
-        other.secondary
-        and other.link == entry.link
-        and other.network.network == entry.network.network
-        and not other.ours
-        for other in held
+        other.secondary and other.link == entry.link and other.network.network == entry.network.network
+        for other in held.others
     )
     return others and not any(_promotes(scope) for scope in ("all", interface))
 

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 
@@ -55,10 +56,23 @@ def attributes(body: bytes, offset: int = 0) -> dict[int, bytes]:
     return found
 
 
-class Netlink:
-    """A socket of netlink family `family` in the caller's network namespace. A context manager."""
+class Piece(NamedTuple):
+    """A piece of a dump: the bodies of the answers in it, whether it is the last, and whether the list changed while it
+    was dumped."""
 
-    def __init__(self, family: int) -> None:
+    bodies: list[bytes]
+    last: bool
+    interrupted: bool
+
+
+class Netlink:
+    """A socket of netlink family `family` in the caller's network namespace. A context manager.
+
+    It has port `port` unless that is taken, or 0. Each answer has its asker's port in it: asked from the same one, what
+    has not changed is answered byte for byte as before.
+    """
+
+    def __init__(self, family: int, port: int = 0) -> None:
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         except OSError as error:
@@ -66,7 +80,11 @@ class Netlink:
         self.interrupted = False
         """Whether the list changed during the last dump, so that it may be neither the old nor the new one."""
         self._socket.settimeout(_TIMEOUT)
-        self._socket.bind((0, 0))
+        try:
+            self._socket.bind((port, 0))
+        except OSError:
+            self._socket.bind((0, 0))
+        self.port: int = self._socket.getsockname()[0]
         # The kernel may be older than an option; it then does without.
         for option in (_CAP_ACK, _STRICT):
             try:
@@ -90,25 +108,18 @@ class Netlink:
     def dump(self, request: Message) -> Iterator[bytes]:
         """The bodies (what follows each header) of the answers to `request`."""
         self.interrupted = False
+        for data in self.pieces(request):
+            piece = cut(data)
+            self.interrupted = self.interrupted or piece.interrupted
+            yield from piece.bodies
+            if piece.last:
+                return
+
+    def pieces(self, request: Message) -> Iterator[bytes]:
+        """The answers to `request` as they come, some hundred to a piece: see `cut`. Ask for none after the last."""
         self._send(_packed(request, 1, NLM_F_REQUEST | NLM_F_DUMP))
-        unpack = _HEADER.unpack_from  # walked here and not by messages(): half the time of a long list
         while True:
-            data = self._received()
-            offset, end = 0, len(data) - 16
-            while offset <= end:
-                length, kind, flags, _sequence, _port = unpack(data, offset)
-                if length < 16:
-                    break
-                if flags & _NLM_F_DUMP_INTR:
-                    self.interrupted = True
-                if kind == NLMSG_DONE:
-                    return
-                body = data[offset + 16 : offset + length]
-                if kind == NLMSG_ERROR:
-                    code = -struct.unpack_from("=i", body)[0]
-                    raise NetlinkFailed(f"the kernel refused a dump: {os.strerror(code)}", code)
-                yield body
-                offset += (length + 3) & ~3
+            yield self._received()
 
     def get(self, request: Message) -> bytes:
         """The body of the one answer to `request`; NetlinkFailed, with the kernel's `code`, if it is an error."""
@@ -171,6 +182,30 @@ class Netlink:
         except OSError as error:
             hint = "; the answer overflowed the socket, try again" if error.errno == errno.ENOBUFS else ""
             raise NetlinkFailed(f"netlink answer lost: {error.strerror}{hint}") from error
+
+
+def cut(data: bytes) -> Piece:
+    """What is in a piece of a dump; NetlinkFailed if that is an error."""
+    bodies: list[bytes] = []
+    last = interrupted = False
+    unpack = _HEADER.unpack_from  # walked here and not by messages(): half the time of a long list
+    offset, end = 0, len(data) - 16
+    while offset <= end:
+        length, kind, flags, _sequence, _port = unpack(data, offset)
+        if length < 16:
+            break
+        if flags & _NLM_F_DUMP_INTR:
+            interrupted = True
+        if kind == NLMSG_DONE:
+            last = True
+            break
+        body = data[offset + 16 : offset + length]
+        if kind == NLMSG_ERROR:
+            code = -struct.unpack_from("=i", body)[0]
+            raise NetlinkFailed(f"the kernel refused a dump: {os.strerror(code)}", code)
+        bodies.append(body)
+        offset += (length + 3) & ~3
+    return Piece(bodies, last, interrupted)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_interface
 from pathlib import Path
 
 import pytest
+from pyroute2.netlink import NETLINK_ROUTE
 
 from egress.addresses import Address
 from lab.fakes.node import FakeLinks, fake_node
@@ -26,7 +27,7 @@ from node_runner.drivers.errors import (
     KernelTooOld,
 )
 from node_runner.drivers.links import ADDRESS_METRIC, InterfaceLinks
-from node_runner.drivers.netlink import attribute
+from node_runner.drivers.netlink import Netlink, attribute, cut
 from node_runner.drivers.ports import LinkFacts, Links
 
 from .conftest import NODE_IP, NODE_SIX, Netns, add_link, eventually, run
@@ -274,6 +275,32 @@ def test_a_thousand_in_one_batch(netns: Netns) -> None:
     assert links.read() == many
     assert links.apply(set(), many) == {}
     assert links.read() == frozenset()
+
+
+def test_of_a_long_list_only_what_changed_is_cut_up_again_and_every_change_is_seen(
+    netns: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_link(netns, "eth0")
+    links = InterfaceLinks(NODE_IP)
+    cut_up: list[bytes] = []
+    monkeypatch.setattr(links_driver, "cut", lambda data: cut_up.append(data) or cut(data))
+    many = {IPv4Address(int(NODE_IP) - int(NODE_IP) % 256 + host) for host in range(50, 250)}
+    first, last = min(many), max(many)
+    assert links.apply(many, set()) == {}
+    assert links.read() == many
+    cut_up.clear()
+    assert links.read() == many
+    run("ip", "address", "del", f"{last}/24", "dev", "eth0")
+    assert links.read() == many - {last}
+    assert not any(first.packed in data for data in cut_up)
+    run("ip", "address", "add", f"{last}/24", "dev", "eth0")
+    run("ip", "address", "del", f"{first}/24", "dev", "eth0")
+    assert links.read() == many - {first, last}
+    assert isinstance(links.refusals([last])[last], AddressForeign)
+    with Netlink(NETLINK_ROUTE, links._port) as other:  # the answers to another port are not the same, but as true
+        assert other.port == links._port
+        assert links.read() == many - {first, last}
+        assert links._port != other.port
 
 
 def test_one_that_became_primary_is_not_removed_at_the_nodes_cost(netns: Netns) -> None:
