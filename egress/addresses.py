@@ -200,13 +200,17 @@ def assign_marks(addresses: Iterable[Address], previous: Mapping[Address, int] |
     marks: dict[Address, int] = {}
     taken = {0}
     if previous:
-        # The mark of an address that goes is free once its rule is gone, which is only after this pass. Marks are
-        # counted, for there may be thousands of addresses beside a wanted one, and to hash each would take long.
-        held = Counter(previous.values())
-        held.subtract(previous[address] for address in wanted if address in previous)
-        taken.update(mark for mark, holders in held.items() if holders)
-        for address in wanted:
-            mark = previous.get(address, 0)
+        # The mark of an address that goes is free once its rule is gone, which is only after this pass. There may be
+        # thousands beside a wanted one: marks are counted, for to hash each address would take long, and not even that
+        # where none of the wanted has one.
+        mine = {address: previous[address] for address in wanted if address in previous}
+        if mine:
+            held = Counter(previous.values())
+            held.subtract(mine.values())
+            taken.update(mark for mark, holders in held.items() if holders)
+        else:
+            taken.update(previous.values())
+        for address, mark in mine.items():
             if mark not in taken and not mark & KUBE_PROXY_BITS and mark <= _MARK_MASK:
                 marks[address] = mark
                 taken.add(mark)
