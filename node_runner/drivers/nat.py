@@ -79,6 +79,13 @@ class Iptables:
         more. So does one that only asks whether a variant is the one: the first read is that question too."""
         for restorer in list(self._restorers.values()):
             restorer.tidy()
+        rules = self._read_found(six=six)
+        if rules.own and (self._fixed or self._found) is Variant.NFT:
+            self._restorer(4).ready()  # it stays for good, so it may as well be there before the first change
+        return rules
+
+    def _read_found(self, *, six: bool) -> RulesFound:
+        """Of the variant that holds the chain which ours hangs from, if that is known or found."""
         if self._fixed is None and self._found is None:
             for variant in _candidates():
                 rules = self._read(variant, six=six)

@@ -258,5 +258,25 @@ def test_one_process_of_each_tool_that_is_needed_stays_until_it_is_closed(varian
     assert children() == before
 
 
+@pytest.mark.parametrize("variant", list(Variant))
+@pytest.mark.usefixtures("netns")
+def test_one_that_stays_for_good_is_there_before_the_first_change_of_rules_that_are_ours(variant: Variant) -> None:
+    need(f"iptables-{variant}-restore")
+    run(f"iptables-{variant}-restore", stdin=FOREIGN_RULES)
+    before = children()
+    nat = Iptables(variant=variant)
+    nat.read()
+    assert children() == before  # a node without egress addresses has no use for it
+    Iptables(variant=variant).apply(rule_change(RULES, nat.read()))
+    nat.read()
+    stays = children() - before
+    assert len(stays) == (variant is Variant.NFT)
+    nat.read()
+    nat.apply(rule_change(MORE, nat.read()))
+    assert children() - before >= stays
+    nat.close()
+    assert children() == before
+
+
 def children() -> set[str]:
     return set(Path("/proc/thread-self/children").read_text().split())
