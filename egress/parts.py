@@ -82,6 +82,14 @@ class Applied:
         self._foreign = found.foreign_flows
         self._known: tuple[dict[tuple[str, str], tuple[str, ...]], Found] | None = None
 
+    def stands_on(self, addresses: frozenset[Address]) -> bool:
+        """Whether the interface holds just the node's `addresses`. Then they are kept for the next comparison: equal
+        addresses compare one by one, in Python, and the same ones do not."""
+        same = addresses == self.addresses
+        if same:
+            self.addresses = addresses
+        return same
+
     @property
     def separable(self) -> bool:
         """Whether parts can be told apart: not where two rows give the node one address, or one row two."""

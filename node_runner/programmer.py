@@ -199,7 +199,7 @@ class Programmer:
         self._make_ready(part)
         try:
             sight = drivers.links.look(part.given)
-            if sight.addresses != known.addresses or sight.refusals or not sight.facts.carrier:
+            if not known.stands_on(sight.addresses) or sight.refusals or not sight.facts.carrier:
                 return None
             at_work = _Pass(part, part.found, {})
             asked = frozenset(part.given.keys() - part.found.addresses)
@@ -276,6 +276,7 @@ class Programmer:
         facts = self._facts
         if facts is not None and not at_work.refused and not at_work.kept:
             known = Applied(rows, facts, self._layout, at_work.program, found, claims, ruled=at_work.ruled)
+            known.stands_on(here)  # most often it does, and then the next pass compares the same objects
             self._applied = known if known.separable else None
         return Result(link, claims, taken, at_work.refused, at_work.wrote)
 
