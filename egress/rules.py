@@ -376,11 +376,7 @@ def rules_amid(
     or to `coming`, whose are to. `there` are these chains, as far as they are there, with rules of `others`, which
     stay.
     """
-    trees = {
-        key: {spec for spec in specs if spec != tail_of(*key)}
-        for key, specs in there.items()
-        if key not in SPINE_CHAINS
-    }
+    trees = {key: set(specs) - {tail_of(*key)} for key, specs in there.items() if key not in SPINE_CHAINS}
     for address, mark in leaving.items():
         for rule in leaves_of(address, mark, layout):
             trees[rule.table, rule.chain].discard(rule.spec)

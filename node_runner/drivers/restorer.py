@@ -132,6 +132,7 @@ class _Talk:
         self._stdin, self._stdout, self._stderr = map(_unblocked, _pipes(self._process))
         self._used = time.monotonic()
         self._lines = self._serial = 0
+        self._grown = False
         self._line = self._said = self._complained = b""
         self._answered = False
         self._greeting = self._next_mark()
@@ -140,7 +141,7 @@ class _Talk:
 
     def is_over(self, rest: float) -> bool:
         """Whether it has ended, or should not be used any more."""
-        return self.has_ended() or time.monotonic() - self._used > rest or self._pages() > _MOST_PAGES
+        return self.has_ended() or self._grown or time.monotonic() - self._used > rest
 
     def has_ended(self) -> bool:
         """Whether the process is no more."""
@@ -166,6 +167,7 @@ class _Talk:
             words = f"no end after {timeout:g} s; it was killed. {self._words(before)}"
             raise CommandFailed(self._argv, None, words) from None
         self._used = time.monotonic()
+        self._grown = self._pages() > _MOST_PAGES
         if not done and taken:
             with suppress(TimeoutExpired):
                 self._process.wait(max(until - self._used, 0.0))
