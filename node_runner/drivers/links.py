@@ -183,7 +183,7 @@ class InterfaceLinks:
                 if _would_drag(entry, held, facts.interface):
                     refused[address] = _dragging(address, facts.interface)
                 else:
-                    requests.append((entry.address, _removal(entry)))
+                    requests.append((address, _removal(entry, address)))
         here = held.ours_on(facts.index) - there.keys()
         subnets = self._subnets(facts)
         requests += [
@@ -199,7 +199,7 @@ class InterfaceLinks:
         index = self._primary(held).link
         strays = [entry for entry in held if entry.ours and entry.link != index]
         with Netlink(NETLINK_ROUTE) as netlink:
-            netlink.batch([_removal(entry) for entry in strays])
+            netlink.batch([_removal(entry, entry.address) for entry in strays])
         return frozenset(entry.address for entry in strays)
 
     def refusals(self, addresses: Iterable[Address]) -> dict[Address, NodeError]:
@@ -351,7 +351,7 @@ class InterfaceLinks:
         away again at once."""
         lost = [entry for entry in self._held().others if entry.address in added and entry.link == facts.index]
         with Netlink(NETLINK_ROUTE) as netlink:
-            netlink.batch([_removal(entry) for entry in lost])
+            netlink.batch([_removal(entry, entry.address) for entry in lost])
         return {
             entry.address: KernelTooOld(
                 f"this kernel (older than 4.18) keeps nothing that would tell {entry.address} from others: host it on "
@@ -520,14 +520,15 @@ def _addition_six(address: IPv6Address, prefix_length: int, facts: LinkFacts) ->
     )
 
 
-def _removal(entry: _Held) -> Message:
-    """The kernel removes an IPv4 address only where all of these agree: a foreign one of another label is safe."""
+def _removal(entry: _Held, address: Address) -> Message:
+    """The kernel removes an IPv4 `address` only where all of these agree: a foreign one of another label is safe."""
+    packed = address.packed
     body = (
-        _IFADDRMSG.pack(_FAMILIES[entry.address.version], entry.prefix_length, 0, 0, entry.link)
-        + attribute(_IFA_LOCAL, entry.address.packed)
-        + attribute(_IFA_ADDRESS, entry.address.packed)
+        _IFADDRMSG.pack(_FAMILIES[address.version], entry.prefix_length, 0, 0, entry.link)
+        + attribute(_IFA_LOCAL, packed)
+        + attribute(_IFA_ADDRESS, packed)
     )
-    if entry.address.version == 4:
+    if address.version == 4:
         body += attribute(_IFA_LABEL, entry.label.encode() + b"\0")
     return Message(RTM_DELADDR, body)
 
