@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import ip_address
 from typing import Generic, TypeVar
 
@@ -36,7 +36,7 @@ def diff(desired: AbstractSet[T], actual: AbstractSet[T]) -> Delta[T]:
     return Delta(frozenset(desired - actual), frozenset(actual - desired))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RulesFound:
     """What iptables holds of ours: the specs of our chains that exist, in order; of each foreign chain that we jump
     from, the specs of all its rules (a chain that does not exist is absent). `unread` says why nothing is known of
@@ -45,6 +45,17 @@ class RulesFound:
     own: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     parents: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     unread: str = ""
+
+    @cached_property
+    def marks(self) -> Mapping[Address, int]:
+        """The mark that each address has on the node now, as our SNAT rules say; other rules in the chain say nothing.
+        A node has thousands, and each pass asks several times."""
+        return dict(
+            translation
+            for version in VERSIONS
+            for spec in snat_rules(self, version)
+            if (translation := _translation(spec)) is not None
+        )
 
     def without_six(self, why: str) -> RulesFound:
         """The same, as if ip6tables could not be read."""
@@ -162,7 +173,7 @@ def change(program: NodeProgram, found: Found, others: AbstractSet[Address] = fr
         remove_addresses=addresses.remove,
         # A rule tells of an address that is gone already: removed by somebody, or by a pass that did not end.
         forget=addresses.remove
-        | {address for address in marks_of(found.rules).keys() - program.addresses if address not in others}
+        | {address for address in found.rules.marks.keys() - program.addresses if address not in others}
         | _changed_hands(program, found),
         rules=rules,
         admit=FlowChange(tuple(sorted(late))),
@@ -202,16 +213,6 @@ _SNAT_RULE = re.compile(r"-s \S+ -m mark --mark (0x[0-9a-f]+) -j SNAT --to-sourc
 _MARK_ACTION = re.compile(r"set_field:(0x[0-9a-f]+)->pkt_mark")
 
 
-def marks_of(found: RulesFound) -> dict[Address, int]:
-    """The mark that each address has on the node now, as our SNAT rules say; other rules in the chain say nothing."""
-    return dict(
-        translation
-        for version in VERSIONS
-        for spec in snat_rules(found, version)
-        if (translation := _translation(spec)) is not None
-    )
-
-
 @lru_cache(1 << 14)
 def _translation(spec: str) -> tuple[Address, int] | None:
     """The address of one of our SNAT rules, and its mark."""
@@ -232,7 +233,7 @@ def snat_rules(found: RulesFound, version: int) -> Iterator[str]:
 
 def standing(found: Found) -> dict[Traffic, Address]:
     """What leaves with an address of this node now: flow, rule and address are all there."""
-    carrying = {mark: address for address, mark in marks_of(found.rules).items() if address in found.addresses}
+    carrying = {mark: address for address, mark in found.rules.marks.items() if address in found.addresses}
     return {
         traffic: address
         for flow in found.flows

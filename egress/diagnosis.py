@@ -12,7 +12,7 @@ from enum import StrEnum
 from ipaddress import ip_network
 
 from egress.addresses import Address
-from egress.delta import Found, mark_in, marks_of, netid_of, traffic_of
+from egress.delta import Found, mark_in, netid_of, traffic_of
 from egress.program import Flow, Layout, NodeProgram, Traffic, by_version
 from egress.rules import (
     SNAT_CHAIN,
@@ -277,7 +277,7 @@ def _rules(node: str, program: NodeProgram, found: Found, layout: Layout, names:
     yield from _jumps(node, program, found, layout)
     for key in SPINE_CHAINS:
         yield from _spine(node, key, program.rules.chains.get(key, ()), found.rules.own.get(key, ()))
-    marked = {mark: address for address, mark in {**marks_of(found.rules), **program.marks}.items()}
+    marked = {mark: address for address, mark in {**found.rules.marks, **program.marks}.items()}
     named = {str(address): address for address in marked.values()}
     stale = FaultKind.RULE_SHADOWED if program.rules.spine else FaultKind.RULE_STALE
     alone: dict[Rule, Address | None] | None = None

@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from egress.addresses import Address, assign_marks
-from egress.delta import Found, RulesFound, applied, marks_of
+from egress.delta import Found, RulesFound, applied
 from egress.program import Layout, NodeFacts, NodeProgram, render
 from egress.rules import SPINE_CHAINS, chains_of, rules_amid
 from egress.table import Claim, Steering
@@ -50,7 +50,7 @@ class Part:
         program = render(self.rows, facts, layout, withheld=withheld, marks={**marks, **self.others})
         if not self.others or not self.own:
             return program
-        leaving = {address: mark for address, mark in marks_of(found.rules).items() if address not in self.others}
+        leaving = {address: mark for address, mark in found.rules.marks.items() if address not in self.others}
         return replace(program, rules=rules_amid(found.rules.own, leaving, program.marks, self.others, layout))
 
 

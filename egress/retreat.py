@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from egress.addresses import VERSIONS, Address
-from egress.delta import FlowChange, Found, RulesFound, dropping, mark_in, marks_of, snat_rules, traffic_of
+from egress.delta import FlowChange, Found, RulesFound, dropping, mark_in, snat_rules, traffic_of
 from egress.program import Flow, Group, Layout, by_version, flow_of
 from egress.rules import SPINE_CHAINS, Rule, branches_of, leaves_of, rules_of, tail_of, version_of
 from egress.table import Steering
@@ -62,8 +62,8 @@ def _targets(flow: Flow, groups: Mapping[int, Group]) -> frozenset[str]:
 
 
 def _whole(found: RulesFound, layout: Layout) -> dict[Address, int]:
-    """Of `marks_of`, the addresses whose rules all stand, with all that leads to them and nothing in between."""
-    marks = marks_of(found)
+    """Of `found.marks`, the addresses whose rules all stand, with all that leads to them and nothing in between."""
+    marks = found.marks
     rules = rules_of(marks, layout)
     broken = {
         version_of(jump.table)

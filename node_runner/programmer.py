@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from egress.addresses import Address
-from egress.delta import Change, Found, applied, change, marks_of, standing, usurped
+from egress.delta import Change, Found, applied, change, standing, usurped
 from egress.diagnosis import Fault, Sight, Trace, examine, trace
 from egress.parts import Applied, Part
 from egress.program import Layout, NodeFacts, NodeProgram, render
@@ -141,7 +141,7 @@ class Programmer:
         facts = NodeFacts(self._name, bridge.tun_mac, bridge.vxlan_port)
         given = self._given(table.values())
         refused = frozenset(self._drivers.links.refusals(given)).union(resting, self._unmet(given, sight.found))
-        marks = marks_of(sight.found.rules)
+        marks = sight.found.rules.marks
         return render(table.values(), facts, self._layout, withheld=refused, marks=marks)
 
     def inspect(
@@ -382,7 +382,7 @@ class Programmer:
 
     def _plan(self, at_work: _Pass, withheld: AbstractSet[Address]) -> NodeProgram:
         """The program without `withheld`; that of `at_work` if it would be the same."""
-        facts, marks = self._bridge_facts(), marks_of(at_work.found.rules)
+        facts, marks = self._bridge_facts(), at_work.found.rules.marks
         kept = at_work.program.marks.items() <= marks.items() and len(set(marks.values())) == len(marks)
         if at_work.rendered != (facts, withheld) or not kept:
             self._render(at_work, facts, frozenset(withheld), marks)

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 
 from egress.addresses import Address, parse_address
-from egress.delta import marks_of
 from egress.objects import EgressAddress, NetNamespace, Phase
 from egress.planning import MAX_NETID, State
 from egress.table import SILENT_SECONDS, Steering
@@ -260,7 +259,7 @@ def _nodes_hold_what_they_should(cluster: SimCluster) -> None:
         given = {hop.address for row in rows for hop in row.hops if hop.node == name}
         refused = {claim.address for claim in report.claims if claim.reason}
         _must(found.addresses == given - refused, f"{name} has {found.addresses}, not {given} without {refused}")
-        ruled = marks_of(found.rules).keys()
+        ruled = found.rules.marks.keys()
         _must(ruled == found.addresses, f"{name} has rules for {ruled} and addresses {found.addresses}")
 
 

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from egress.addresses import assign_marks
-from egress.delta import marks_of, rule_change
+from egress.delta import rule_change
 from egress.program import Layout
 from egress.rules import RuleSet, rules_of
 from lab.host_datapath import Datapath
@@ -49,7 +49,7 @@ def test_four_thousand_addresses(datapath: Datapath, variant: Variant) -> None:
     iptables.apply(rule_change(rules, before))
     there = iptables.read()
     assert not rule_change(rules, there)
-    assert marks_of(there) == marks
+    assert there.marks == marks
     assert max(len(specs) for specs in there.own.values()) < 150, "no chain is long"
 
     (network,) = Layout().cluster_networks
@@ -63,7 +63,7 @@ def test_four_thousand_addresses(datapath: Datapath, variant: Variant) -> None:
     fewer = rule_change(rules_of(marks, Layout()), there)
     assert len(str(fewer).splitlines()) < 30, "one address less touches its own rules"
     iptables.apply(fewer)
-    assert marks_of(iptables.read()) == marks
+    assert iptables.read().marks == marks
     assert str(gone) not in run(f"iptables-{variant}-save")
 
     iptables.apply(rule_change(RuleSet(), iptables.read()))

@@ -25,7 +25,6 @@ from egress.delta import (
     diff,
     dropping,
     is_ours,
-    marks_of,
     netid_of,
     standing,
     traffic_of,
@@ -101,7 +100,7 @@ class Model:
 
     def marks(self) -> dict[Address, int]:
         """The marks that the node's SNAT rules give its addresses."""
-        return marks_of(self.found().rules)
+        return dict(self.found().rules.marks)
 
     def bundle(self, flows: FlowChange) -> None:
         """One OpenFlow bundle. Removing a group removes the flows that use it, as in OVS."""
