@@ -236,9 +236,9 @@ class Programmer:
         """Has the tools started while the node is looked at; but not for a row which only says that this node has
         acknowledged what it holds."""
         if part.netids and (not part.own or part.given.keys() != part.found.addresses):
-            self._drivers.flows.ready()
             if part.own:
-                self._drivers.nat.ready()
+                self._drivers.nat.ready()  # it is needed first, and takes longest
+            self._drivers.flows.ready()
 
     def _run(self, rows: list[Steering], resting: Mapping[Address, Refusal], *, fresh: bool) -> Result:
         self._facts_age += 1
