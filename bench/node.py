@@ -47,18 +47,20 @@ GOALS = {
 ME, NODE_IP, PREFIX = "node1", IPv4Address("10.20.0.1"), 16
 OTHERS: dict[str, Address] = {"node2": IPv4Address("10.20.0.2"), "node3": IPv4Address("10.20.0.3")}
 _WHOLE_TABLES = (
-    "the kernel replaces both tables whole for a few rules, 2.3 and 0.65 MB at N = 1,000: 9.5 ms of the 11 that the "
-    "iptables-legacy-restore which stays takes with no other load (perf; half of it copies, a fifth looks matches up "
-    "by name); the address, flow and look 5, the rest is Python"
+    "the kernel replaces both tables whole for a few rules, 1.5 and 0.65 MB at N = 1,000: that takes an "
+    "iptables-legacy-restore 9 ms, 7.5 of them the kernel's (perf), and 3 more where it has just been started, as "
+    "where none was needed for 5 s; ovs-ofctl takes 2 to 4, the look and the address 1, what is Python 2 (each call "
+    "timed, with the processors to itself; others add to each)"
 )
 WHY = {
     ("one more", "nft"): (
-        "the iptables-nft-restore that stays takes 3 ms and ovs-ofctl 1.5; the address, the look and the probe 5, what "
-        "is Python 4 (each call timed, with no other load; processes that compete for two cores add to each)"
+        "the iptables-nft-restore that stays takes 3 ms, half of it the kernel's look at all rules; ovs-ofctl 2, the "
+        "probe, the look and the address 2, what is Python 2 (each call timed, with the processors to itself, where "
+        "the pass takes 8; processes that compete for two cores add to each)"
     ),
     ("release all", "nft"): (
-        "125 ms of the tools' own CPU, as the floor; 68 are Python's, which does not overlap all of it. On a machine "
-        "whose Python is twice as fast, beside the same tools, it took 188 ms in all"
+        "the tools that read take 50 ms, which the floor does without, iptables-nft-restore 36, ovs-ofctl 15, the "
+        "addresses 15; the rest is Python (each call timed, with the processors to itself, where the pass takes 130)"
     ),
     ("one more", "legacy"): _WHOLE_TABLES,
     ("one less", "legacy"): _WHOLE_TABLES,
