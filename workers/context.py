@@ -29,6 +29,8 @@ NAMESPACE_LABEL = "egress.hawse.dev/namespace"
 ASK_GUARD_SECONDS = 15.0
 """How long an ask that may have been lost with a killed worker keeps others quiet; in a burst it merely waits."""
 COMPLAINT_SECONDS = 3600.0
+MANY_WAITING = 10
+"""How many namespaces wait for their tasks, at least, where what can wait does."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Context:
     def views(self) -> Views:
         """Where publishing gets the objects from."""
         return self.memory.views or Views(self.cluster)
+
+    def crowded(self) -> bool:
+        """Whether many namespaces wait for their tasks, so that what is only told can wait."""
+        return self.ledger.namespaces_waiting() >= MANY_WAITING
 
     def saw(self, kind: Kind, resource_version: str) -> None:
         """An object of `kind` is at this version: whoever works from memory from now on must know it."""

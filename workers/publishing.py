@@ -68,26 +68,31 @@ def run(context: Context) -> int:
     """
     # Half of a placement, or what is so before one, would make one pass more for every node.
     context.ledger.check_free(placing.PATCHING, placing.RESCUE)
+    # Planned anew in each run of a burst, and written one by one, they would keep from it those that are to be let on.
+    yielding = context.memory.left_for() < status.YIELD_SECONDS and context.crowded()
     with context.memory.alone():
-        told = _publish(context)
+        told = _publish(context, yielding=yielding)
     census.take(context, told.all_claims, len(told.seen.plan.conflicts))
     left = status.Left({claim.namespace for claim in told.claims}, soon=False)
     try:
-        left = status.update(context, told.claims, told.seen)
+        left = status.update(context, told.claims, told.seen, yielding=yielding)
     finally:
         context.memory.leave(left.names)
-    stillness.note(context, stillness.PUBLISH, nothing=told.nothing and left == status.Left(set(), soon=False))
-    if left.soon:
-        context.ask(PUBLISH_TASK, delay=context.settings.status_interval / 2)
+    yields = yielding and context.memory.leaves()
+    nothing = told.nothing and not yields and left == status.Left(set(), soon=False)
+    stillness.note(context, stillness.PUBLISH, nothing=nothing)
+    if left.soon or yields:
+        wait = context.settings.status_interval / 2
+        context.ask(PUBLISH_TASK, delay=max(wait, status.LOOK_SECONDS) if yields else wait)
     if told.seen.unplaced and context.ledger.is_news("reports", told.looks):
         context.ask(PLACE_TASK)
     return told.rows
 
 
-def _publish(context: Context) -> _Told:
+def _publish(context: Context, *, yielding: bool) -> _Told:
     planner = context.memory.planner
     with context.ledger.exclusively("publish", LOCK_SECONDS):
-        unplaced = _look(context)
+        unplaced = _look(context, yielding=yielding)
         planned = _plan(context)
         relisted = planner.relisted()
         if planner.whole:
@@ -121,7 +126,7 @@ def _publish(context: Context) -> _Told:
     return _Told(len(planned.changes), claims, list(planner.claims.values()), seen, looks, nothing)
 
 
-def _look(context: Context) -> Mapping[Address, str]:
+def _look(context: Context, *, yielding: bool) -> Mapping[Address, str]:
     """Reads what changed in the ledger since this process last published; which addresses have no node, and why."""
     memory, planner = context.memory, context.memory.planner
     memory.forget_in_time()
@@ -139,7 +144,8 @@ def _look(context: Context) -> Mapping[Address, str]:
     planner.see_lost(context.ledger.lost())
     unplaced, before = context.ledger.unplaced(), memory.unplaced
     differing = [each for each in unplaced.keys() | before.keys() if unplaced.get(each) != before.get(each)]
-    planner.look_again(names=memory.take_left(), addresses=differing)
+    left = memory.take_left() if not yielding else set()
+    planner.look_again(names=left, addresses=differing)
     memory.unplaced = unplaced
     return unplaced
 

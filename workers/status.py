@@ -26,6 +26,9 @@ UPDATE_SECONDS = 1.0
 SECONDS_EACH = 0.05
 """By how much longer a status on its way to another is left alone, for each other that is: in a burst most are Ready by
 then, and written once."""
+YIELD_SECONDS, LOOK_SECONDS = 30.0, 1.0
+"""For how long statuses on their way wait while many namespaces wait for their tasks, and how often that is looked
+at."""
 OWN = frozenset({"Claimed", "Bound", "Placed", "Programmed", "Ready"})
 """The conditions that are written here."""
 CONFLICT_SECONDS = 3600.0
@@ -96,11 +99,12 @@ class Left:
     soon: bool
 
 
-def update(context: Context, claims: Sequence[EgressAddress], seen: Seen) -> Left:
+def update(context: Context, claims: Sequence[EgressAddress], seen: Seen, *, yielding: bool = False) -> Left:
     """Writes the status of every one of `claims` that differs from what is so. What somebody else changed meanwhile, or
     the API server refuses, is left to the next run.
 
-    So is what there was no time for: the nodes' table is not to wait for it.
+    So is what there was no time for: the nodes' table is not to wait for it. With `yielding` nor is anything else, so
+    that only what failed is written, and what was Ready and is no longer.
     """
     left, soon = set[str](), False
     until = time.monotonic() + UPDATE_SECONDS
@@ -116,7 +120,9 @@ def update(context: Context, claims: Sequence[EgressAddress], seen: Seen) -> Lef
             continue
         if time.monotonic() > until:
             return Left(left | {each.namespace for each in claims[place:]}, soon=True)
-        if wanted.phase not in (Phase.READY, Phase.FAILED) and _is_recent(claim, recently):
+        on_its_way = claim.phase in (Phase.PENDING, Phase.PLACED) and wanted.phase is not Phase.FAILED
+        recent = wanted.phase not in (Phase.READY, Phase.FAILED) and _is_recent(claim, recently)
+        if recent or (yielding and on_its_way):
             left.add(claim.namespace)
             soon = True
             continue

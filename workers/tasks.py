@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -59,7 +59,7 @@ REST_EACH = 0.01
 is always more to come."""
 REST_AT_MOST = {PLACE_TASK: 2.0, PUBLISH_TASK: 1.0}
 """In seconds. Less where namespaces wait for what it does."""
-BATCH, BATCH_SECONDS, BATCHES, BATCH_GUARD_SECONDS = 4, 0.25, 3, 5.0
+BATCH, BATCH_SECONDS, BATCHES, BATCH_GUARD_SECONDS = 4, 0.5, 3, 5.0
 """How many namespaces a run takes at a time, for how long it goes on, how many runs one process makes at once, which
 leaves room for `place` and `publish`; and how long an ask for a run that was lost keeps others from asking."""
 AT_ONCE_SECONDS = 0.01
@@ -139,8 +139,8 @@ def make_context(app: Celery) -> Context:
     current = settings_module.load()
     ledger, cluster = Ledger(current.redis_url), Cluster(current.kubeconfig)
     send, network = sender(current.redis_url, ledger), Detector(cluster, current.network)
-    told = News(cluster)
-    return Context(current, ledger, cluster, send, patience=PATIENCE_SECONDS, network=network, news=told)
+    made = Context(current, ledger, cluster, send, patience=PATIENCE_SECONDS, network=network)
+    return replace(made, news=News(cluster, made.crowded))
 
 
 @cache

@@ -213,6 +213,7 @@ class Memory:
         self.looks: dict[str, str] = {}
         self.unplaced: Mapping[Address, str] = {}
         self._left: set[str] = set()
+        self._left_since: float | None = None
         self._looked = float("-inf")
         self._lock = threading.Lock()
 
@@ -239,6 +240,18 @@ class Memory:
     def leave(self, names: set[str]) -> None:
         """The status of these namespaces' addresses is still to be written."""
         self._left = self._left | names
+        if not self._left:
+            self._left_since = None
+        elif self._left_since is None:
+            self._left_since = time.monotonic()
+
+    def leaves(self) -> bool:
+        """Whether there is a status left to be written."""
+        return bool(self._left)
+
+    def left_for(self) -> float:
+        """For how many seconds there has always been a status left to be written; 0 where there is none."""
+        return time.monotonic() - self._left_since if self._left_since is not None else 0.0
 
     def take_left(self) -> set[str]:
         """What was left so far."""

@@ -3,8 +3,10 @@
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import structlog
 
 from egress.adapters.cluster import ClusterAwayError
@@ -75,7 +77,7 @@ def test_warnings_come_before_what_is_well() -> None:
 def test_a_burst_is_spread_over_time() -> None:
     written: Any = Written()
     pauses: list[float] = []
-    told = News(written, pauses.append)
+    told = News(written, sleep=pauses.append)
     for number in range(news.AT_ONCE + 20):
         told.tell(item(number))
     until(lambda: len(written.reasons) == news.AT_ONCE + 20)
@@ -86,7 +88,7 @@ def test_a_burst_is_spread_over_time() -> None:
 def test_the_oldest_is_let_go_where_too_many_wait() -> None:
     written: Any = Written()
     written.gate.clear()
-    told = News(written, lambda _: None)
+    told = News(written, sleep=lambda _: None)
     told.tell(item(-1))
     until(lambda: not told._waiting)  # that one is being written
     with structlog.testing.capture_logs() as logged:
@@ -96,3 +98,36 @@ def test_the_oldest_is_let_go_where_too_many_wait() -> None:
     until(lambda: len(written.reasons) == news.MOST + 1)
     assert written.reasons[:2] == ["r-1", "r2"]
     assert len([line for line in logged if line["error"] == "too many wait"]) == 2
+
+
+def test_what_is_well_waits_while_many_namespaces_do_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, crowd, pauses = [100.0], [True, True, False], list[float]()
+    monkeypatch.setattr(news, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
+    written: Any = Written()
+    told = News(written, lambda: crowd.pop(0), sleep)
+    told.tell(item(0))
+    until(lambda: written.reasons == ["r0"])
+    assert (pauses, crowd) == ([news.LOOK_SECONDS] * 2, [])
+
+    pauses.clear()
+    told = News(written, lambda: True, sleep)
+    told.tell(item(1))
+    until(lambda: written.reasons == ["r0", "r1"])
+    assert sum(pauses) == news.YIELD_SECONDS
+
+
+def test_a_warning_does_not_wait() -> None:
+    class Heard(Written):
+        def event(self, about: dict[str, str], reason: str, message: str, *, warning: bool) -> None:
+            del about, message
+            self.reasons.append(f"{reason} {warning}")
+
+    written: Any = Heard()
+    told = News(written, lambda: True, lambda _: None)
+    told.tell(Item("app", "u", "bad", "text", warning=True))
+    until(lambda: written.reasons == ["bad True"])
