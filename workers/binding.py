@@ -126,7 +126,8 @@ def _is_dropped(context: Context, name: str, netid: int) -> bool:
     if change is not None and context.ledger.is_fenced(name, row_key(netid, last.epoch, change)):
         context.ledger.done_with(what)
         return True
-    if context.patience and not context.ledger.namespaces_waiting() and _is_soon_dropped(context, name, netid):
+    alone = context.patience and context.gathered is None and not context.ledger.namespaces_waiting()
+    if alone and _is_soon_dropped(context, name, netid):
         context.ledger.done_with(what)
         return True
     wait = context.settings.fence_wait

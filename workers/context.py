@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -13,7 +14,7 @@ from egress.adapters import manifests
 from egress.adapters.cluster import Cluster, Kind, Manifest
 from egress.adapters.ledger import Ledger, name_holder
 from egress.addresses import Address, object_name
-from egress.messages import PLACE_TASK, PUBLISH_TASK, queue_of
+from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, queue_of
 from egress.networks import Network
 from egress.objects import EgressAddress, EgressPool, HostSubnet, Namespace, NetNamespace
 from egress.operations import Outcome, Step, StepRecord, TransientError
@@ -33,6 +34,14 @@ MANY_WAITING = 10
 """How many namespaces wait for their tasks, at least, where what can wait does."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What is asked for and written down once for all that is worked on together."""
+
+    asks: dict[tuple[str, tuple[str, ...], float], None] = field(default_factory=dict)
+    steps: list[StepRecord] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Context:
     """Shared by the tasks of one process. `send` queues a task: (task, arguments, queue, seconds to wait). `network`
@@ -48,6 +57,8 @@ class Context:
     network: Callable[[], Network] = lambda: Network.RUNNER
     news: News | None = field(default=None, compare=False)
     """Who writes Events; None if that is waited for."""
+    gathered: Gathered | None = field(default=None, compare=False)
+    """Where asks and history wait until what is worked on together is done; None if they do not."""
 
     @property
     def views(self) -> Views:
@@ -63,9 +74,32 @@ class Context:
         if kind in WATCHED:
             self.ledger.saw_versions({kind.label: int(resource_version)})
 
+    @contextmanager
+    def gathering(self) -> Iterator[Context]:
+        """Gives a context for what is worked on together: its asks are made, and its history written, at the end. Of
+        each is most that is asked for the same. One who waits for what they bring about would wait in vain."""
+        gathered = Gathered()
+        try:
+            yield replace(self, gathered=gathered)
+        finally:
+            for task, arguments, delay in gathered.asks:
+                self.ask(task, *arguments, delay=delay)
+            self.ledger.record(*gathered.steps)
+
+    def ask_for(self, namespaces: Iterable[str]) -> None:
+        """Asks for the tasks of all these namespaces at once."""
+        if names := list(namespaces):
+            self.send(NAMESPACE_TASK, names, queue_of(NAMESPACE_TASK), 0.0)
+
     def ask(self, task: str, *arguments: str, delay: float = 0.0) -> None:
         """Asks for a task of the control plane, unless the same one is waiting already: a burst becomes one run. It
         runs `delay` seconds from now, at the earliest."""
+        if self.gathered is not None:
+            self.gathered.asks[task, arguments, delay] = None
+            return
+        if task == NAMESPACE_TASK and not delay:
+            self.ask_for(arguments)  # they wait in a list where each is once
+            return
         if task in (PUBLISH_TASK, PLACE_TASK):
             written = {kind.label: version for kind, version in self.cluster.written().items() if kind in WATCHED}
             if written:
@@ -119,7 +153,11 @@ class Context:
         known_as = {"operation": operation} if operation else {}
         told = {name: text for name, text in details.items() if name != "traceback"}
         _log.info(step.value, namespace=namespace, outcome=outcome.value, attempt=attempt, **told, **known_as)
-        self.ledger.record(StepRecord(namespace, step, outcome, time.time(), attempt, **details, **known_as))
+        record = StepRecord(namespace, step, outcome, time.time(), attempt, **details, **known_as)
+        if self.gathered is not None:
+            self.gathered.steps.append(record)
+        else:
+            self.ledger.record(record)
 
     def tell(self, namespace: str, uid: str, reason: str, message: str, *, warning: bool = False) -> None:
         """Has a Kubernetes Event written; one that cannot be is let go, for it is only news."""

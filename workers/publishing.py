@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from egress.addresses import Address
-from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
+from egress.messages import PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK
 from egress.objects import EgressAddress
 from egress.operations import TransientError
 from egress.planning import Plan
@@ -235,8 +235,7 @@ def _go_on(context: Context, promised: Mapping[str, int], nodes: Collection[str]
                 break
         else:
             dropped[name] = row_key(netid, last.epoch, change)
-    for name in context.ledger.fenced(dropped):
-        context.ask(NAMESPACE_TASK, name)
+    context.ask_for(context.ledger.fenced(dropped))
 
 
 def _looks_of(reports: Mapping[str, NodeReport]) -> str:

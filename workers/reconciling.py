@@ -70,8 +70,7 @@ def _reconcile(context: Context, before: str) -> int:
 
     stock = Stock.of(offer.pools, offer.withheld)
     unsettled = _unsettled(namespaces, claims, bindings, stock)
-    for name in sorted(unsettled):
-        context.ask(NAMESPACE_TASK, name)
+    context.ask_for(sorted(unsettled))
     stillness.begin_reconcile(context)
     context.ask(FAILOVER_TASK)  # who never said that it lives, and who is silent though nobody said so
     context.ask(PLACE_TASK)

@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -118,7 +119,7 @@ def sender(redis_url: str, ledger: Ledger | None = None) -> Callable[[str, list[
 
     def send(task: str, arguments: list[Any], queue: str, delay: float = 0.0) -> None:
         if task == NAMESPACE_TASK and ledger is not None and not delay:
-            ledger.queue_namespace(*arguments)
+            ledger.queue_namespaces(*arguments)
             if not ledger.first_to(NAMESPACES_TASK, BATCH_GUARD_SECONDS):
                 return
             task, arguments = NAMESPACES_TASK, []
@@ -231,11 +232,13 @@ def _register(app: Celery, name: str, run: Callable[..., None]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Try:
-    """Of which message, the how manieth, and whether it was not to run at once."""
+    """Of which message, the how manieth, whether it was not to run at once, and whether it is for one of the namespaces
+    that wait, where whoever asks is heard at any time."""
 
     message: str
     attempt: int = 1
     delayed: bool = False
+    listed: bool = False
 
 
 def _try(
@@ -251,7 +254,8 @@ def _try(
             context = make_context(app)
             if name in RESTING:
                 context.ledger.check_rested(name)
-            context.began(name, *arguments, delayed=this.delayed)
+            if not this.listed:
+                context.began(name, *arguments, delayed=this.delayed)
             if name in PAUSABLE and (why := make_pause(app).why()):
                 measured.outcome = None  # it was not tried
                 _log.info("not done: the automation is paused", why=why)
@@ -319,18 +323,23 @@ def _work_through(app: Celery, context: Context, message: str) -> None:
             if alone and len(names) == BATCH:
                 context.ask(NAMESPACES_TASK)  # another thread, or another worker, may help
                 alone = False
-            while names:
-                _one_of_many(app, names[0], message)
-                names.pop(0)
+            with context.gathering() if len(names) > 1 else nullcontext(context) as shared:
+                for name in names:
+                    _one_of_many(app, shared, name, message)
+            names = []
         finally:
-            for name in names:  # the broker is away, or was: what was not worked on waits again
-                context.ledger.queue_namespace(name)
+            if names:  # the broker is away, or was: what was not worked on, or not told of, waits again
+                context.ledger.queue_namespaces(*names)
 
 
-def _one_of_many(app: Celery, name: str, message: str) -> None:
+def _one_of_many(app: Celery, context: Context, name: str, message: str) -> None:
     """One namespace of the list. Where it is to be tried again, a message of its own says so."""
+
+    def run(_: Context, name: str) -> None:
+        _namespace(context, name)
+
     try:
-        error, wait = _try(app, NAMESPACE_TASK, [name], _namespace, _Try(message))
+        error, wait = _try(app, NAMESPACE_TASK, [name], run, _Try(message, listed=True))
     except Exception:  # noqa: BLE001 - it must not stop the others; its history has it
         _log.exception("failed", namespace=name)
         return

@@ -238,8 +238,9 @@ return text
 WAIT = (
     _LIBRARY
     + """
--- ARGV: a namespace, and in how many seconds it is its turn. One that waits keeps its place, unless this is sooner.
-return redis.call('ZADD', 'hawse:waiting', 'LT', now() + tonumber(ARGV[1]), ARGV[2])
+-- ARGV: in how many seconds it is their turn, namespace, ... One that waits keeps its place, unless this is sooner.
+local due = now() + tonumber(ARGV[1])
+for i = 2, #ARGV do redis.call('ZADD', 'hawse:waiting', 'LT', due, ARGV[i]) end
 """
 )
 
@@ -503,10 +504,12 @@ return redis.status_reply('OK')
 """
 
 RECORD = """
--- KEYS: a list. ARGV: an entry, how many are kept, and for how many seconds after the last.
-redis.call('LPUSH', KEYS[1], ARGV[1])
-redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
-return redis.call('EXPIRE', KEYS[1], ARGV[3])
+-- KEYS: lists. ARGV: how many entries are kept, for how many seconds after the last, and an entry for each list.
+for i = 1, #KEYS do
+  redis.call('LPUSH', KEYS[i], ARGV[i + 2])
+  redis.call('LTRIM', KEYS[i], 0, ARGV[1] - 1)
+  redis.call('EXPIRE', KEYS[i], ARGV[2])
+end
 """
 
 TAKE_NETID = """

@@ -18,7 +18,7 @@ from egress.adapters import egressips, manifests
 from egress.adapters.cluster import Cluster, ConflictError, ExistsError, Kind, NotFoundError
 from egress.addresses import Address, addresses_of, object_name, parse_address
 from egress.listing import who_lists
-from egress.messages import NAMESPACE_TASK, PUBLISH_TASK, RECONCILE_TASK
+from egress.messages import PUBLISH_TASK, RECONCILE_TASK
 from egress.networks import Network
 from egress.objects import MOVE_ANNOTATION, EgressAddress, HostSubnet, Namespace, NetNamespace, Phase
 from egress.operations import PermanentError, Step
@@ -136,8 +136,7 @@ class OvnKubernetes:
                 _log.warning("conflict", conflict=conflict)
         seen = Seen.of(outcome, hosts, bindings, {}, {}, f"by {Network.OVN_KUBERNETES.known_as}, as its EgressIP says")
         decided = context.ledger.is_news("withheld", repr(sorted(map(str, held))))
-        for name in sorted(_astray(claims, seen, held, decided=decided)):
-            context.ask(NAMESPACE_TASK, name)
+        context.ask_for(sorted(_astray(claims, seen, held, decided=decided)))
         census.take(context, claims, len(outcome.conflicts))
         if status.update(context, claims, seen).soon:
             context.ask(PUBLISH_TASK, delay=context.settings.status_interval / 2)

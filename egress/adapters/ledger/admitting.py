@@ -16,7 +16,7 @@ from egress.pools import Choice
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """Has a namespace wait for its task, which is due in `delay` seconds (see `Coordination.queue_namespace`). And
+    """Has a namespace wait for its task, which is due in `delay` seconds (see `Coordination.queue_namespaces`). And
     `message` goes into the list `queue` of Redis, unless somebody has asked for `what` (see `Coordination.first_to`)
     within the last `guard` seconds and it has not been worked on since."""
 

@@ -144,11 +144,11 @@ class Coordination(Connection):
         with away():
             return bool(self._redis.set(f"hawse:pending:{what}", "1", nx=True, px=max(1, int(seconds * 1000))))
 
-    def queue_namespace(self, name: str, delay: float = 0.0) -> None:
-        """Has a namespace wait for its task, which is due `delay` seconds from now, behind all that are due earlier.
+    def queue_namespaces(self, *names: str, delay: float = 0.0) -> None:
+        """Has namespaces wait for their tasks, which are due `delay` seconds from now, behind all that are due earlier.
         One that waits keeps its place: its task looks at everything, however often it was asked for."""
         with away():
-            self._wait([], [delay, name])
+            self._wait([], [delay, *names])
 
     def next_namespaces(self, number: int) -> list[str]:
         """Takes up to `number` of those whose task is due, the earliest first; nobody else gets them."""
@@ -264,11 +264,13 @@ class Coordination(Connection):
             _log.warning("the census cannot be read", error=str(error))
             return None
 
-    def record(self, step: StepRecord) -> None:
-        """Adds a step to its namespace's history, which keeps the last hundred."""
-        key = f"hawse:history:{step.namespace}"
+    def record(self, *steps: StepRecord) -> None:
+        """Adds each step to its namespace's history, which keeps the last hundred."""
+        if not steps:
+            return
+        keys = [f"hawse:history:{step.namespace}" for step in steps]
         with away():
-            self._record([key], [msgspec.json.encode(step), HISTORY_PER_NAMESPACE, HISTORY_SECONDS])
+            self._record(keys, [HISTORY_PER_NAMESPACE, HISTORY_SECONDS, *map(msgspec.json.encode, steps)])
 
     def history(self, namespace: str) -> tuple[StepRecord, ...]:
         """A namespace's steps, the latest first, but for those that a newer version wrote and this one cannot read."""

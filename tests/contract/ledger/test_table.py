@@ -207,18 +207,18 @@ def test_what_rests_lets_nobody_at_it_until_it_has(ledger: Ledger) -> None:
 
 def test_namespaces_wait_for_their_turn_each_once(ledger: Ledger) -> None:
     assert ledger.next_turn() is None
-    ledger.queue_namespace("later", 30.0)
+    ledger.queue_namespaces("later", delay=30.0)
     assert 29 < (ledger.next_turn() or 0) <= 30
     assert ledger.next_namespaces(9) == []
     for name in ("a", "b", "a"):
-        ledger.queue_namespace(name)
+        ledger.queue_namespaces(name)
     assert ledger.next_turn() == 0.0
     assert ledger.namespaces_waiting() == 3
     assert ledger.next_namespaces(1) == ["a"]
-    ledger.queue_namespace("a")
+    ledger.queue_namespaces("a")
     assert ledger.next_namespaces(9) == ["b", "a"]
-    ledger.queue_namespace("later", 60.0)  # it keeps its place
+    ledger.queue_namespaces("later", delay=60.0)  # it keeps its place
     assert (ledger.next_turn() or 0) <= 30
-    ledger.queue_namespace("later")  # unless somebody wants it sooner
+    ledger.queue_namespaces("later")  # unless somebody wants it sooner
     assert ledger.next_namespaces(9) == ["later"]
     assert ledger.next_turn() is None

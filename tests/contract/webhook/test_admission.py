@@ -428,7 +428,7 @@ def test_a_worker_of_celery_takes_the_hint(create: Callable[..., Any], ledger: L
     assert got == [(NAMESPACES_TASK, [])]
     assert 0 < (ledger.next_turn() or 0) <= HINT_DELAY  # the namespace is to be stored first
     assert ledger.next_namespaces(9) == []
-    ledger.queue_namespace("egress-test")  # the watch is mostly faster
+    ledger.queue_namespaces("egress-test")  # the watch is mostly faster
     assert ledger.next_namespaces(9) == ["egress-test"]
 
 

@@ -280,7 +280,10 @@ def world(cluster: EmbeddedCluster, ledger: Ledger, settings: dict[str, Any]) ->
         del delay  # the test says when
         if not queue.startswith("node."):
             with lock:
-                tasks.append((task, tuple(arguments)))
+                if task == NAMESPACE_TASK:  # in their list each is once
+                    tasks.extend((task, (name,)) for name in arguments if (task, (name,)) not in tasks)
+                else:
+                    tasks.append((task, tuple(arguments)))
         else:
             with suppress(TransientError):
                 ledger.done_with(f"{task}:{queue}")

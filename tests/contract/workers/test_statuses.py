@@ -21,8 +21,7 @@ def crowd(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     world.reconcile()
     assert world.claims() == {A: ("app", "Placed")}
     names = [f"other{number}" for number in range(MANY_WAITING)]
-    for name in names:
-        world.ledger.queue_namespace(name, 600.0)
+    world.ledger.queue_namespaces(*names, delay=600.0)
     monkeypatch.setattr(world, "settle", world.tasks.clear)
     return names
 
@@ -52,8 +51,7 @@ def test_what_is_ready_no_more_is_said_at_once(world: World, crowd: list[str]) -
     world.ledger._redis.zrem("hawse:waiting", *crowd)
     world.acknowledge()
     assert world.claims() == {A: ("app", "Ready")}
-    for name in crowd:
-        world.ledger.queue_namespace(name, 600.0)
+    world.ledger.queue_namespaces(*crowd, delay=600.0)
     world.kube.patch("HostSubnet", "node1", {"egressIPs": []})
     world.run(PUBLISH_TASK)
     assert world.claims() == {A: ("app", "Pending")}

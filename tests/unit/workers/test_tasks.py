@@ -2,13 +2,16 @@
 
 import socket
 import time
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from egress.messages import NUDGE_TASK, PUBLISH_TASK
-from egress.operations import TransientError
+from egress.messages import NUDGE_TASK, PLACE_TASK, PUBLISH_TASK
+from egress.operations import Step, StepRecord, TransientError
+from egress.settings import Settings
 from workers import tasks
+from workers.context import Context
 from workers.tasks import rest_after, sender
 
 
@@ -40,36 +43,46 @@ def test_a_rest_is_for_bursts(changed: int, took: float, waiting: int, seconds: 
 
 
 class _Waiting:
-    """In place of a Context and its ledger: the namespaces that wait."""
+    """In place of a ledger: the namespaces that wait, and what was asked for."""
 
     def __init__(self, *names: str) -> None:
-        self.ledger = self
         self.names = list(names)
+        self.asked: list[str] = []
+        self.steps: list[str] = []
         self.away = False
 
     def next_namespaces(self, number: int) -> list[str]:
         taken, self.names = self.names[:number], self.names[number:]
         return taken
 
-    def queue_namespace(self, name: str) -> None:
-        self.names.append(name)
+    def queue_namespaces(self, *names: str) -> None:
+        self.names += names
 
-    def ask(self, _: str) -> None:
+    def first_to(self, what: str, _: float) -> bool:
         if self.away:
-            raise TransientError("the broker is away")
+            raise TransientError("Redis is away")
+        self.asked.append(what)
+        return False
+
+    def record(self, *steps: StepRecord) -> None:
+        self.steps += [step.namespace for step in steps]
+
+
+def _context(ledger: _Waiting) -> Context:
+    return Context(Settings(), cast(Any, ledger), SimpleNamespace(written=dict), lambda *_: None)  # type: ignore[arg-type]
 
 
 def test_what_was_taken_and_not_worked_on_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"n{number}" for number in range(tasks.BATCH + 1)]
-    waiting: Any = _Waiting(*names)
+    waiting = _Waiting(*names)
     waiting.away = True
     with pytest.raises(TransientError):
-        tasks._work_through(cast(Any, None), waiting, "message")
+        tasks._work_through(cast(Any, None), _context(waiting), "message")
     assert sorted(waiting.names) == names
 
     done: list[str] = []
 
-    def work(_app: object, name: str, _message: str) -> None:
+    def work(_app: object, _context: Context, name: str, _message: str) -> None:
         if name == "n1":
             raise TransientError("the broker is away")
         done.append(name)
@@ -77,5 +90,24 @@ def test_what_was_taken_and_not_worked_on_waits_again(monkeypatch: pytest.Monkey
     monkeypatch.setattr(tasks, "_one_of_many", work)
     waiting = _Waiting(*names[:3])
     with pytest.raises(TransientError):
-        tasks._work_through(cast(Any, None), waiting, "message")
-    assert (done, waiting.names) == (["n0"], ["n1", "n2"])
+        tasks._work_through(cast(Any, None), _context(waiting), "message")
+    assert (done, waiting.names) == (["n0"], ["n0", "n1", "n2"])
+
+
+def test_what_many_ask_for_is_asked_for_once_and_all_of_them_again_where_it_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def work(_app: object, context: Context, name: str, _message: str) -> None:
+        context.ask(PLACE_TASK)
+        context.record(Step.CLAIM, name)
+
+    monkeypatch.setattr(tasks, "_one_of_many", work)
+    waiting = _Waiting("a", "b", "c")
+    tasks._work_through(cast(Any, None), _context(waiting), "message")
+    assert (waiting.asked, waiting.steps, waiting.names) == ([PLACE_TASK], ["a", "b", "c"], [])
+
+    waiting = _Waiting("a", "b", "c")
+    waiting.away = True
+    with pytest.raises(TransientError):
+        tasks._work_through(cast(Any, None), _context(waiting), "message")
+    assert waiting.names == ["a", "b", "c"]
