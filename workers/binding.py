@@ -9,15 +9,16 @@ import structlog
 
 from egress.adapters import manifests
 from egress.adapters.cluster import ConflictError, ExistsError, Kind
+from egress.adapters.ledger import Promise
 from egress.addresses import Address
 from egress.messages import PUBLISH_TASK, RECONCILE_TASK
 from egress.objects import CREATED_ANNOTATION, Namespace, NetNamespace
 from egress.operations import PermanentError, Step, TransientError
-from egress.table import lagging, row_key
+from egress.table import lagging
 from workers.context import Context
 
 _log = structlog.get_logger()
-NETID_CANDIDATES = 64
+NETID_CANDIDATES = 16
 LOOK_SECONDS = 0.01
 LOWEST_NETID, HIGHEST_NETID = 10, 0xFFFFFF
 """NetIDs below 10 are OpenShift's own."""
@@ -66,8 +67,9 @@ def _create_net_namespace(context: Context, namespace: Namespace, addresses: lis
     last node's word starts the namespace's task again."""
     if not context.settings.create_net_namespaces:
         raise TransientError(f"the NetNamespace of {namespace.name} is not there yet")
-    netid = _netid(context, namespace, returning=returning)
-    if not _is_dropped(context, namespace.name, netid):
+    promise = context.ledger.promise(namespace.name)
+    netid = _netid(context, namespace, promise, returning=returning)
+    if not _is_dropped(context, namespace.name, netid, noted=promise.fenced and promise.netid == netid):
         return False
     manifest = Kind.NET_NAMESPACE.head | {
         "metadata": {"name": namespace.name, "annotations": {CREATED_ANNOTATION: "true"}},
@@ -82,23 +84,22 @@ def _create_net_namespace(context: Context, namespace: Namespace, addresses: lis
     return True
 
 
-def _netid(context: Context, namespace: Namespace, *, returning: bool) -> int:
+def _netid(context: Context, namespace: Namespace, promise: Promise, *, returning: bool) -> int:
     """The NetID that was taken for the namespace, or one that is taken now."""
-    promised = context.ledger.promised_netids([namespace.name]).get(namespace.name)
-    if promised is None:
-        return _take_netid(context, namespace, returning=returning)
+    if promise.netid is None:
+        return _take_netid(context, namespace, promise, returning=returning)
     # Where it has been seen, its own NetNamespace was there and is not any more, or somebody else's is.
-    if context.ledger.is_netid_seen(promised) and any(item.netid == promised for item in context.net_namespaces()):
+    if promise.seen and any(item.netid == promise.netid for item in context.net_namespaces()):
         context.ledger.return_netid(namespace.name)
-        promised = None
-    return promised or _take_netid(context, namespace, returning=returning)
+        return _take_netid(context, namespace, promise, returning=returning)
+    return promise.netid
 
 
-def _take_netid(context: Context, namespace: Namespace, *, returning: bool) -> int:
+def _take_netid(context: Context, namespace: Namespace, promise: Promise, *, returning: bool) -> int:
     # A list of thousands for each of a burst's namespaces would keep the API server from everything else. What was made
     # since the last reconcile has a NetID of ours, which the ledger knows, or one in sixteen million.
     taken: set[int] = set()
-    if returning or not context.ledger.has_seen_netids():
+    if returning or not promise.known:
         taken = {other.netid for other in context.net_namespaces()}
     # Random and not the next one: a NetID comes back to use as late as can be. S311: it is no secret.
     draw = random.Random(f"{namespace.name}/{namespace.uid}")  # noqa: S311
@@ -113,17 +114,15 @@ def _take_netid(context: Context, namespace: Namespace, *, returning: bool) -> i
     return netid
 
 
-def _is_dropped(context: Context, name: str, netid: int) -> bool:
+def _is_dropped(context: Context, name: str, netid: int, *, noted: bool) -> bool:
     """Whether the nodes drop `netid`, so that from the first packet on nothing leaves with a node's IP. The publishing
-    that hears the last node's word notes it.
+    that hears the last node's word notes it, and `noted` says so.
 
     A node that does not answer for `fence_wait` keeps nobody from having a network: what it does with the first
     packets is not known (docs/decisions/0007).
     """
     what = f"fence:{name}"
-    last = context.ledger.last_changes({name: netid})
-    change = last.changes.get(name)
-    if change is not None and context.ledger.is_fenced(name, row_key(netid, last.epoch, change)):
+    if noted:
         context.ledger.done_with(what)
         return True
     alone = context.patience and context.gathered is None and not context.ledger.namespaces_waiting()
@@ -135,8 +134,8 @@ def _is_dropped(context: Context, name: str, netid: int) -> bool:
         context.ask(RECONCILE_TASK, delay=wait)  # should that word never come: one look, however many wait
         return False
     context.ledger.done_with(what)
-    nodes = [subnet.name for subnet in context.host_subnets()]
-    reports, now = context.ledger.reports(nodes), context.ledger.now()
+    nodes, last = [subnet.name for subnet in context.host_subnets()], context.ledger.last_changes({name: netid})
+    reports, now, change = context.ledger.reports(nodes), context.ledger.now(), last.changes.get(name)
     waiting = lagging(nodes, reports, last.epoch, change, now=now, began=last.began)
     if waiting:
         if any(other.netid == netid for other in context.net_namespaces()):

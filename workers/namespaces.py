@@ -286,12 +286,13 @@ def _annotate(context: Context, namespace: Namespace, addresses: str | None) -> 
     return manifests.namespace(context.cluster.patch(Kind.NAMESPACE, namespace.name, {"metadata": metadata}))
 
 
-def claim(context: Context, namespace: Namespace, address: Address) -> bool:
-    """Makes `address` the namespace's by an object named after it; False when it is another namespace's.
+def claim(context: Context, namespace: Namespace, address: Address, offer: Offer | None = None) -> bool:
+    """Makes `address` the namespace's by an object named after it; False when it is another namespace's. `offer` are
+    the pools, where they are known.
 
     That the name exists at most once is the API server's word: no two namespaces can hold one address.
     """
-    pool = _pool_of(context, namespace, address)
+    pool = _pool_of(offer or context.ledger.offer(), namespace, address)
     claim = EgressAddress(
         str(address),
         pool.name,
@@ -392,11 +393,10 @@ def _annotated(namespace: Namespace | None) -> tuple[Address, ...]:
         return ()
 
 
-def _pool_of(context: Context, namespace: Namespace, address: Address) -> EgressPool:
+def _pool_of(offer: Offer, namespace: Namespace, address: Address) -> EgressPool:
     """The pool that gave the address: the one that would be chosen now, if it covers it, else any that does. An address
     that no pool covers any more was given before the one that would be chosen was edited: there it stays, and says so.
     """
-    offer = context.ledger.offer()
     try:
         choice = pools.choose(namespace.name, namespace.labels, namespace.annotations, offer.pools)
     except pools.PoolError:

@@ -7,11 +7,13 @@ made, of which the API server says that they were not there. Everything else is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import structlog
 
 from egress import pools
 from egress.adapters.cluster import ConflictError
-from egress.adapters.ledger import NotReadyError, manual_holder, name_holder
+from egress.adapters.ledger import Offer, name_holder
 from egress.addresses import Address, AddressError, object_name
 from egress.messages import PLACE_TASK, PUBLISH_TASK
 from egress.objects import Namespace, Phase, operation_of
@@ -26,17 +28,20 @@ CLAIMED = "claimed"
 
 def converge(context: Context, name: str) -> bool:
     """Takes the namespace a step further; False if it is not certainly a new one, or nobody watches."""
-    seen = context.views.newcomer(context.ledger, name) if not pools.is_system(name) else None
-    addresses = _given(seen.namespace) if seen is not None else ()
-    if seen is None or not addresses:
+    if pools.is_system(name):
         return False
-    reserved = _reserved(context, seen, addresses)
+    standing = context.ledger.standing(name)
+    seen = context.views.newcomer(context.ledger, name, standing.version)
+    addresses = _given(seen.namespace) if seen is not None else ()
+    if seen is None or not addresses or standing.offer is None:
+        return False
+    reserved = _reserved(standing.entries, standing.offer, seen, addresses)
     if reserved is None:
         return False
     namespace = seen.namespace
     if operation := operation_of(namespace.annotations):
         structlog.contextvars.bind_contextvars(operation=operation)
-    if not all(namespaces.claim(context, namespace, address) for address in reserved):
+    if not all(namespaces.claim(context, namespace, address, standing.offer) for address in reserved):
         return False  # somebody else has it: it gets another
     if reserved:
         context.ledger.claimed(name_holder(name), reserved)
@@ -59,21 +64,16 @@ def _given(namespace: Namespace) -> tuple[Address, ...]:
         return ()
 
 
-def _reserved(context: Context, seen: Newcomer, addresses: tuple[Address, ...]) -> list[Address] | None:
+def _reserved(
+    entries: Mapping[Address, tuple[str, str]], offer: Offer, seen: Newcomer, addresses: tuple[Address, ...]
+) -> list[Address] | None:
     """Those of `addresses` that are still to be claimed; None if the namespace has, or had, anything else."""
-    name, ledger = seen.namespace.name, context.ledger
-    try:
-        offer = ledger.offer() if ledger.is_ready() else None
-    except NotReadyError:
-        offer = None
-    if offer is None:
+    if entries.keys() != set(addresses):
         return None
-    if {*ledger.held_by(name_holder(name)), *ledger.held_by(manual_holder(name))} != set(addresses):
-        return None
+    name, reserved = seen.namespace.name, []
     stock = Stock({pool.name: pool for pool in offer.pools}, {})
-    entries, reserved = ledger.entries(addresses), []
     for address in addresses:
-        state, holder = entries.get(address, ("", ""))
+        state, holder = entries[address]
         claim = seen.claim(object_name(address))
         if holder != name_holder(name) or state not in (namespaces.RESERVED, CLAIMED):
             return None

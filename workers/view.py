@@ -144,14 +144,13 @@ class Views:
             changed={kind.label: look.version for kind, look in looks.items() if look.version},
         )
 
-    def newcomer(self, ledger: Ledger, name: str) -> Newcomer | None:
+    def newcomer(self, ledger: Ledger, name: str, floor: int) -> Newcomer | None:
         """What the watches have of a namespace that has no NetNamespace yet; None if it has one, or nothing is known of
-        it, or not what others know."""
+        it, or not what others know: a Namespace of version `floor`."""
         mirrors = [self._mirrors.get(kind) for kind in (Kind.NAMESPACE, Kind.NET_NAMESPACE, Kind.EGRESS_ADDRESS)]
         if None in mirrors:
             return None
         namespaces, net_namespaces, claims = (mirror for mirror in mirrors if mirror is not None)
-        floor = self._floors(ledger).get(Kind.NAMESPACE.label, 0)
         if not namespaces.await_version(floor, CATCH_UP_SECONDS):
             self._doubt(ledger, floor, name)
             return None

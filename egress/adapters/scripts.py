@@ -369,19 +369,50 @@ return reply
 """
 )
 
+_CHANGE = """
+-- The epoch, '' while no table is published; and the change of it that wrote the row of a namespace's NetID, '' if
+-- there is none, or it is another namespace's.
+local function epoch() return has_table() and redis.call('GET', 'hawse:epoch') or '' end
+local function change(epoch, namespace, netid)
+  local row = epoch ~= '' and redis.call('HGET', 'hawse:table', netid)
+  return row and cjson.decode(row).namespace == namespace and redis.call('ZSCORE', 'hawse:changes', netid) or ''
+end
+"""
+
 LAST_CHANGES = (
     _RUN
+    + _CHANGE
     + """
 -- ARGV: namespace, netid, ...: gives the epoch ('' while no table is published) and when it began, then for each pair
--- the change that wrote the NetID's row, or '' if there is none or it is another namespace's.
-local reply = {'', redis.call('GET', 'hawse:epoch-at') or '0'}
-if has_table() then reply[1] = redis.call('GET', 'hawse:epoch') end
-for i = 1, #ARGV, 2 do
-  local row = reply[1] ~= '' and redis.call('HGET', 'hawse:table', ARGV[i + 1])
-  local mine = row and cjson.decode(row).namespace == ARGV[i]
-  reply[#reply + 1] = mine and redis.call('ZSCORE', 'hawse:changes', ARGV[i + 1]) or ''
-end
+-- the change that wrote the NetID's row, or ''.
+local reply = {epoch(), redis.call('GET', 'hawse:epoch-at') or '0'}
+for i = 1, #ARGV, 2 do reply[#reply + 1] = change(reply[1], ARGV[i], ARGV[i + 1]) end
 return reply
+"""
+)
+
+PROMISE = (
+    _RUN
+    + _CHANGE
+    + """
+-- ARGV: namespace: gives 1 if NetNamespaces' NetIDs are known, the NetID that was taken for the namespace, or '', 1 if
+-- it is among those, which row of it is known to be applied by all nodes, or '', and the epoch and the change that
+-- wrote the row there is, or ''.
+local known = redis.call('EXISTS', 'hawse:netids-seen')
+local netid = redis.call('HGET', 'hawse:netid-of', ARGV[1])
+if not netid then return {known, '', 0, '', '', ''} end
+local fenced = redis.call('HGET', 'hawse:fenced', ARGV[1]) or ''
+local now = epoch()
+return {known, netid, redis.call('SISMEMBER', 'hawse:netids-seen', netid), fenced, now, change(now, ARGV[1], netid)}
+"""
+)
+
+SINCE = (
+    _LIBRARY
+    + """
+-- KEYS: a text. ARGV: for how many seconds it is kept. Gives the seconds since this was first asked for.
+redis.call('SET', KEYS[1], string.format('%.3f', now()), 'NX', 'EX', ARGV[1])
+return string.format('%.3f', now() - redis.call('GET', KEYS[1]))
 """
 )
 
@@ -405,6 +436,23 @@ local now = stamp()
 if now == '' then return false end
 if now == ARGV[1] then return {now} end
 return {now, redis.call('GET', 'hawse:offer')}
+"""
+)
+
+STANDING = (
+    _LIBRARY
+    + _STAMP
+    + """
+-- ARGV: holder, ...: gives the version of the newest Namespace that was seen, the stamp of the pools on offer, or ''
+-- while the index is incomplete or there are none, then address, `state|holder|time`, ... of all that the holders have.
+local reply = {redis.call('HGET', 'hawse:versions', 'namespace') or '0', is_ready() and stamp() or ''}
+for i = 1, #ARGV do
+  for _, hex in ipairs(split(redis.call('HGET', 'hawse:holders', ARGV[i]))) do
+    reply[#reply + 1] = hex
+    reply[#reply + 1] = redis.call('HGET', 'hawse:addresses', hex) or ''
+  end
+end
+return reply
 """
 )
 

@@ -6,6 +6,7 @@ All of it but the history can be rebuilt from the cluster's objects and the node
 from __future__ import annotations
 
 from egress.adapters.ledger.admitting import Admitting, Hint
+from egress.adapters.ledger.arrivals import Arrivals, Promise, Standing
 from egress.adapters.ledger.audit import AuditTrail
 from egress.adapters.ledger.connection import LedgerAwayError, NotReadyError
 from egress.adapters.ledger.coordination import BusyError, Census, Coordination
@@ -44,7 +45,9 @@ __all__ = [
     "LedgerAwayError",
     "NotReadyError",
     "Offer",
+    "Promise",
     "Reserved",
+    "Standing",
     "TableRead",
     "TicketCensus",
     "Turn",
@@ -57,5 +60,5 @@ __all__ = [
 ]
 
 
-class Ledger(Admitting, Table, Liveness, Coordination, Lists, Ticketing, AuditTrail, Inspections, RetryRuns):
+class Ledger(Admitting, Arrivals, Table, Liveness, Coordination, Lists, Ticketing, AuditTrail, Inspections, RetryRuns):
     """All of the ledger, over one connection."""

@@ -17,6 +17,8 @@ from egress.operations import StepRecord, TransientError
 
 HISTORY_PER_NAMESPACE, HISTORY_SECONDS = 100, 30 * 24 * 3600
 """How many steps are kept, and for how long after the last."""
+WAIT_KEPT_SECONDS = 3600
+"""For how long it is known since when something is waited for."""
 _log = structlog.get_logger()
 _STEP = msgspec.json.Decoder(StepRecord)
 _NO_KEY = -2
@@ -74,8 +76,8 @@ class Coordination(Connection):
         super().__init__(url, timeout)
         self._raise = self._redis.register_script(scripts.RAISE)
         self._record = self._redis.register_script(scripts.RECORD)
-        self._wait, self._next, self._turn = map(
-            self._redis.register_script, (scripts.WAIT, scripts.NEXT, scripts.TURN)
+        self._wait, self._next, self._turn, self._since = map(
+            self._redis.register_script, (scripts.WAIT, scripts.NEXT, scripts.TURN, scripts.SINCE)
         )
 
     def saw_versions(self, versions: Mapping[str, int]) -> None:
@@ -186,11 +188,8 @@ class Coordination(Connection):
 
     def waiting_for(self, what: str, seconds: float) -> bool:
         """True until `seconds` after the first call for `what` since `done_with` it."""
-        key, now = f"hawse:pending:{what}", self.now()
         with away():
-            self._redis.set(key, f"{now:.3f}", nx=True, ex=3600)
-            since = float(self._redis.get(key) or now)
-        return now - since < seconds
+            return float(self._since([f"hawse:pending:{what}"], [WAIT_KEPT_SECONDS])) < seconds
 
     def remember(self, what: str, value: str, seconds: float) -> None:
         """Keeps one text for `seconds`, in place of what was kept under `what`."""

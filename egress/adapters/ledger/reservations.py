@@ -227,7 +227,7 @@ class Reservations(Connection):
             values = self._holders(args=[key_of(address) for address in addresses])
         if values is None:
             raise NotReadyError("the index is being rebuilt")
-        return {address: _entry(value) for address, value in zip(addresses, values, strict=True) if value}
+        return {address: as_entry(value) for address, value in zip(addresses, values, strict=True) if value}
 
     def claimed(self, holder: str, addresses: Iterable[Address]) -> None:
         """Follows objects that exist: `addresses` are `holder`'s, for as long as they do."""
@@ -272,13 +272,13 @@ class Reservations(Connection):
         with away():
             keys = self._redis.zrangebyscore("hawse:reserved", "-inf", now - older_than)
             values = self._redis.hmget("hawse:addresses", keys) if keys else []
-        return {from_key(key): _entry(value)[1] for key, value in zip(keys, values, strict=True) if value is not None}
+        return {from_key(key): as_entry(value)[1] for key, value in zip(keys, values, strict=True) if value is not None}
 
     def usage(self) -> dict[Address, tuple[str, str]]:
         """Every address in use: its state (reserved, claimed or quarantined) and holder."""
         with away():
             entries = self._redis.hgetall("hawse:addresses")
-        return {from_key(key): _entry(value) for key, value in entries.items()}
+        return {from_key(key): as_entry(value) for key, value in entries.items()}
 
     def is_ready(self) -> bool:
         """Whether the index is built, so that reservations can be made."""
@@ -303,11 +303,6 @@ class Reservations(Connection):
         with away():
             self._redis.pipeline().delete("hawse:netids-seen").sadd("hawse:netids-seen", "all", *netids).execute()
 
-    def has_seen_netids(self) -> bool:
-        """Whether `see_netids` was called since Redis was flushed."""
-        with away():
-            return bool(self._redis.exists("hawse:netids-seen"))
-
     def promised_netids(self, namespaces: Collection[str]) -> dict[str, int]:
         """The NetIDs that were taken for those of `namespaces` that have one."""
         names = sorted(namespaces)
@@ -330,16 +325,6 @@ class Reservations(Connection):
             self._redis.hset("hawse:fenced", mapping=dict(rows))
         return [name for name, row in zip(names, known, strict=True) if row != rows[name]]
 
-    def is_fenced(self, namespace: str, row: str) -> bool:
-        """Whether `fenced` has noted this very row."""
-        with away():
-            return bool(self._redis.hget("hawse:fenced", namespace) == row)
-
-    def is_netid_seen(self, netid: int) -> bool:
-        """Whether a NetNamespace had `netid` at the last `see_netids`."""
-        with away():
-            return bool(self._redis.sismember("hawse:netids-seen", netid))
-
     def return_netid(self, namespace: str) -> None:
         """Forgets the NetID that was taken for `namespace`, and that it waits for it or need not any more."""
         with away():
@@ -358,7 +343,7 @@ def flat(ranges: Iterable[Range]) -> str:
     )
 
 
-def _entry(text: str) -> tuple[str, str]:
+def as_entry(text: str) -> tuple[str, str]:
     """State and holder. At admission nobody has checked the name yet, so the holder may hold the separator too."""
     state, _, rest = text.partition("|")
     return state, rest.rpartition("|")[0]

@@ -14,6 +14,7 @@ from egress.adapters.ledger import (
     NotReadyError,
     Offer,
     Reserved,
+    Standing,
     name_holder,
     request_holder,
 )
@@ -285,3 +286,18 @@ def test_the_same_lists_are_written_once(ledger: Ledger) -> None:
     assert writes() == before
     ledger.set_listed({B: Listed(("node1",))})
     assert writes() == before + 2
+
+
+def test_what_is_known_of_a_namespace_is_one_answer(ledger: Ledger) -> None:
+    assert ledger.standing("a") == Standing({}, None, 0)  # no pools are on offer
+    ledger.set_offer(Offer((EgressPool("prod", ("192.168.1.0/24",)),)))
+    ledger.saw_versions({"namespace": 17})
+    ledger.reserve("ns/a", 1, RANGE)
+    ledger.claimed("manual/a", [B])
+    ledger.reserve("ns/b", 1, RANGE)
+    standing = ledger.standing("a")
+    assert standing == Standing({A: ("reserved", "ns/a"), B: ("claimed", "manual/a")}, ledger.offer(), 17)
+    ledger.set_offer(Offer((EgressPool("other", ("192.168.1.0/24",)),)))
+    assert ledger.standing("a").offer == ledger.offer() != standing.offer
+    ledger._redis.delete("hawse:index")
+    assert ledger.standing("a").offer is None

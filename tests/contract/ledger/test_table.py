@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from egress.adapters.ledger import BusyError, Ledger
+from egress.adapters.ledger import BusyError, Ledger, Promise
 from egress.adapters.ledger.table import LastChanges, TableRead
 from egress.operations import Outcome, Step, StepRecord
 from egress.table import Claim, NodeReport, Steering, SteeringHop
@@ -165,22 +165,42 @@ def test_a_row_that_is_known_to_be_applied_is_news_once(ledger: Ledger) -> None:
     assert ledger.fenced({}) == []
     assert ledger.fenced({"a": "5:e1:1", "b": "6:e1:2"}) == ["a", "b"]
     assert ledger.fenced({"a": "5:e1:1", "b": "6:e1:3"}) == ["b"]
-    assert ledger.is_fenced("a", "5:e1:1")
-    assert not ledger.is_fenced("a", "5:e2:1")
+
+
+def test_a_promised_netid_is_fenced_as_long_as_its_row_is_the_one_that_all_have_applied(ledger: Ledger) -> None:
     assert ledger.take_netid("a", [5]) == 5
+    ledger.fenced({"a": "5:e1:1"})
+    assert not ledger.promise("a").fenced  # there is no table
+    ledger.publish({5: Steering(5, "a"), 6: Steering(6, "b")}, expected=0, epoch="e1")
+    assert ledger.promise("a").fenced
+    ledger.publish({5: Steering(5, "b")}, expected=2)
+    ledger.fenced({"a": "5:e1:3"})
+    assert not ledger.promise("a").fenced  # it is another's row
+    ledger.publish({5: Steering(5, "a")}, expected=3)
+    assert not ledger.promise("a").fenced  # by now there is a later one
+    ledger.fenced({"a": "5:e1:4"})
+    assert ledger.promise("a").fenced
     ledger.return_netid("a")
-    assert not ledger.is_fenced("a", "5:e1:1")
+    ledger.take_netid("a", [5])
+    assert not ledger.promise("a").fenced
 
 
 def test_netids_of_net_namespaces_are_not_taken(ledger: Ledger) -> None:
-    assert not ledger.has_seen_netids()
+    assert ledger.promise("a") == Promise(None, seen=False, fenced=False, known=False)
     ledger.see_netids({10, 11})
-    assert ledger.has_seen_netids()
-    assert ledger.is_netid_seen(10)
+    assert ledger.promise("a") == Promise(None, seen=False, fenced=False, known=True)
     assert ledger.take_netid("a", [10, 11, 12]) == 12
-    ledger.see_netids(set())
-    assert ledger.has_seen_netids()
-    assert not ledger.is_netid_seen(10)
+    assert ledger.promise("a") == Promise(12, seen=False, fenced=False, known=True)
+    ledger.see_netids({12})
+    assert ledger.promise("a") == Promise(12, seen=True, fenced=False, known=True)
+
+
+def test_a_wait_is_counted_from_its_beginning(ledger: Ledger) -> None:
+    assert ledger.waiting_for("it", 60)
+    ledger._redis.set("hawse:pending:it", f"{ledger.now() - 61:.3f}")
+    assert not ledger.waiting_for("it", 60)
+    ledger.done_with("it")
+    assert ledger.waiting_for("it", 60)
 
 
 def test_one_at_a_time_and_whoever_comes_second_is_told_at_once(ledger: Ledger) -> None:
