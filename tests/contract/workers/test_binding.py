@@ -1,14 +1,15 @@
 """The binding of a namespace, its NetNamespace: made, mended, and not before every node drops its NetID."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
-from egress.operations import TransientError
+from egress.operations import Step, TransientError
 from egress.table import NodeReport, Steering
-from workers import binding
+from workers import binding, namespaces
 
 A = "192.168.1.102"
 RANGE = f"{A}-192.168.1.110"
@@ -241,6 +242,24 @@ def fenced(world: Any) -> Any:
     assert world.failures == []
     assert world.claims()[A][0] == "app"
     return world
+
+
+@pytest.mark.parametrize("settings", WAITS)
+def test_what_is_worked_on_together_waits_for_no_node_and_asks_at_the_end(
+    fenced: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binding, "_is_soon_dropped", lambda *_: pytest.fail("it waits for what is not asked for yet"))
+    fenced.namespace("other", address="192.168.1.103")
+    fenced.tasks.clear()
+    fenced.ledger.done_with(PUBLISH_TASK, PLACE_TASK)
+    context = replace(fenced.context, patience=60.0)
+    with context.gathering() as together:
+        namespaces.converge(together, "app")
+        namespaces.converge(together, "other")
+        assert fenced.tasks == []
+        assert context.ledger.history("other") == ()
+    assert fenced.tasks == [(PUBLISH_TASK, ()), (PLACE_TASK, ())]
+    assert [step.step for step in context.ledger.history("other")] == [Step.CLAIM]
 
 
 @pytest.mark.parametrize("settings", WAITS)
