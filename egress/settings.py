@@ -93,7 +93,8 @@ class Settings:
     fence_wait: float = 10.0
     """How long a new NetNamespace waits at most for the nodes to drop its NetID first."""
     status_interval: float = 5.0
-    """How often the status of an address on its way is written at most. Ready and Failed are written at once."""
+    """How often the status of an address on its way is written at most. Ready and Failed are written at once; Ready may
+    be late by 30 seconds where ten namespaces or more wait for their tasks."""
     report_wait: float = 10.0
     """How long a rebuilt table waits for the nodes to say what they hold before it counts them as holding nothing."""
     drain_cordoned: bool = False
