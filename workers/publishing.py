@@ -81,7 +81,9 @@ def run(context: Context) -> int:
     yields = yielding and context.memory.leaves()
     nothing = told.nothing and not yields and left == status.Left(set(), soon=False)
     stillness.note(context, stillness.PUBLISH, nothing=nothing)
-    if left.soon or yields:
+    if left.at_once and not yields:
+        context.ask(PUBLISH_TASK)
+    elif left.soon or yields:
         wait = context.settings.status_interval / 2
         context.ask(PUBLISH_TASK, delay=max(wait, status.LOOK_SECONDS) if yields else wait)
     if told.seen.unplaced and context.ledger.is_news("reports", told.looks):

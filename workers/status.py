@@ -97,6 +97,8 @@ class Left:
 
     names: set[str]
     soon: bool
+    at_once: bool = False
+    """Whether only time was wanting."""
 
 
 def update(context: Context, claims: Sequence[EgressAddress], seen: Seen, *, yielding: bool = False) -> Left:
@@ -119,7 +121,7 @@ def update(context: Context, claims: Sequence[EgressAddress], seen: Seen, *, yie
         if wanted == claim:
             continue
         if time.monotonic() > until:
-            return Left(left | {each.namespace for each in claims[place:]}, soon=True)
+            return Left(left | {each.namespace for each in claims[place:]}, soon=True, at_once=True)
         on_its_way = claim.phase in (Phase.PENDING, Phase.PLACED) and wanted.phase is not Phase.FAILED
         recent = wanted.phase not in (Phase.READY, Phase.FAILED) and _is_recent(claim, recently)
         if recent or (yielding and on_its_way):
