@@ -89,7 +89,7 @@ class ControlPlane:
         return self.directory / f"{component}.log"
 
     def start(self, *components: str) -> None:
-        """Starts `components`, or all of them; the webhook answers when this returns."""
+        """Starts `components`, or all of them; the webhook and the API answer when this returns."""
         for component in components or self._components:
             command = [str(_SCRIPTS / f"hawse-{component}")]
             environment = dict(self.environment)
@@ -98,8 +98,9 @@ class ControlPlane:
             if component in self._kubeconfigs:
                 environment["HAWSE_KUBECONFIG"] = str(self._kubeconfigs[component])
             self._processes[component] = guarded.start(command, self.log(component), env=environment)
-        if "webhook" in (components or self._components):
-            self._wait_for_webhook()
+        for component, port in (("webhook", self.port), ("api", self.api_port)):
+            if component in (components or self._components):
+                self._wait_for(component, port)
 
     @property
     def has_api(self) -> bool:
@@ -154,18 +155,18 @@ class ControlPlane:
                     raise ControlPlaneError(f"the API server does not heed the {label}")
                 time.sleep(0.05)
 
-    def _wait_for_webhook(self) -> None:
-        deadline = time.monotonic() + 20
+    def _wait_for(self, component: str, port: int) -> None:
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 probe.settimeout(1)
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
                     return
-            if not self._processes["webhook"].alive():
+            if not self._processes[component].alive():
                 break
             time.sleep(0.05)
-        end = self.log("webhook").read_text(errors="replace").strip()[-500:]
-        raise ControlPlaneError(f"the webhook did not start: read {self.log('webhook')}: {end}")
+        end = self.log(component).read_text(errors="replace").strip()[-500:]
+        raise ControlPlaneError(f"{component} did not start: read {self.log(component)}: {end}")
 
 
 def _refused(kube: Kube, manifest: Json) -> bool:

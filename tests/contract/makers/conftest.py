@@ -19,6 +19,7 @@ import yaml
 from egress.adapters.cluster import Cluster
 from egress.adapters.ledger import Ledger
 from egress.adapters.networks import Detector
+from egress.messages import NAMESPACE_TASK
 from egress.settings import Settings
 from lab.accounts import Accounts, user_of
 from lab.control_plane import ROOT, install
@@ -112,7 +113,10 @@ def world(server: Server, ledger: Ledger, settings: dict[str, Any], tidy: bool) 
 
     def send(task: str, arguments: list[Any], queue: str, delay: float = 0.0) -> None:
         del queue, delay
-        waiting.append((task, tuple(arguments)))
+        if task == NAMESPACE_TASK:  # of many at once
+            waiting.extend((task, (name,)) for name in arguments)
+        else:
+            waiting.append((task, tuple(arguments)))
 
     kubeconfig = str(server.kubeconfigs["worker"])
     current = Settings(kubeconfig=kubeconfig, report_wait=0.0, status_interval=0.0, fence_wait=0.0, **settings)
