@@ -52,7 +52,7 @@ kube-apiserver: setup
 TESTS ?= tests
 JOBS ?= $(if $(filter tests,$(TESTS)),2,0)
 test: setup
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
 
 unit: setup
 	@$(BIN)/python -m pytest tests/unit
