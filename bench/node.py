@@ -27,6 +27,7 @@ from lab.host_node import INTERFACE, host_node, run
 from node_runner.drivers import open_node
 from node_runner.drivers.ports import Node, ProbeTiming
 from node_runner.programmer import Programmer
+from node_runner.retirement import Retirement
 
 SIZES = (1, 100, 1_000, 4_000)
 VARIANTS = ("nft", "legacy")
@@ -143,7 +144,7 @@ class Passes:
         self.plain("", empty)
 
     def _new(self) -> Programmer:
-        return Programmer(ME, self._node, Layout(), _NO_WAITING)
+        return Programmer(ME, self._node, Layout(), _NO_WAITING, Retirement(0))
 
     def plain(
         self, name: str, table: Table, *, fresh: bool = False, untouched: bool = False, writes: bool = True

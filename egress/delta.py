@@ -173,7 +173,11 @@ def change(program: NodeProgram, found: Found, others: AbstractSet[Address] = fr
         remove_addresses=addresses.remove,
         # A rule tells of an address that is gone already: removed by somebody, or by a pass that did not end.
         forget=addresses.remove
-        | {address for address in found.rules.marks.keys() - program.addresses if address not in others}
+        | {
+            address
+            for address in found.rules.marks.keys() - program.addresses
+            if address not in others and address not in program.retiring
+        }
         | _changed_hands(program, found),
         rules=rules,
         admit=FlowChange(tuple(sorted(late))),

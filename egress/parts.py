@@ -11,6 +11,7 @@ from bisect import insort
 from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from egress.addresses import Address, assign_marks
 from egress.delta import Found, RulesFound, applied
@@ -24,7 +25,7 @@ class Part:
     """A part of the table that shares no address with the rest. Without `netids` it is all of it.
 
     `rows` are its rows as they are to be, `given` the node's addresses among them, each with its NetID, and `found`
-    what the node holds of this part. `others` are the node's other addresses, with their marks.
+    what the node holds of this part. `others` are the node's other addresses, with their marks, and those that retire.
     """
 
     rows: list[Steering]
@@ -45,17 +46,25 @@ class Part:
         layout: Layout,
         withheld: AbstractSet[Address],
         marks: Mapping[Address, int],
+        retiring: Mapping[Address, int],
     ) -> NodeProgram:
         """The program of the part on a node that holds `found` of it by now; see `program.render` for the rest."""
-        program = render(self.rows, facts, layout, withheld=withheld, marks={**marks, **self.others})
+        known = {**marks, **self.others}
+        program = render(self.rows, facts, layout, withheld=withheld, marks=known, retiring=retiring)
         if not self.others or not self.own:
             return program
-        leaving = {address: mark for address, mark in found.rules.marks.items() if address not in self.others}
-        return replace(program, rules=rules_amid(found.rules.own, leaving, program.marks, self.others, layout))
+        leaving = {
+            address: mark
+            for address, mark in found.rules.marks.items()
+            if address not in self.others and address not in program.retiring
+        }
+        others = chain(self.others, program.retiring)
+        return replace(program, rules=rules_amid(found.rules.own, leaving, program.marks, others, layout))
 
 
 class Applied:
-    """A node that holds the program of `rows` on `facts`, nothing of it withheld, and nothing else of ours.
+    """A node that holds the program of `rows` on `facts`, nothing of it withheld, and nothing else of ours but the
+    rules of addresses that retire.
 
     `found` is what it held before that, `ruled` whether rules were written, and `claims` what it says of its addresses.
     """
@@ -77,7 +86,7 @@ class Applied:
         self._layout = layout
         self._rows = {row.netid: row for row in rows}
         self._given = {address: netid for (netid, _), address in program.own.items()}
-        self._marks = dict(program.marks)
+        self._marks = {**program.marks, **program.retiring}
         self._found, self._program = found, program if ruled else None
         self._foreign = found.foreign_flows
         self._known: tuple[dict[tuple[str, str], tuple[str, ...]], Found] | None = None
@@ -124,7 +133,7 @@ class Applied:
             found = applied(render(before, self.facts, self._layout), Found(foreign_flows=self._foreign))
             return Part(after, given, found, frozenset(netids))
         others = self._marks.copy()  # to hash an address takes long, and a copy does not
-        for address in leaving:
+        for address in (*leaving, *given):
             others.pop(address, None)
         held, rest = self._holds()
         found = applied(render(before, self.facts, self._layout, marks=self._marks), rest)
@@ -147,7 +156,7 @@ class Applied:
         for address in part.found.addresses:
             del self._given[address], self._marks[address]
         self._given |= {address: netid for (netid, _), address in program.own.items()}
-        self._marks |= program.marks
+        self._marks |= {**program.marks, **program.retiring}
         held, rest = self._holds()
         for key in part.found.rules.own:
             held.pop(key, None)

@@ -95,7 +95,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class NodeProgram:
-    """All that one node must hold. `own` tells which flow hands packets to which of the node's addresses."""
+    """All that one node must hold. `own` tells which flow hands packets to which of the node's addresses. `retiring`
+    are addresses that it is not to hold, whose rules it keeps for a while, with their marks."""
 
     addresses: frozenset[Address] = frozenset()
     flows: frozenset[Flow] = frozenset()
@@ -103,6 +104,7 @@ class NodeProgram:
     rules: RuleSet = field(default_factory=RuleSet)
     own: Mapping[Traffic, Address] = field(default_factory=dict)
     marks: Mapping[Address, int] = field(default_factory=dict)
+    retiring: Mapping[Address, int] = field(default_factory=dict)
 
 
 def render(
@@ -112,12 +114,14 @@ def render(
     *,
     withheld: AbstractSet[Address] = frozenset(),
     marks: Mapping[Address, int] | None = None,
+    retiring: Mapping[Address, int] | None = None,
 ) -> NodeProgram:
     """The program of node `facts.node`.
 
     `withheld` are addresses that this node must not hold now (still probing, or refused): their NetIDs are dropped
     here, for to hand their packets on would let the general MASQUERADE send them out with the node's IP. `marks` are
-    the marks that the node's rules give its addresses now; they are kept.
+    the marks that the node's rules give its addresses now; they are kept. `retiring`, which are among them, keep their
+    rules even where the node is not to hold them.
     """
     rows = list(table)
     known = {version for version in VERSIONS if layout.networks(version)}
@@ -148,7 +152,9 @@ def render(
                 groups.add(group)
                 actions = f"group:{group.group_id}"
             flows.add(flow_of(row.netid, version, actions, layout))
-    return NodeProgram(addresses, frozenset(flows), frozenset(groups), rules_of(mark_of, layout), own, mark_of)
+    staying = {address: mark for address, mark in (retiring or {}).items() if address not in addresses}
+    rules = rules_of({**staying, **mark_of}, layout)
+    return NodeProgram(addresses, frozenset(flows), frozenset(groups), rules, own, mark_of, staying)
 
 
 def by_version(row: Steering, layout: Layout) -> list[tuple[int, list[SteeringHop]]]:

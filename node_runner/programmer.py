@@ -21,6 +21,7 @@ from egress.rules import table_name, versions_among
 from egress.table import Claim, Steering, SteeringHop
 from node_runner.drivers.errors import AddressForeign, ChainMissing, Ip6tablesFailed, NodeError
 from node_runner.drivers.ports import LinkFacts, Node, ProbeTiming
+from node_runner.retirement import Retirement
 
 _log = structlog.get_logger()
 
@@ -69,14 +70,16 @@ class _Pass:
     kept: dict[Address, Refusal] = field(default_factory=dict)
     wrote: bool = False
     ruled: bool = False
-    rendered: tuple[NodeFacts, frozenset[Address]] | None = None
+    rendered: tuple[NodeFacts, frozenset[Address], Mapping[Address, int]] | None = None
 
 
 class Programmer:
     """Programs one node through its drivers. What the node holds is read anew in each pass, from the kernel and Open
     vSwitch; only the bridge's facts, which cost a process to read, are kept while passes find nothing to do."""
 
-    def __init__(self, name: str, drivers: Node, layout: Layout, timing: ProbeTiming) -> None:
+    def __init__(
+        self, name: str, drivers: Node, layout: Layout, timing: ProbeTiming, retirement: Retirement | None = None
+    ) -> None:
         self._name = name
         self._drivers = drivers
         self._layout = layout
@@ -86,6 +89,7 @@ class Programmer:
         self._applied: Applied | None = None
         self._six_fails = ""  # why ip6tables is left alone in this pass
         self._retreated = False  # what flows pointed to, such as groups, may stand without them
+        self._retirement = retirement or Retirement()
         self.wrote = float("-inf")
         """When it last began or ended writing, by the monotonic clock; may be read from any thread."""
 
@@ -142,7 +146,8 @@ class Programmer:
         given = self._given(table.values())
         refused = frozenset(self._drivers.links.refusals(given)).union(resting, self._unmet(given, sight.found))
         marks = sight.found.rules.marks
-        return render(table.values(), facts, self._layout, withheld=refused, marks=marks)
+        retiring = self._retiring(Part(list(table.values()), given, sight.found), sight.found, refused)
+        return render(table.values(), facts, self._layout, withheld=refused, marks=marks, retiring=retiring)
 
     def inspect(
         self, table: Mapping[int, Steering], namespace: str, *, asks: Address | None, resting: Collection[Address]
@@ -213,12 +218,14 @@ class Programmer:
             self._facts_age += 1
             with ThreadPoolExecutor(1) as pool:
                 taken = self._rounds(at_work, sight.facts, asked, self._ask_early(pool, at_work, sight.facts, asked))
+            self._take_rules_away(at_work)
         except NodeError as error:
             _log.warning("the whole node is looked at", reason=error.reason, error=str(error))
             return None
         if at_work.failed or at_work.kept:
             return self._run_whole(list(table.values()), at_work.failed, fresh=False)
         known.advance(part, at_work.program, _claims(part.given, at_work.program, at_work.refused, {}))
+        self._retirement.settle(known.addresses)
         if not at_work.refused:
             self._applied = known
         return Result(sight.facts, known.claims, taken, at_work.refused, at_work.wrote)
@@ -234,9 +241,9 @@ class Programmer:
 
     def _make_ready(self, part: Part) -> None:
         """Has the tools started while the node is looked at; but not for a row which only says that this node has
-        acknowledged what it holds."""
+        acknowledged what it holds. Rules are written for what comes: those of what goes stay for a while."""
         if part.netids and (not part.own or part.given.keys() != part.found.addresses):
-            if part.own:
+            if part.given.keys() - part.found.addresses:
                 self._drivers.nat.ready()  # it is needed first, and takes longest
             self._drivers.flows.ready()
 
@@ -258,24 +265,25 @@ class Programmer:
             at_work = _Pass(Part(rows, given, Found(here)), Found(here), refused)
             early = self._ask_early(pool, at_work, link, asked)
             # Most often the marks are what they would be on an empty node: this is done while the tools still read.
-            self._render(at_work, knowing.result(), asked | refused.keys(), {})
+            self._render(at_work, knowing.result(), asked | refused.keys(), {}, {})
             at_work.found = reading(here)
             if unmet := self._unmet(given, at_work.found):
                 at_work.refused |= {address: why for address, why in unmet.items() if address not in refused}
                 asked -= unmet.keys()
             taken = self._rounds(at_work, link, asked, early)
-        found = at_work.found
         if at_work.failed:
             # Their flows must go, or the packets would leave with whatever source the other rules give them.
             at_work.refused |= at_work.failed
             at_work.found = self._read(six=_any_six(given))
             self._round(at_work, withheld=at_work.refused.keys())
+        self._take_rules_away(at_work)
+        self._retirement.settle(at_work.program.addresses, at_work.program.retiring)
         if ending is not None and (ended := ending.result()):
             _log.info("ended connections that the guard had cut", connections=ended)
         claims = _claims(given, at_work.program, at_work.refused, at_work.kept)
         facts = self._facts
         if facts is not None and not at_work.refused and not at_work.kept:
-            known = Applied(rows, facts, self._layout, at_work.program, found, claims, ruled=at_work.ruled)
+            known = Applied(rows, facts, self._layout, at_work.program, at_work.found, claims, ruled=at_work.ruled)
             known.stands_on(here)  # most often it does, and then the next pass compares the same objects
             self._applied = known if known.separable else None
         return Result(link, claims, taken, at_work.refused, at_work.wrote)
@@ -363,8 +371,12 @@ class Programmer:
             self.forget_facts()  # flows that went may have gone with the bridge they were on
             if (again := self._plan(at_work, withheld)) is not program:
                 program, step = again, change(again, at_work.found, others)
-        step = replace(step, add_addresses=step.add_addresses - later)
+        retiring = self._retirement.new(program.retiring.keys())
+        step = replace(step, add_addresses=step.add_addresses - later, forget=step.forget | retiring)
+        if step:
+            self._retirement.flows_come(program.addresses)
         failed, kept = self._apply(step)
+        self._retirement.flows_went(retiring)
         failed |= {address: _usurped(at_work.part.given[address]) for address in usurped(program, at_work.found)}
         at_work.ruled = at_work.ruled or bool(step.rules)
         if later:
@@ -377,22 +389,48 @@ class Programmer:
         at_work.wrote = at_work.wrote or bool(_but_for(step, kept))
         return step.add_addresses - failed.keys()
 
+    def _take_rules_away(self, at_work: _Pass) -> None:
+        """Takes away the rules of addresses that have been without a flow for long enough."""
+        over = self._retirement.over(at_work.program.retiring)
+        if not over or at_work.rendered is None:
+            return
+        facts, withheld, retiring = at_work.rendered
+        at_work.found = applied(at_work.program, at_work.found)
+        marks = at_work.found.rules.marks
+        left = {address: mark for address, mark in retiring.items() if address not in over}
+        self._render(at_work, facts, withheld, marks, left)
+        self._apply(change(at_work.program, at_work.found, at_work.part.others.keys()))
+        at_work.ruled = True
+
     def _differs(self, at_work: _Pass) -> bool:
         return bool(change(self._plan(at_work, frozenset()), at_work.found, at_work.part.others.keys()))
 
     def _plan(self, at_work: _Pass, withheld: AbstractSet[Address]) -> NodeProgram:
         """The program without `withheld`; that of `at_work` if it would be the same."""
         facts, marks = self._bridge_facts(), at_work.found.rules.marks
+        retiring = self._retiring(at_work.part, at_work.found, withheld)
         kept = at_work.program.marks.items() <= marks.items() and len(set(marks.values())) == len(marks)
-        if at_work.rendered != (facts, withheld) or not kept:
-            self._render(at_work, facts, frozenset(withheld), marks)
+        if at_work.rendered != (facts, withheld, retiring) or not kept:
+            self._render(at_work, facts, frozenset(withheld), marks, retiring)
         return at_work.program
 
     def _render(
-        self, at_work: _Pass, facts: NodeFacts, withheld: frozenset[Address], marks: Mapping[Address, int]
+        self,
+        at_work: _Pass,
+        facts: NodeFacts,
+        withheld: frozenset[Address],
+        marks: Mapping[Address, int],
+        retiring: Mapping[Address, int],
     ) -> None:
-        at_work.program = at_work.part.render(at_work.found, facts, self._layout, withheld, marks)
-        at_work.rendered = facts, withheld
+        at_work.program = at_work.part.render(at_work.found, facts, self._layout, withheld, marks, retiring)
+        at_work.rendered = facts, withheld, retiring
+
+    def _retiring(self, part: Part, found: Found, withheld: AbstractSet[Address]) -> dict[Address, int]:
+        """The addresses of `part` whose rules stay, with their marks, though they are not to have a flow."""
+        marks = found.rules.marks
+        if part.others:
+            marks = {address: mark for address, mark in marks.items() if address not in part.others}
+        return self._retirement.among(marks, part.given, withheld)
 
     def _bridge_facts(self) -> NodeFacts:
         facts = self._facts  # another thread may forget them at any time

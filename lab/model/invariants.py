@@ -11,9 +11,9 @@ from egress.planning import MAX_NETID, State
 from egress.table import SILENT_SECONDS, Steering
 from lab.model.cluster import SimCluster
 from lab.model.namespaces import annotated
-from lab.model.node import LAYOUT, SimNode
+from lab.model.node import LAYOUT, RETIRE_PASSES, SimNode
 from lab.model.tasks import Tasks, holdings
-from lab.model.traffic import Exit, exits, is_guarded
+from lab.model.traffic import Exit, exits, is_guarded, sent_out
 
 LINK = "192.168.1."
 
@@ -52,6 +52,13 @@ def fail_closed(nodes: Mapping[str, SimNode]) -> None:
                 _must(is_guarded(found[way.node]), f"{story} unguarded")
                 if way.address in last.settled_link:
                     users[way.address].add(netid)
+    for name, node in on_link.items():
+        for mark, (address, since) in node.cached.items():
+            if not node.excused and node.clock - since < RETIRE_PASSES:
+                left = sent_out(mark, name, found[name], LAYOUT).address
+                story = f"packets that a flow of {name} marked {mark:#x} for {address} leave"
+                _must(left == address, f"{story} with {left or 'the IP of the node'}")
+                _must(is_guarded(found[name]), f"{story} unguarded")
     for address, netids in users.items():
         _must(len(netids) == 1, f"NetIDs {sorted(netids)} leave with {address}")
     holders = Counter(address for node in on_link.values() for address in node.settled_link)

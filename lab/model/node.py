@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any, Generic, TypeVar, cast
 
 from egress.addresses import Address
-from egress.delta import FlowChange, Found, RuleChange
+from egress.delta import FlowChange, Found, RuleChange, mark_in
 from egress.program import Layout
 from egress.table import Claim, NodeReport, Steering
 from lab.fakes.node import FakeFlows, FakeLinks, FakeNat, FakeNode, fake_node
@@ -18,6 +18,7 @@ from node_runner.drivers.errors import IptablesFailed, NetlinkFailed, NodeError,
 from node_runner.drivers.ports import Node as Drivers
 from node_runner.drivers.ports import ProbeTiming
 from node_runner.programmer import Programmer
+from node_runner.retirement import Retirement
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -27,6 +28,8 @@ Given = frozenset[tuple[int, Address]]
 
 
 _READS = count(1)
+RETIRE_PASSES = 3.0
+"""How long the rules of an address outlive its flow: a node's clock ticks once a pass."""
 
 
 class KilledError(BaseException):
@@ -50,8 +53,9 @@ class SimNode:
     `excused` is true from the moment in which somebody took its flows or rules away (or it booted) until its next
     whole pass: what it lets out meanwhile is a limit that decision 0007 names. `read_at` grows with each read of the
     table by any node: who has the greater one has the newer table; `done_at` is that of its last whole pass.
-    `settled_link` holds the addresses that
-    it took with its link up and has had on the link ever since.
+    `settled_link` holds the addresses that it took with its link up and has had on the link ever since. `cached` are
+    the marks that flows gave packets and give no more, each with its address and the time when its flow went: the
+    kernel may give them still.
     """
 
     def __init__(self, name: str, node_ip: str, neighbours: Callable[[str], Mapping[Address, str]]) -> None:
@@ -67,6 +71,8 @@ class SimNode:
         self.excused = False
         self.read_at = self.done_at = 0
         self.settled_link: set[Address] = set()
+        self.clock = 0.0
+        self.cached: dict[int, tuple[Address, float]] = {}
         self.checked: Callable[[], None] = lambda: None
         self._neighbours = neighbours
         self._writes_left: int | None = None
@@ -82,10 +88,14 @@ class SimNode:
             cast("Any", _Arp(self)),
             cast("Any", self.fake.conntrack),
         )
-        self._programmer = Programmer(self.name, self.drivers, LAYOUT, ProbeTiming())
+        self._programmer = Programmer(self.name, self.drivers, LAYOUT, ProbeTiming(), self.retirement())
         self.table: Table | None = None
         self._fresh = True
         self._untouched = 0
+
+    def retirement(self) -> Retirement:
+        """What a runner of it that starts knows of addresses without flows."""
+        return Retirement(RETIRE_PASSES, lambda: self.clock)
 
     @property
     def reachable(self) -> bool:
@@ -110,6 +120,7 @@ class SimNode:
         self.powered = self.link = True
         self.known, self.may_use, self.excused = frozenset(), frozenset(), True
         self.settled_link.clear()
+        self.cached.clear()
         self.restart()
 
     def mend(self) -> None:
@@ -127,6 +138,7 @@ class SimNode:
         match what:
             case "flows":
                 self.fake.flows.wipe()
+                self.cached.clear()
                 self.excused = True
             case "nat":
                 self.fake.nat.flush("nat", LAYOUT.masquerade_chain)
@@ -188,6 +200,7 @@ class SimNode:
         if published is not None and published.epoch:
             self.table = published
             self.read_table()
+        self.clock += 1
         current = published is not None and bool(published.epoch)
         claims: tuple[Claim, ...] = ()
         problem = ""
@@ -248,14 +261,27 @@ class SimNode:
                 self._injected = self._failure()
                 raise self._injected
             self._writes_left -= 1
-        before = self.fake.links._own.copy()
+        before, gave = self.fake.links._own.copy(), self._gives()
         result = do()
-        held = self.fake.links._own
+        held, gives = self.fake.links._own, self._gives()
+        self.cached = {mark: was for mark, was in self.cached.items() if mark not in gives}
+        self.cached |= {mark: (address, self.clock) for mark, address in gave.items() if mark not in gives}
         if self.link:
             self.settled_link |= held - before
         self.settled_link &= held
         self.checked()
         return result
+
+    def _gives(self) -> dict[int, Address]:
+        """The marks that the flows give packets, each with the address that the rules make of it."""
+        found = self.found()
+        marked = {mark: address for address, mark in found.rules.marks.items()}
+        return {mark: marked[mark] for flow in found.flows if (mark := mark_in(flow)) in marked and mark is not None}
+
+    def rest(self) -> None:
+        """Time goes by in which nobody has anything to do: the next pass looks at everything."""
+        self.clock += RETIRE_PASSES
+        self._untouched = 0
 
     def neighbours(self) -> Mapping[Address, str]:
         """Who has which address on the link, as far as this node can see."""

@@ -62,7 +62,7 @@ class RealRunner:
         self._start()
 
     def _start(self) -> None:
-        programmer = Programmer(self.node.name, self.node.drivers, LAYOUT, ProbeTiming())
+        programmer = Programmer(self.node.name, self.node.drivers, LAYOUT, ProbeTiming(), self.node.retirement())
         me = Identity(self.node.name, self.node.node_ip)
         self._runner = Runner(me, programmer, self._ledger, self._tell, retry=0.0)
         self._runner.observe = self._note
@@ -75,6 +75,7 @@ class RealRunner:
         """One pass. The node answers for what the table, as the runner reads it, tells it."""
         if not (self.node.powered and self.node.running):
             return
+        self.node.clock += 1
         table = table_of(self._ledger)
         if table.epoch:
             self.node.read_table()

@@ -44,7 +44,7 @@ def exits(
     if flow is None:
         return frozenset({Exit(source, None)})
     if mark_in(flow) is not None:
-        return frozenset({_sent_out(flow, source, nodes[source], layout)})
+        return frozenset({sent_out(mark_in(flow), source, nodes[source], layout)})
     found = set()
     for steered in _targets(flow, nodes[source]):
         target = ips.get(steered, "")
@@ -54,7 +54,7 @@ def exits(
         if there is None:
             found.add(Exit(target, None))
         elif mark_in(there) is not None:
-            found.add(_sent_out(there, target, nodes[target], layout))
+            found.add(sent_out(mark_in(there), target, nodes[target], layout))
         # Else it drops, or steers on: Open vSwitch never sends a packet back to the port that it came from.
     return frozenset(found)
 
@@ -69,10 +69,9 @@ def _targets(flow: Flow, found: Found) -> Iterator[str]:
         yield from _STEER.findall(text)
 
 
-def _sent_out(flow: Flow, node: str, found: Found, layout: Layout) -> Exit:
-    """What the node's nat table makes of the flow's packets."""
+def sent_out(mark: int | None, node: str, found: Found, layout: Layout) -> Exit:
+    """What the node's nat table makes of packets with a mark."""
     jump = f"-j {SPINE_CHAIN}"
-    mark = mark_in(flow)
     if mark is None or found.rules.parents.get(("nat", layout.masquerade_chain), ())[:1] != (jump,):
         return Exit(node, None)
     return Exit(node, translation(found.rules.own, mark, IPv4Network(layout.networks(4)[0])))

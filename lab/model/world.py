@@ -123,10 +123,15 @@ class World:
         for task in list(self.under_way):
             self.go_on(task)
         before: object = None
+        rested = False
         for _ in range(MAX_ROUNDS):
             self.round()
             after = self._state()
-            if before == after:
+            if before == after and not rested:
+                rested = True
+                for node in self.cluster.nodes.values():
+                    node.rest()
+            elif before == after:
                 invariants.fail_closed(self.cluster.nodes)
                 invariants.settled(self.tasks, self.by_hand, self.moved, self.ever)
                 return

@@ -6,7 +6,8 @@ import itertools
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from types import TracebackType
@@ -263,6 +264,17 @@ class NetworkLab:
         """What the SDN's node process does when it finds its flows gone."""
         spec = self._node(node)
         building.install_flows(self._do, spec, self._others(spec), self._pods_of(node))
+
+    @contextmanager
+    def hold_cache(self, node: str) -> Iterator[None]:
+        """Meanwhile the node's kernel goes on with what it has cached of flows that Open vSwitch has changed since."""
+        process = self.spawn(node, _python("hold_cache.py"), log=f"hold-cache-{next(self._numbers)}")
+        try:
+            _wait_for_line(process, "ready")
+            yield
+        finally:
+            process.kill()
+            process.wait(10)
 
     def isolate(self, node: str) -> None:
         """Pull the node's cable to the outside; its processes and the management network go on."""

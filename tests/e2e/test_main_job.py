@@ -7,6 +7,8 @@ import pytest
 from egress.adapters.ledger import Ledger
 from lab.stack import Stack, wait_for
 
+from .test_ipv6 import about
+
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
@@ -33,7 +35,8 @@ def test_from_creation_to_the_wire_and_back(team, stack: Stack, ledger: Ledger) 
     wait_for("quarantine", lambda: team.phase(address) == "Quarantined", 20)
     for node in stack.network.nodes:
         assert not [line for line in stack.addresses(node) if f" {address}/" in line]
-        assert not [rule for rule in (*stack.rules(node), *stack.rules(node, "filter")) if str(address) in rule]
+    for node in stack.network.nodes:
+        wait_for("the rules to go", lambda node=node: not about(stack, node, address), 60)  # type: ignore[misc]
     assert stack.kube.get("HostSubnet", "node2.ocp.io")["egressIPs"] == []  # type: ignore[index]
 
     assert team.create() == address, "the same namespace within the quarantine gets the same address"

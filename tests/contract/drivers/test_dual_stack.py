@@ -22,6 +22,7 @@ from node_runner.drivers import open_node
 from node_runner.drivers.errors import IptablesFailed
 from node_runner.drivers.ports import ProbeTiming
 from node_runner.programmer import Programmer, Result
+from node_runner.retirement import Retirement
 
 from .conftest import (
     FOREIGN_RULES,
@@ -90,14 +91,16 @@ def text_of(rig: Rig) -> str:
 
 
 class Pass:
-    """Passes over a node, whose program they leave there."""
+    """Passes over a node, whose program they leave there. Rules outlive their flow for `retire` passes."""
 
-    def __init__(self, rig: Rig, layout: Layout = LAYOUT) -> None:
+    def __init__(self, rig: Rig, layout: Layout = LAYOUT, retire: int = 0) -> None:
         self.node = rig.node
-        self.programmer = Programmer(NODE, rig.node, layout, TIMING)
+        self.programmer = Programmer(NODE, rig.node, layout, TIMING, Retirement(retire, lambda: self.now))
+        self.now = 0
         self.fresh = True
 
     def __call__(self, table: Table, *, untouched: bool = False, changed: set[int] | None = None) -> Result:
+        self.now += 1
         result = self.programmer.run(table, resting={}, fresh=self.fresh, untouched=untouched, changed=changed)
         self.fresh = False
         return result
@@ -152,6 +155,22 @@ def test_assign_and_release_leave_no_trace_in_whatever_order(rig: Rig) -> None:
     for table in (PAIR, PAIR | ALONE, ALONE, FOUR | ALONE, FOUR, TABLE, ELSEWHERE, {}):
         passing(table, untouched=True)
     assert text_of(rig) == before
+
+
+@pytest.mark.parametrize("untouched", [False, True])
+def test_rules_that_outlive_their_flow_leave_no_trace_either(rig: Rig, untouched: bool) -> None:
+    before = text_of(rig)
+    passing = Pass(rig, retire=2)
+    for table in (PAIR, PAIR | ALONE, ALONE, FOUR | ALONE, FOUR, TABLE, ELSEWHERE):
+        passing(table, untouched=untouched)
+        assert passing.faults(table) == set()
+    passing({}, untouched=untouched)
+    marks = rig.node.nat.read(six=True).marks
+    assert marks.keys() == {A, SIX, SIX_TOO, ip_address("192.168.1.104")}, "TABLE was the last but two"
+    assert rig.node.links.read() == set()
+    passing({})
+    assert text_of(rig) == before
+    assert not passing({}).wrote
 
 
 def test_a_pass_over_a_part_is_a_pass_over_everything(rig: Rig) -> None:

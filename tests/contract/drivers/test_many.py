@@ -16,6 +16,7 @@ from node_runner.drivers import open_node
 from node_runner.drivers.errors import IptablesFailed
 from node_runner.drivers.ports import Node, ProbeTiming
 from node_runner.programmer import Programmer, Result
+from node_runner.retirement import Retirement
 
 from .conftest import need
 
@@ -77,7 +78,7 @@ def test_four_thousand(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
         node = watched.node
 
         def runner() -> Programmer:
-            return Programmer(ME, node, Layout(), ProbeTiming(1, 0.0, 0.0))
+            return Programmer(ME, node, Layout(), ProbeTiming(1, 0.0, 0.0), Retirement(0))
 
         def step(programmer: Programmer, table: Table, **options: bool) -> Result:
             watched.writes.clear()

@@ -151,6 +151,7 @@ class Real:
         for key in self.world.ledger._redis.scan_iter("hawse:pending:hawse.v1.*"):
             self.world.ledger._redis.delete(key)  # an ask that was lost keeps others quiet for 15 s: they are over
         before: object = None
+        rested = False
         for _ in range(MAX_ROUNDS):
             self.run(RECONCILE_TASK)
             self.world.settle()
@@ -161,8 +162,12 @@ class Real:
             self.run(SWEEP_TASK)
             self.world.settle()
             after = self.state()
-            if before == after:
+            if before == after and rested:
                 break
+            if before == after:
+                rested = True
+                for node in self.nodes.values():
+                    node.rest()
             before = after
         else:
             raise invariants.Violation(f"it never settles: {self.world.failures[-3:]}")

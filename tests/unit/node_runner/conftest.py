@@ -13,6 +13,7 @@ from egress.table import Steering, SteeringHop
 from lab.fakes.node import FakeNode, fake_node
 from node_runner.drivers.ports import Node, ProbeTiming
 from node_runner.programmer import Programmer, Result
+from node_runner.retirement import Retirement
 
 NETID = 0x1094C2
 NODE1, NODE2 = IPv4Address("192.168.1.17"), IPv4Address("192.168.1.18")
@@ -88,7 +89,7 @@ def lab() -> Lab:
         _Recorded(real.conntrack, calls, {"forget": "forget"}),
     ]
     node = Node(*recorded)
-    return Lab(fake, Programmer("node2", node, Layout(), ProbeTiming()), node, calls)
+    return Lab(fake, Programmer("node2", node, Layout(), ProbeTiming(), Retirement(0)), node, calls)
 
 
 def _row(

@@ -17,6 +17,7 @@ from lab.fakes.node import FakeNode, fake_node
 from node_runner.drivers.errors import NodeError
 from node_runner.drivers.ports import FlowsFound, ProbeTiming
 from node_runner.programmer import Programmer, Result
+from node_runner.retirement import Retirement
 
 NODES: dict[str, Address] = {name: IPv4Address(f"192.168.1.{17 + at}") for at, name in enumerate(["one", "two", "six"])}
 ME = "one"
@@ -66,6 +67,7 @@ class Side:
 
     partial: bool
     layout: Layout = LAYOUTS[0]
+    retire: float = 0
     fake: FakeNode = field(
         default_factory=lambda: fake_node(
             str(NODES[ME]),
@@ -78,7 +80,7 @@ class Side:
     reads: int = 0
 
     def __post_init__(self) -> None:
-        self.programmer = Programmer(ME, self.fake.node, self.layout, ProbeTiming())
+        self.programmer = Programmer(ME, self.fake.node, self.layout, ProbeTiming(), Retirement(self.retire))
         real = self.fake.flows.read
 
         def counted(*, everywhere: bool = False) -> FlowsFound:
@@ -127,12 +129,13 @@ LAST_OF_AN_IP_VERSION: list[dict[int, str | list[SteeringHop]]] = [
 
 
 @settings(max_examples=120, deadline=None)
-@given(changes=CHANGES, tells=st.booleans(), layout=st.sampled_from(LAYOUTS))
-@example(changes=LAST_OF_AN_IP_VERSION, tells=True, layout=LAYOUTS[1])
+@given(changes=CHANGES, tells=st.booleans(), layout=st.sampled_from(LAYOUTS), retire=st.sampled_from([0, float("inf")]))
+@example(changes=LAST_OF_AN_IP_VERSION, tells=True, layout=LAYOUTS[1], retire=0)
+@example(changes=LAST_OF_AN_IP_VERSION, tells=True, layout=LAYOUTS[1], retire=float("inf"))
 def test_the_node_is_the_same_either_way(
-    changes: list[dict[int, str | list[SteeringHop]]], tells: bool, layout: Layout
+    changes: list[dict[int, str | list[SteeringHop]]], tells: bool, layout: Layout, retire: float
 ) -> None:
-    whole, partial = Side(partial=False, layout=layout), Side(partial=True, layout=layout)
+    whole, partial = (Side(partial=partial, layout=layout, retire=retire) for partial in (False, True))
     table: dict[int, Steering] = {}
     for change in changes:
         for netid, how in change.items():

@@ -60,7 +60,7 @@ def test_an_address_is_taken_in_the_order_that_never_fails_open(lab: Any, row: R
 def test_an_address_goes_in_reverse(lab: Any, row: Row) -> None:
     lab.run(row())
     lab.run(row(None))
-    assert lab.order == ["flows", "addresses", "forget", "rules"]
+    assert lab.order == ["flows", "addresses", "forget", "forget", "rules"]
     assert added(lab.calls[0][1]) == ["drop"]
     assert lab.calls[1][1] == (frozenset(), frozenset({A}))
     assert (lab.flow(), lab.addresses, lab.snat) == ("drop", set(), False)
