@@ -2,7 +2,9 @@
 
 The node is one of `lab.host_node`; the runner's programmer drives it with the real drivers. The conflict probe sends
 its frames and waits for nothing. A pass that a nudge brings is measured as the runner makes it: of a node that was
-looked at a moment ago, and of namespaces that it drops already, as they are before they have an address.
+looked at a moment ago, and of namespaces that it drops already, as they are before they have an address. So is the look
+ten seconds later which takes the rules of what was released away (docs/decisions/0034): it has rows of its own, and the
+tools do the same in two steps.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from lab.host_node import INTERFACE, host_node, run
 from node_runner.drivers import open_node
 from node_runner.drivers.ports import Node, ProbeTiming
 from node_runner.programmer import Programmer
-from node_runner.retirement import Retirement
+from node_runner.retirement import RETIRE_SECONDS, Retirement
 
 SIZES = (1, 100, 1_000, 4_000)
 VARIANTS = ("nft", "legacy")
@@ -59,13 +61,9 @@ WHY = {
         "probe, the look and the address 2, what is Python 2 (each call timed, with the processors to itself, where "
         "the pass takes 8; processes that compete for two cores add to each)"
     ),
-    ("release all", "nft"): (
-        "the tools that read take 50 ms, which the floor does without, iptables-nft-restore 36, ovs-ofctl 15, the "
-        "addresses 15; the rest is Python (each call timed, with the processors to itself, where the pass takes 130)"
-    ),
     ("one more", "legacy"): _WHOLE_TABLES,
-    ("one less", "legacy"): _WHOLE_TABLES,
 }
+RULES_OF_ONE, RULES_OF_ALL = "look, the rules of one go", "look, the rules of all go"
 _EXTRA = 0xFFFFF0
 _FIRST_ADDRESS, _FIRST_NETID = int(IPv4Address("10.20.16.0")), 0x10000
 _NO_WAITING = ProbeTiming(3, 0.0, 0.0)
@@ -97,6 +95,7 @@ class Passes:
         self.size = size
         self.mine = {netid: row(netid, ME, NODE_IP) for netid in netids(size)}
         self._variant = variant
+        self._now = 0.0
         self._node = node
         self._programmer = self._new()
         self._last: Table = {}
@@ -114,8 +113,8 @@ class Passes:
         self._by_tools("claim", empty, full)
         self._intact_by_tools(full)
         self._by_tools("one more", full, more)
-        self._by_tools("one less", more, full)
-        self._by_tools("release all", full, empty)
+        self._by_tools("one less", more, full, rules=RULES_OF_ONE)
+        self._by_tools("release all", full, empty, rules=RULES_OF_ALL)
 
         self._programmer = self._new()
         self.plain("", empty)
@@ -126,10 +125,12 @@ class Passes:
         self.plain("nothing to do", full, writes=False)
         self.nudged("one more", more)
         self.nudged("one less", full)
+        self._rules_go(RULES_OF_ONE, full)
         self._drift(full)
         self.plain("drift repair", full)
         self.plain("", full, writes=False)
         self.plain("release all", empty)
+        self._rules_go(RULES_OF_ALL, empty)
 
         dropped = {netid: Steering(netid, f"ns{netid}") for netid in full}
         first, second = ({netid: row(netid, *other) for netid in full} for other in OTHERS.items())
@@ -144,7 +145,7 @@ class Passes:
         self.plain("", empty)
 
     def _new(self) -> Programmer:
-        return Programmer(ME, self._node, Layout(), _NO_WAITING, Retirement(0))
+        return Programmer(ME, self._node, Layout(), _NO_WAITING, Retirement(clock=lambda: self._now))
 
     def plain(
         self, name: str, table: Table, *, fresh: bool = False, untouched: bool = False, writes: bool = True
@@ -162,6 +163,11 @@ class Passes:
         """As `plain`, of a node that nobody has touched since."""
         self.plain(name, table, untouched=True)
 
+    def _rules_go(self, name: str, table: Table) -> None:
+        """The time comes in which the rules of released addresses go."""
+        self._now += RETIRE_SECONDS
+        self.plain(name, table, writes=False)
+
     def _note(self, into: dict[str, list[float]], name: str, began: float) -> None:
         if name:
             into[name].append((time.perf_counter() - began) * 1000)
@@ -169,20 +175,23 @@ class Passes:
     def _program(self, table: Table) -> NodeProgram:
         return render(table.values(), self._facts, Layout())
 
-    def _by_tools(self, name: str, before: Table, after: Table) -> None:
-        """From one table to the next with what the tools read on their standard input; to make that is not timed."""
+    def _by_tools(self, name: str, before: Table, after: Table, rules: str = "") -> None:
+        """From one table to the next with what the tools read on their standard input; to make that is not timed.
+        With `rules`, the rules come after all else, under that name."""
         step = change(self._program(after), applied(self._program(before), self._nothing))
+        restore = list(self._restore(step))
         work = [
             *self._bundle(step.fence),
             *self._batch("del", step.remove_addresses),
-            *self._restore(step),
+            *([] if rules else restore),
             *self._bundle(step.admit),
             *self._batch("add", step.add_addresses),
         ]
-        began = time.perf_counter()
-        for argv, stdin in work:
-            run(*argv, stdin=stdin)
-        self._note(self.floors, name, began)
+        for what, calls in ((name, work), (rules, restore if rules else [])):
+            began = time.perf_counter()
+            for argv, stdin in calls:
+                run(*argv, stdin=stdin)
+            self._note(self.floors, what, began)
 
     def _bundle(self, flows: FlowChange) -> Iterator[tuple[list[str], str]]:
         lines = [f"flow delete_strict table={f.table},priority={f.priority},{f.match}" for f in flows.remove]
