@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
@@ -145,7 +146,7 @@ def render(
                 )
             elif any(hop.node == facts.node for hop in hops):
                 pass  # this node is to host it and does not yet: never pass the packets to somebody else meanwhile
-            elif len(buckets := [_tunnel(hop, facts) for hop in hops if hop.acknowledged]) == 1:
+            elif len(buckets := [_tunnel(hop.node_ip, facts.vxlan_port) for hop in hops if hop.acknowledged]) == 1:
                 actions = buckets[0]
             elif buckets:
                 group = Group(GROUPS[version] | row.netid, tuple(buckets))
@@ -177,6 +178,8 @@ def flow_of(netid: int, version: int, actions: str, layout: Layout) -> Flow:
     return Flow(layout.egress_table, layout.priority, match, COOKIE | netid, actions)
 
 
-def _tunnel(hop: SteeringHop, facts: NodeFacts) -> str:
-    field_name = "tun_dst" if hop.node_ip.version == 4 else "tun_ipv6_dst"
-    return f"move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:{hop.node_ip}->{field_name},output:{facts.vxlan_port}"
+@lru_cache(1 << 12)
+def _tunnel(node_ip: Address, vxlan_port: int) -> str:
+    """What steers packets to a node; thousands of flows do, to few nodes."""
+    field_name = "tun_dst" if node_ip.version == 4 else "tun_ipv6_dst"
+    return f"move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:{node_ip}->{field_name},output:{vxlan_port}"
