@@ -97,7 +97,7 @@ class Group:
 @dataclass(frozen=True, slots=True)
 class NodeProgram:
     """All that one node must hold. `own` tells which flow hands packets to which of the node's addresses. `retiring`
-    are addresses that it is not to hold, whose rules it keeps for a while, with their marks."""
+    are addresses that it is not to hold, or not yet, whose rules it keeps for a while, with their marks."""
 
     addresses: frozenset[Address] = frozenset()
     flows: frozenset[Flow] = frozenset()
@@ -153,7 +153,11 @@ def render(
                 groups.add(group)
                 actions = f"group:{group.group_id}"
             flows.add(flow_of(row.netid, version, actions, layout))
-    staying = {address: mark for address, mark in (retiring or {}).items() if address not in addresses}
+    staying = {
+        address: mark
+        for address, mark in (retiring or {}).items()
+        if address not in addresses and address.version in known  # a rule names the pods' network
+    }
     rules = rules_of({**staying, **mark_of}, layout)
     return NodeProgram(addresses, frozenset(flows), frozenset(groups), rules, own, mark_of, staying)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from egress.addresses import Address
-from egress.delta import Change, Found, applied, change, standing, usurped
+from egress.addresses import VERSIONS, Address
+from egress.delta import Change, Found, applied, change, mark_in, standing, usurped
 from egress.diagnosis import Fault, Sight, Trace, examine, trace
 from egress.parts import Applied, Part
 from egress.program import Layout, NodeFacts, NodeProgram, render
@@ -218,14 +218,13 @@ class Programmer:
             self._facts_age += 1
             with ThreadPoolExecutor(1) as pool:
                 taken = self._rounds(at_work, sight.facts, asked, self._ask_early(pool, at_work, sight.facts, asked))
-            self._take_rules_away(at_work)
         except NodeError as error:
             _log.warning("the whole node is looked at", reason=error.reason, error=str(error))
             return None
         if at_work.failed or at_work.kept:
             return self._run_whole(list(table.values()), at_work.failed, fresh=False)
         known.advance(part, at_work.program, _claims(part.given, at_work.program, at_work.refused, {}))
-        self._retirement.settle(known.addresses)
+        self._retirement.settle(known.addresses, None)
         if not at_work.refused:
             self._applied = known
         return Result(sight.facts, known.claims, taken, at_work.refused, at_work.wrote)
@@ -257,7 +256,8 @@ class Programmer:
                 self._drivers.links.sweep()
             sight = self._drivers.links.look(given)
             link, here = sight.facts, sight.addresses
-            ending = pool.submit(self._drivers.conntrack.forget_stale) if here or given else None
+            guarded = here or given or self._retirement.remembered
+            ending = pool.submit(self._drivers.conntrack.forget_stale) if guarded else None
             refused = self._refused(given, resting, sight.refusals)
             if not link.carrier:
                 refused |= _unlinked(link, given.keys() - here)
@@ -267,6 +267,7 @@ class Programmer:
             # Most often the marks are what they would be on an empty node: this is done while the tools still read.
             self._render(at_work, knowing.result(), asked | refused.keys(), {}, {})
             at_work.found = reading(here)
+            all_read = not at_work.found.rules.unread
             if unmet := self._unmet(given, at_work.found):
                 at_work.refused |= {address: why for address, why in unmet.items() if address not in refused}
                 asked -= unmet.keys()
@@ -277,7 +278,7 @@ class Programmer:
             at_work.found = self._read(six=_any_six(given))
             self._round(at_work, withheld=at_work.refused.keys())
         self._take_rules_away(at_work)
-        self._retirement.settle(at_work.program.addresses, at_work.program.retiring)
+        self._retirement.settle(at_work.program.addresses, at_work.program.retiring, all_read=all_read)
         if ending is not None and (ended := ending.result()):
             _log.info("ended connections that the guard had cut", connections=ended)
         claims = _claims(given, at_work.program, at_work.refused, at_work.kept)
@@ -371,12 +372,16 @@ class Programmer:
             self.forget_facts()  # flows that went may have gone with the bridge they were on
             if (again := self._plan(at_work, withheld)) is not program:
                 program, step = again, change(again, at_work.found, others)
-        retiring = self._retirement.new(program.retiring.keys())
-        step = replace(step, add_addresses=step.add_addresses - later, forget=step.forget | retiring)
+        coming, ending = step.add_addresses - later, self._without_flow(program, at_work.found, step)
+        # Late packets of whoever had an address until a moment ago may have begun connections.
+        back = coming & self._retirement.remembered
+        step = replace(step, add_addresses=coming, forget=step.forget | back)
         if step:
             self._retirement.flows_come(program.addresses)
         failed, kept = self._apply(step)
-        self._retirement.flows_went(retiring)
+        if ending - step.forget:
+            self._drivers.conntrack.forget(ending - step.forget)
+        self._retirement.flows_went(ending)
         failed |= {address: _usurped(at_work.part.given[address]) for address in usurped(program, at_work.found)}
         at_work.ruled = at_work.ruled or bool(step.rules)
         if later:
@@ -388,6 +393,14 @@ class Programmer:
         } | kept
         at_work.wrote = at_work.wrote or bool(_but_for(step, kept))
         return step.add_addresses - failed.keys()
+
+    def _without_flow(self, program: NodeProgram, found: Found, step: Change) -> AbstractSet[Address]:
+        """The addresses whose rules stay and that are without a flow from `step` on, or perhaps since a moment ago."""
+        ending = program.retiring.keys() - self._retirement.remembered
+        if program.retiring and step.fence:
+            gone = {mark_in(flow) for flow in found.flows - program.flows}  # one may be there again, by somebody's hand
+            ending |= {address for address, mark in program.retiring.items() if mark in gone}
+        return ending
 
     def _take_rules_away(self, at_work: _Pass) -> None:
         """Takes away the rules of addresses that have been without a flow for long enough."""
@@ -426,10 +439,16 @@ class Programmer:
         at_work.rendered = facts, withheld, retiring
 
     def _retiring(self, part: Part, found: Found, withheld: AbstractSet[Address]) -> dict[Address, int]:
-        """The addresses of `part` whose rules stay, with their marks, though they are not to have a flow."""
-        marks = found.rules.marks
-        if part.others:
-            marks = {address: mark for address, mark in marks.items() if address not in part.others}
+        """The addresses of `part` whose rules stay, with their marks, though they are not to have a flow. Where the
+        chain is gone that leads to them, no packet comes there, and they could not be written."""
+        marks, chain = found.rules.marks, self._layout.masquerade_chain
+        reached = {version for version in VERSIONS if (table_name("nat", version), chain) in found.rules.parents}
+        if part.others or len(reached) < len(VERSIONS):
+            marks = {
+                address: mark
+                for address, mark in marks.items()
+                if address not in part.others and address.version in reached
+            }
         return self._retirement.among(marks, part.given, withheld)
 
     def _bridge_facts(self) -> NodeFacts:

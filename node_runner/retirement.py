@@ -16,7 +16,7 @@ seconds at most."""
 
 
 class Retirement:
-    """A runner's memory of which addresses it gave a flow, and since when those whose rules stand are without one.
+    """A runner's memory of which addresses may have a flow, and since when others that had one have none.
 
     It begins with none: then every address that has rules may have had a flow until a moment ago. `clock` gives seconds
     that never go back.
@@ -27,6 +27,11 @@ class Retirement:
         self._clock = clock
         self._since: dict[Address, float] = {}
         self._flowing: AbstractSet[Address] | None = None
+
+    @property
+    def remembered(self) -> AbstractSet[Address]:
+        """The addresses that had a flow and have none."""
+        return self._since.keys()
 
     def among(
         self, marks: Mapping[Address, int], held: Container[Address], withheld: Container[Address]
@@ -43,28 +48,31 @@ class Retirement:
 
     def flows_come(self, addresses: AbstractSet[Address]) -> None:
         """They are about to get a flow, all of them or some."""
+        if self._since:
+            self._since = {address: since for address, since in self._since.items() if address not in addresses}
         if self._flowing is not None:
             self._flowing = self._flowing | addresses
 
-    def new(self, retiring: AbstractSet[Address]) -> AbstractSet[Address]:
-        """Those of `retiring` of which it was not told yet that their flow is gone."""
-        return retiring - self._since.keys()
-
-    def flows_went(self, retiring: Iterable[Address]) -> None:
-        """Their flow is gone now."""
-        self._since |= dict.fromkeys(retiring, self._clock())
+    def flows_went(self, addresses: Iterable[Address]) -> None:
+        """Their flow is gone now, and was there, or may have been, until a moment ago."""
+        self._since |= dict.fromkeys(addresses, self._clock())
 
     def over(self, retiring: Iterable[Address]) -> set[Address]:
         """Those of `retiring` whose flow has been gone for long enough."""
         now = self._clock()
         return {address for address in retiring if now - self._since.get(address, now) >= self._seconds}
 
-    def settle(self, flowing: AbstractSet[Address], retiring: Container[Address] | None = None) -> None:
-        """A pass has come to its end: just the addresses of `flowing` have flows. Of the others those in `retiring`
-        have rules, or where it is None those that had."""
-        self._flowing = flowing
+    def settle(self, flowing: AbstractSet[Address], ruled: Container[Address] | None, *, all_read: bool = True) -> None:
+        """A pass has come to its end: just the addresses of `flowing` have flows, and of the others those in `ruled`
+        have rules; None if that is not known. Without `all_read`, rules may stand that were not seen."""
+        now = self._clock()
+        if self._flowing is not None:
+            for address in self._flowing - flowing:
+                self._since.setdefault(address, now)
+        if all_read or self._flowing is not None:
+            self._flowing = flowing
         self._since = {
             address: since
             for address, since in self._since.items()
-            if address not in flowing and (retiring is None or address in retiring)
+            if address not in flowing and (ruled is None or address in ruled or now - since < self._seconds)
         }

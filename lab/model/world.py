@@ -135,6 +135,8 @@ class World:
                 invariants.fail_closed(self.cluster.nodes)
                 invariants.settled(self.tasks, self.by_hand, self.moved, self.ever)
                 return
+            else:
+                rested = False
             before = after
         raise invariants.Violation("it never settles")
 

@@ -168,6 +168,8 @@ class Real:
                 rested = True
                 for node in self.nodes.values():
                     node.rest()
+            else:
+                rested = False
             before = after
         else:
             raise invariants.Violation(f"it never settles: {self.world.failures[-3:]}")

@@ -1,16 +1,19 @@
 """The rules of an address outlive its flow, of which the kernel may have cached what is over."""
 
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
 
+from egress.addresses import Address, preferred_mark
 from egress.program import Layout
-from egress.table import Steering
-from node_runner.drivers.errors import IptablesFailed
+from egress.table import Steering, SteeringHop
+from lab.fakes.node import FakeNode, fake_node
+from node_runner.drivers.errors import IptablesFailed, LinkFailed, NetlinkFailed, NodeError
 from node_runner.drivers.ports import ProbeTiming
-from node_runner.programmer import Programmer
+from node_runner.programmer import Programmer, Refusal, Result
 from node_runner.retirement import RETIRE_SECONDS, Retirement
 
 Row = Callable[..., dict[int, Steering]]
@@ -89,13 +92,6 @@ def test_an_address_that_comes_back_finds_its_rules(lab: Any, row: Row, clock: C
     assert lab.snat, "its time has begun anew"
 
 
-def test_a_mark_is_given_to_nobody_else_meanwhile(lab: Any, row: Row, clock: Clock) -> None:
-    lab.run(row())
-    before = lab.fake.nat.read().marks[A]
-    lab.run({**row(None), **row(str(B), netid=7)})
-    assert lab.fake.nat.read().marks == {A: before, B: int(B)}
-
-
 def test_a_runner_without_memory_counts_from_its_first_pass(lab: Any, row: Row, clock: Clock) -> None:
     lab.run(row())
     lab.run(row(None))
@@ -158,3 +154,160 @@ def test_an_inspection_finds_no_fault_in_them(lab: Any, row: Row, clock: Clock) 
     clock.now += RETIRE_SECONDS
     lab.run(row(None))
     assert lab.programmer.inspect(row(None), "", asks=None, resting=())[0] == []
+
+
+def test_an_address_whose_flow_came_and_went_again_counts_from_then(
+    lab: Any, row: Row, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each retry gives it a flow and takes it away, for the interface does not take the address."""
+    real = lab.fake.links.apply
+
+    def refuse(add: frozenset[Any], remove: frozenset[Any]) -> Any:
+        return real(frozenset(), remove) | {address: NetlinkFailed("no buffers", 105) for address in add}
+
+    monkeypatch.setattr(lab.fake.links, "apply", refuse)
+    for _ in range(5):
+        assert lab.run(row()).refused
+        assert (lab.flow(), lab.snat) == ("drop", True)
+        clock.now += RETIRE_SECONDS / 2
+    lab.run(row(None))
+    assert lab.snat
+    clock.now += RETIRE_SECONDS
+    lab.run(row(None))
+    assert not lab.snat
+
+
+@pytest.mark.parametrize(("part", "error"), [("nat", IptablesFailed), ("links", LinkFailed)])
+def test_a_pass_that_fails_forgets_none_of_the_flows_that_it_wrote(
+    lab: Any, row: Row, clock: Clock, monkeypatch: pytest.MonkeyPatch, part: str, error: type[NodeError]
+) -> None:
+    """A comes back in a pass that cannot take the rules of another away, or not put it on the interface, and goes."""
+    other, left = row(str(B), netid=7), row(None, netid=7)
+    lab.run({**row(), **other})
+    lab.run({**row(None), **left})
+    clock.now += RETIRE_SECONDS
+
+    def fail(*_: object, **__: object) -> None:
+        raise error("no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(getattr(lab.fake, part), "apply", fail)
+        with pytest.raises(error):
+            lab.run({**row(), **left})
+    lab.run({**row(None), **left})
+    assert lab.flow() == "drop"
+    assert A in lab.fake.nat.read().marks
+
+
+def test_a_flow_that_somebody_puts_back_counts(lab: Any, row: Row, clock: Clock) -> None:
+    """As Open vSwitch's restart does, with the flows that were saved."""
+    lab.run(row())
+    (saved,) = lab.fake.flows.read().flows
+    lab.run(row(None))
+    clock.now += RETIRE_SECONDS
+    lab.fake.flows.put(saved)
+    lab.run(row(None))
+    assert (lab.flow(), lab.snat) == ("drop", True)
+
+
+def test_another_namespace_gets_the_address_without_the_connections_of_the_first(
+    lab: Any, row: Row, clock: Clock
+) -> None:
+    lab.run({**row(), **row(None, netid=7)})
+    lab.run({**row(None), **row(None, netid=7)})
+    lab.fake.conntrack.connections[A] = 1  # of a packet that came late
+    lab.run({**row(None), **row(netid=7)})
+    assert lab.addresses == {str(A)}
+    assert not lab.fake.conntrack.connections[A]
+
+
+def test_where_the_chain_is_gone_that_leads_to_them_the_rules_go_at_once(lab: Any, row: Row, clock: Clock) -> None:
+    """Nothing reaches them, and to write the jump would fail in every pass."""
+    lab.run(row())
+    del lab.fake.nat._chains["nat", "OPENSHIFT-MASQUERADE"]
+    lab.run(row(None))
+    assert not lab.fake.nat.read().own
+    restart(lab, clock)
+    assert not lab.run(row(None), fresh=True).wrote
+
+
+SIX, SIX_TOO = IPv6Address("2001:db8::102"), IPv6Address("2001:db8::103")
+SAME_MARK = IPv4Address("128.168.65.102")
+DUAL = Layout(cluster_networks=(IPv4Network("10.128.0.0/14"), IPv6Network("fd01::/48")))
+
+
+@dataclass
+class Dual:
+    """A node in a wide subnet, with IPv6."""
+
+    clock: Clock = field(default_factory=Clock)
+    fake: FakeNode = field(default_factory=lambda: fake_node(prefix_length=0, other_ips=["2001:db8::18/64"]))
+    fresh: bool = True
+
+    def __post_init__(self) -> None:
+        self.restart(DUAL)
+
+    def restart(self, layout: Layout) -> None:
+        self.programmer = Programmer("node2", self.fake.node, layout, ProbeTiming(), Retirement(clock=self.clock))
+        self.fresh = True
+
+    def run(self, *addresses: Address, resting: tuple[Address, ...] = ()) -> Result:
+        """A pass with the first of `addresses` for NetID 1, and so on."""
+        table = {
+            netid: Steering(netid, f"ns{netid}", (SteeringHop(address, "node2", IPv4Address("192.168.1.18"), True),))
+            for netid, address in enumerate(addresses, 1)
+        }
+        refused = {address: Refusal("Ip6tablesFailed", "") for address in resting}
+        result = self.programmer.run(table, resting=refused, fresh=self.fresh)
+        self.fresh = False
+        return result
+
+    @property
+    def marks(self) -> dict[Address, int]:
+        return dict(self.fake.nat.read(six=True).marks)
+
+
+def test_a_mark_is_given_to_nobody_else_meanwhile() -> None:
+    node = Dual()
+    assert preferred_mark(A) == preferred_mark(SAME_MARK)
+    node.run(A)
+    mark = node.marks[A]
+    node.run(SAME_MARK)
+    assert node.marks.keys() == {A, SAME_MARK}
+    assert (node.marks[A], node.marks[SAME_MARK] == mark) == (mark, False)
+
+
+@pytest.mark.parametrize("fails", ["read", "written"])
+def test_where_ip6tables_fails_for_a_pass_no_rule_goes_early(fails: str) -> None:
+    """All flows of IPv6 are drops then, and for a while the kernel may know the old ones."""
+    node = Dual()
+    node.run(SIX)
+    node.fake.nat.six_cannot_be = {fails}
+    assert node.run(SIX, SIX_TOO).refused.keys() == {SIX, SIX_TOO}
+    node.fake.nat.six_cannot_be.clear()
+    node.clock.now += 1
+    node.run(SIX, SIX_TOO, resting=(SIX, SIX_TOO))
+    assert node.marks.keys() == {SIX}
+    node.clock.now += RETIRE_SECONDS - 0.5
+    node.run(SIX, SIX_TOO, resting=(SIX, SIX_TOO))
+    assert not node.marks
+
+
+def test_a_first_pass_that_cannot_read_ip6tables_knows_nothing_of_ipv6() -> None:
+    node = Dual()
+    node.run(SIX)
+    node.restart(DUAL)
+    node.fake.nat.six_cannot_be = {"read"}
+    node.run(SIX)
+    node.fake.nat.six_cannot_be.clear()
+    node.run(SIX, resting=(SIX,))
+    assert node.marks.keys() == {SIX}
+
+
+def test_rules_for_pods_without_a_network_go_at_once() -> None:
+    """The setting has lost the IPv6 network: there is no rule to translate with."""
+    node = Dual()
+    node.run(A, SIX)
+    node.restart(Layout())
+    assert node.run(A, SIX).refused.keys() == {SIX}
+    assert node.marks.keys() == {A}
