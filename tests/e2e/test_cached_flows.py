@@ -15,7 +15,7 @@ from .test_ipv6 import TO_WEB, about, holds, leaks, place
 
 pytestmark = [
     pytest.mark.lab,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.parametrize("stack", ["embedded"], indirect=True),  # what a node does, whatever the API server
 ]
 BY_HAND = [tuple(map(ip_address, pair)) for pair in (
