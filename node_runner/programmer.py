@@ -443,7 +443,7 @@ class Programmer:
         chain is gone that leads to them, no packet comes there, and they could not be written."""
         marks, chain = found.rules.marks, self._layout.masquerade_chain
         reached = {version for version in VERSIONS if (table_name("nat", version), chain) in found.rules.parents}
-        if part.others or len(reached) < len(VERSIONS):
+        if part.others or not versions_among(marks) <= reached:
             marks = {
                 address: mark
                 for address, mark in marks.items()
