@@ -318,7 +318,8 @@ def test_the_page_of_a_namespace_shows_the_path_of_its_packets(open_page: Open, 
     for piece in ("NetNamespace packets: egressIPs", f"--to-source {address}", "pkt_mark", "0 packets, 0 bytes"):
         expect(path).to_contain_text(piece)
     mark(page)
-    path.evaluate("element => { element.dataset.kept = 'yes'; }")
+    # In one step: an update between finding the element and marking it would have put a copy in its place.
+    page.evaluate("document.querySelector('#path').dataset.kept = 'yes'")
     kube = site.kube
     kube.patch("Namespace", "hawse-system", {"metadata": {"annotations": {"egress.hawse.dev/paused": "ana: a test"}}})
     try:
