@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import itertools
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -179,6 +180,20 @@ class Team:
         wait_for(
             "the release", lambda: not any(ours in flow for node in nodes for flow in self.stack.flows(node)), PATIENCE
         )
+
+
+def at_rest(stack: Stack) -> None:
+    """Waits until no node has rules of an address that it does not hold: those of what an earlier test released outlive
+    their flow for ten seconds."""
+
+    def rests(node: str, *, ipv6: bool) -> bool:
+        rules = " ".join(stack.rules(node, ipv6=ipv6))
+        held = " ".join(stack.addresses(node, ipv6=ipv6))
+        return all(f" {address}/" in held for address in re.findall(r"--to-source (\S+)", rules))
+
+    for node in stack.network.nodes:
+        for ipv6 in (False, True):
+            wait_for(f"{node} at rest", lambda node=node, ipv6=ipv6: rests(node, ipv6=ipv6), PATIENCE)  # type: ignore[misc]
 
 
 _numbers = itertools.count(1)

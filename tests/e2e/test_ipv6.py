@@ -15,6 +15,8 @@ from lab.net.capture import Packet
 from lab.net.topology import Pod
 from lab.stack import Stack, wait_for
 
+from .conftest import at_rest
+
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 a_nodes_concern = pytest.mark.parametrize("stack", ["embedded"], indirect=True)
 """What a node does, whatever the API server."""
@@ -246,6 +248,7 @@ def test_drift_is_put_back_and_a_restart_writes_nothing(team, stack: Stack) -> N
     (address,) = team.create_of("six")
     team.ready(address)
     team.steered(address)
+    at_rest(stack)
     wanted = {node: holding(stack, node) for node in stack.network.nodes}
     for node, command in (
         ("node2", f"ip address del {address}/64 dev eth0"),

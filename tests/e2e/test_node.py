@@ -9,6 +9,8 @@ import pytest
 
 from lab.stack import RUNNER, Stack, wait_for
 
+from .conftest import at_rest
+
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.timeout(300),
@@ -44,6 +46,7 @@ def test_foreign_things_are_as_before_byte_for_byte(team, stack: Stack) -> None:
         "iptables -A SOMEBODY -m comment --comment HAWSE-SNAT -j RETURN",
     ):
         run("node2", command.split(), check=True)
+    at_rest(stack)
     before = {node: fingerprint(stack, node) for node in stack.network.nodes}
     address = team.create()
     team.ready(address)
@@ -70,6 +73,7 @@ def test_a_restart_with_everything_in_place_writes_nothing(team, stack: Stack) -
     address = team.create()
     team.ready(address)
     team.steered(address)
+    at_rest(stack)
     monitor = stack.network.spawn("node2", ["ip", "monitor", "address"], log="monitor")
     before = {node: (applied(stack, node), fingerprint(stack, node)) for node in stack.network.nodes}
     since = flow_ages(stack)
@@ -127,6 +131,7 @@ def test_drift_is_put_back(team, stack: Stack, capsys: pytest.CaptureFixture[str
     address = team.create()
     team.ready(address)
     team.steered(address)
+    at_rest(stack)
     wanted = {node: fingerprint(stack, node) for node in stack.network.nodes}
     saved = stack.network.run("node2", ["iptables-save", "-t", "nat"], check=True).stdout
     took = {}
