@@ -403,7 +403,8 @@ class Programmer:
         return ending
 
     def _take_rules_away(self, at_work: _Pass) -> None:
-        """Takes away the rules of addresses that have been without a flow for long enough."""
+        """Takes away the rules of addresses that have been without a flow for long enough, in a pass over everything.
+        That is no repair, and does not count as one."""
         over = self._retirement.over(at_work.program.retiring)
         if not over or at_work.rendered is None:
             return
@@ -412,7 +413,7 @@ class Programmer:
         marks = at_work.found.rules.marks
         left = {address: mark for address, mark in retiring.items() if address not in over}
         self._render(at_work, facts, withheld, marks, left)
-        self._apply(change(at_work.program, at_work.found, at_work.part.others.keys()))
+        self._apply(change(at_work.program, at_work.found))
         at_work.ruled = True
 
     def _differs(self, at_work: _Pass) -> bool:
