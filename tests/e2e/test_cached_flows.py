@@ -65,7 +65,6 @@ def test_what_is_cached_of_a_flow_never_lets_a_nodes_ip_out(team, stack: Stack, 
     place(stack, first, "node2")
     # Seldom enough that no packet comes between two steps of a pass: each connection that is ended stays so.
     stream = network.traffic(team.pods["node2"], interval=0.37, protocol="udp", ipv6=six)
-    time.sleep(1)
 
     def sends_as(source: Address) -> None:
         """Waits until the stream itself does: its connection is ended and begun anew, by what was cached of its own."""
