@@ -8,6 +8,7 @@ place of the namespace's flow. Needs root. Nothing outside the namespaces is tou
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import time
@@ -182,6 +183,7 @@ def _exchange(clients: list[socket.socket], server: Address, listener: socket.so
     """All on one thread: the kernel does the whole way of a packet within the call that sends it."""
     sources = set()
     target = (str(server), _PORT)
+    _refuse_late(listener)
     began = time.perf_counter()
     for client in clients:
         client.connect(target)
@@ -209,6 +211,12 @@ def _listener(address: Address, family: socket.AddressFamily) -> socket.socket:
     listener.listen(16)
     listener.settimeout(1)
     return listener
+
+
+def _refuse_late(listener: socket.socket) -> None:
+    """A connection that came when its client had given up would be taken for the next one, and so on for ever."""
+    while select.select([listener], [], [], 0)[0]:
+        listener.accept()[0].close()
 
 
 def missing() -> str:

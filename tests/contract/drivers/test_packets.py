@@ -3,6 +3,7 @@ the lab, on which the end-to-end tests run, has no nf_tables."""
 
 from __future__ import annotations
 
+import socket
 from contextlib import closing
 from ipaddress import ip_address, ip_network
 
@@ -43,3 +44,11 @@ def test_each_mark_leaves_with_its_address(variant: str, version: int) -> None:
         with datapath.node:
             iptables.apply(rule_change(RuleSet(), iptables.read(six=version == 6)))
         datapath.use(datapath.link.node, marks[ADDRESSES[version][0]])
+
+
+def test_a_connection_that_came_late_is_not_taken_for_the_next_one() -> None:
+    with closing(Datapath("nft")) as datapath:
+        datapath.use(datapath.link.node, NOBODYS_MARK)
+        with datapath._pod, socket.create_connection((str(datapath.link.neighbour), 80)):
+            pass  # its server has not accepted it
+        datapath.connections(2, datapath.link.node)

@@ -51,7 +51,7 @@ while True:
 def test_a_command_is_asked_to_end_before_it_is_made_to(tmp_path: Path, answer: str, seconds: float) -> None:
     log = tmp_path / "log"
     command = guarded.start([sys.executable, "-c", HANDLER.format(answer=answer)], log)
-    while "up" not in log.read_text():
+    while "up\n" not in log.read_text():
         assert command.alive()
     command.terminate(seconds)
     assert not command.alive()
