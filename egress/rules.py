@@ -37,6 +37,9 @@ SNAT_CHAIN = "HAWSE-SNAT"
 INPUT_CHAIN = "HAWSE-INPUT"
 REJECT_CHAIN = "HAWSE-REJECT"
 GUARD_CHAIN = "HAWSE-GUARD"
+MARKED_CHAIN = "HAWSE-MARKED"
+RESTORE_CHAIN = "HAWSE-RESTORE"
+LEARN_CHAIN = "HAWSE-LEARN"
 PASS_CHAIN = "HAWSE-PASS"  # noqa: S105 - a chain that lets packets pass
 CHECK_CHAIN = "HAWSE-CHECK"
 GUARD_MARK_CHAIN = "HAWSE-GUARD-MARK"
@@ -44,6 +47,10 @@ GUARD_SNAT_CHAIN = "HAWSE-GUARD-SNAT"
 CUT_CHAIN = "HAWSE-CUT"
 STALE_CONNMARK = 0x48415753
 """The connmark ("HAWS" in ASCII) of a connection that the guard has cut: the runner ends its conntrack entry."""
+KNOWN_KEY = 0x4841A753
+"""A connection that the guard has found right has a connmark that says with which mark: this key XOR that mark. The key
+has one of kube-proxy's bits, as no mark has and STALE_CONNMARK has not: so what the guard has not found right has no
+such connmark (0 is none), and what it cut is not taken for right, nor the other way round."""
 
 
 def version_of(table: str) -> int:
@@ -174,7 +181,7 @@ class Tree:
 
 
 _OFTEN, _SELDOM = (2, 2, 2, 2), (3, 3)
-"""Steps for what each connection or packet walks; and for the rest, a fifth of the chains for twice the comparisons."""
+"""Steps for what each connection walks; and for the rest, a fifth of the chains for twice the comparisons."""
 _RESTS = (12, 8, 4)
 """How many bits of a translation each step leaves open."""
 
@@ -209,6 +216,9 @@ SPINE_CHAINS = tuple(
         ("nat", SPINE_CHAIN),
         ("filter", INPUT_CHAIN),
         ("filter", GUARD_CHAIN),
+        ("filter", MARKED_CHAIN),
+        ("filter", RESTORE_CHAIN),
+        ("filter", LEARN_CHAIN),
         ("filter", CHECK_CHAIN),
         ("filter", CUT_CHAIN),
     )
@@ -290,10 +300,18 @@ def _spine(version: int, networks: tuple[str, ...]) -> dict[Chain, tuple[str, ..
     guard = [f"-d {network} -j RETURN" for network in networks]
     # A connection's first packet is yet to be translated. What belongs to no connection has no status, and goes on.
     guard.append("-m conntrack ! --ctstatus CONFIRMED -j RETURN")
-    guard.append(f"-m mark ! --mark 0x0 -g {PASS_CHAIN}")
+    guard.append(f"-m mark ! --mark 0x0 -g {MARKED_CHAIN}")
     # Only the direction of the pods' packets: the answers carry no mark.
     lost = f"-m conntrack --ctdir ORIGINAL -g {GUARD_SNAT_CHAIN}"
     guard.append(lost)
+    # No match compares a packet's mark with its connection's. But the mark XOR the connmark is the key if this says
+    # that, and XOR it once more the mark again. What somebody else wrote there gives no key, and the trees are asked.
+    xor = "-j CONNMARK --restore-mark --nfmask 0x0 --ctmask 0xffffffff"
+    marked = [xor, f"-m mark --mark {KNOWN_KEY:#x} -g {RESTORE_CHAIN}", f"-j {RESTORE_CHAIN}", f"-g {PASS_CHAIN}"]
+    learn = [
+        f"-j CONNMARK --set-xmark {KNOWN_KEY:#x}/0xffffffff",
+        "-j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0x0",
+    ]
     check = [f"-j {GUARD_MARK_CHAIN}", lost]
     stale = [
         # The last packets of a connection that was ended belong to none: a reset would answer what is over.
@@ -307,6 +325,9 @@ def _spine(version: int, networks: tuple[str, ...]) -> dict[Chain, tuple[str, ..
         (nat, SPINE_CHAIN): tuple(spine),
         (filters, INPUT_CHAIN): (f"-m conntrack --ctstate NEW -j {REJECT_CHAIN}",),
         (filters, GUARD_CHAIN): tuple(guard),
+        (filters, MARKED_CHAIN): tuple(marked),
+        (filters, RESTORE_CHAIN): (xor,),
+        (filters, LEARN_CHAIN): tuple(learn),
         (filters, CHECK_CHAIN): tuple(check),
         (filters, CUT_CHAIN): tuple(stale),
     }
@@ -331,7 +352,7 @@ def _leaves(number: int, version: int, mark: int, networks: tuple[str, ...]) -> 
         (cluster, f"{exactly} -j MASQUERADE"),
         (reject, f"-d {text}/{address.max_prefixlen} -j REJECT --reject-with {icmp}-port-unreachable"),
         # What is as it should be is told first, and goes on its way. What comes to the guard's own trees is not.
-        (passing, f"{exactly} {here} -j RETURN"),
+        (passing, f"{exactly} {here} -g {LEARN_CHAIN}"),
         (guard_mark, f"{exactly} -j {CUT_CHAIN}"),
         (guard_snat, f"{here} -j {CUT_CHAIN}"),
         *((snat, f"-s {network} {exactly} -j SNAT --to-source {text}") for network in networks),

@@ -15,7 +15,16 @@ import pytest
 from egress.addresses import Address, assign_marks, make_address
 from egress.delta import rule_change
 from egress.program import Layout
-from egress.rules import CUT_CHAIN, REJECT_CHAIN, RuleSet, rules_of
+from egress.rules import (
+    CUT_CHAIN,
+    LEARN_CHAIN,
+    MARKED_CHAIN,
+    PASS_CHAIN,
+    REJECT_CHAIN,
+    RESTORE_CHAIN,
+    RuleSet,
+    rules_of,
+)
 from node_runner.drivers.conntrack import KernelConntrack
 from node_runner.drivers.links import InterfaceLinks
 from node_runner.drivers.nat import Iptables, Variant
@@ -217,12 +226,56 @@ def test_a_marked_packet_that_nobody_tracks_never_leaves_with_the_pods_own_ip(ne
     assert network.sources() == {str(network.family.pod)}  # other namespaces' are not ours to judge
 
 
-def test_rules_of_the_version_before_give_way_to_these_without_a_leak_or_a_loss(network: Network, netns: Netns) -> None:
-    """There and back, while a connection of the address and one that began before it go on sending."""
+def test_what_the_guard_found_right_it_does_not_look_at_again(network: Network) -> None:
+    """So its packets do not meet the rules of all addresses: they would go on without them."""
+    network.rules(network.family.a, network.family.b)
+    network.flow(network.mark_a)
+    KernelConntrack().forget([network.family.node])
+    assert network.sources() == {str(network.family.a)}
+    tool = f"{TOOLS[network.family.version]}-{network.variant}"
+    run(tool, "-I", PASS_CHAIN, "-j", "DROP")
+    assert network.sources() == {str(network.family.a)}
+    network.flow(network.mark_b)
+    assert network.sources() == set()
+
+
+def test_the_guard_leaves_packets_the_mark_that_they_have(network: Network) -> None:
+    tool = f"{TOOLS[network.family.version]}-{network.variant}"
+    network.rules(network.family.a)
+    network.flow(network.mark_a)
+    KernelConntrack().forget([network.family.node])
+    rule = ("-o", "eth0", "-m", "mark", "!", "--mark", f"{network.mark_a:#x}", "-j", "DROP")
+    run(tool, "-t", "mangle", "-A", "POSTROUTING", *rule)
+    for _ in range(5):  # the first, the one that is learned from, and those that are known
+        assert network.sources(1) == {str(network.family.a)}
+
+
+@pytest.mark.parametrize("whose", ["the packet's", "0x48415753"])
+def test_a_connmark_of_somebody_elses_does_not_make_a_connection_right(network: Network, whose: str) -> None:
+    tool = f"{TOOLS[network.family.version]}-{network.variant}"
+    assert network.sources() == {str(network.family.node)}
+    network.rules(network.family.a)
+    network.flow(network.mark_a)
+    written = ["--save-mark"] if whose == "the packet's" else ["--set-mark", whose]
+    run(tool, "-t", "mangle", "-A", "PREROUTING", "-i", "pod0", "-j", "CONNMARK", *written)
+    assert network.sources() == set()
+    KernelConntrack().forget([network.family.node])
+    assert network.sources() == {str(network.family.a)}  # nor a wrong one of one that is
+
+
+@pytest.mark.parametrize("before", ["0033", "0035"])
+def test_rules_of_the_version_before_give_way_to_these_without_a_leak_or_a_loss(
+    network: Network, netns: Netns, before: str
+) -> None:
+    """There and back, while a connection of the address and one that began before it go on sending. `before` is a
+    decision in docs/decisions."""
     family = network.family
     marks = {family.a: network.mark_a, family.b: network.mark_b}
     assert network.sources() == {str(family.node)}
-    earlier, now = _before_0033(marks), rules_of(marks, LAYOUT)
+    now = rules_of(marks, LAYOUT)
+    earlier = _before_0035(now)
+    if before == "0033":
+        earlier = _before_0033(earlier, marks)
     network.change([earlier])
     network.flow(network.mark_a)
     assert network.sources() == set()
@@ -244,9 +297,23 @@ def test_rules_of_the_version_before_give_way_to_these_without_a_leak_or_a_loss(
     assert network.sources() == {str(family.a)}
 
 
-def _before_0033(marks: dict[Address, int]) -> RuleSet:
-    """The rules as they were before docs/decisions/0033: REJECT by six bits, and leaves that say more."""
-    wanted = rules_of(marks, LAYOUT)
+def _before_0035(wanted: RuleSet) -> RuleSet:
+    """The guard asked its trees for each packet, and the connection was told nothing."""
+    return RuleSet(
+        wanted.jumps,
+        {
+            (table, chain): tuple(
+                spec.replace(f"-g {MARKED_CHAIN}", f"-g {PASS_CHAIN}").replace(f"-g {LEARN_CHAIN}", "-j RETURN")
+                for spec in specs
+            )
+            for (table, chain), specs in wanted.chains.items()
+            if chain not in {MARKED_CHAIN, RESTORE_CHAIN, LEARN_CHAIN}
+        },
+    )
+
+
+def _before_0033(wanted: RuleSet, marks: dict[Address, int]) -> RuleSet:
+    """REJECT by six bits, and leaves that said more."""
     version = next(address.version for address in marks)
     filters, icmp = ("filter6", "icmp6") if version == 6 else ("filter", "icmp")
     chains: dict[tuple[str, str], tuple[str, ...]] = {}

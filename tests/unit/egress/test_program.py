@@ -19,8 +19,10 @@ from egress.program import (
     render,
 )
 from egress.rules import (
+    KNOWN_KEY,
     SNAT_CHAIN,
     SPINE_CHAINS,
+    STALE_CONNMARK,
     Rule,
     RuleSet,
     branches_of,
@@ -317,3 +319,10 @@ def test_rules_stay_in_our_chains_and_no_two_are_the_same(rows: list[Steering], 
         if leaves:
             tail = tail_of(*key)
             assert specs == (*sorted(leaves), tail)[: len(leaves) + bool(tail)]
+
+
+def test_no_mark_makes_what_the_guard_tells_a_connection_mean_something_else() -> None:
+    """No mark has kube-proxy's bits. So none is the key, with which all connections without a connmark were right; and
+    none XOR the key is the connmark of what was cut."""
+    assert KNOWN_KEY & KUBE_PROXY_BITS
+    assert (KNOWN_KEY ^ STALE_CONNMARK) & KUBE_PROXY_BITS
