@@ -23,6 +23,7 @@ from egress.liveness import Identity
 from egress.messages import FAILOVER_TASK, INSPECT_TASK, NUDGE_TASK, node_config, node_queue, queue_of, sending_config
 from egress.operations import TransientError
 from egress.processes import begin_again_unless, end_at_sigterm
+from node_runner import lean
 from node_runner.drivers import open_node
 from node_runner.drivers.ports import ProbeTiming
 from node_runner.heartbeat import Heartbeat
@@ -31,6 +32,8 @@ from node_runner.programmer import Programmer
 from node_runner.runner import Runner
 
 TELL_GUARD_SECONDS = 5.0
+FIRST_PASS_SECONDS = 1.0
+"""How long Celery's start waits for the first pass: one that takes longer waits for something itself."""
 REDIS_SECONDS = 0.75
 """How long Redis is waited for, twice. A node that is cut off must know it before others have its addresses."""
 _log = structlog.get_logger()
@@ -51,6 +54,7 @@ def main() -> None:
         raise click.UsageError("set HAWSE_NODE_NAME to the name of this node's HostSubnet")
     logs.configure(current, f"node-runner/{current.node_name}")
 
+    lean.pyroute2()
     drivers = open_node(
         node_ip,
         layout,
@@ -107,6 +111,8 @@ def main() -> None:
     try:
         for thread in (loop, *watchers):
             thread.start()
+        # Celery's start would take turns with the first pass at the interpreter, and the node matters more.
+        passes.begun.wait(FIRST_PASS_SECONDS)
         app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     finally:
         stop.set()

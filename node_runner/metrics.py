@@ -43,6 +43,8 @@ class Passes:
         self._repairs = 0
         self._seen_table = False
         self._reason = ""
+        self.begun = threading.Event()
+        """Set when the first pass is over."""
 
     def observe(self, report: NodeReport, seconds: float) -> None:
         """A pass is over: what it reported, and how long it took."""
@@ -62,6 +64,7 @@ class Passes:
             problem.labels(reason).set(1)
         self._seen_table = self._seen_table or bool(report.epoch)
         self._unready = report.problem or (None if self._seen_table else "the node has not seen a table yet")
+        self.begun.set()
 
     def ready(self) -> str | None:
         """A verdict: the last pass found no problem, and a table was seen once; without Redis the node keeps to it."""

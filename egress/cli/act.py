@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 import msgspec
 
+from egress.actions import Trouble
 from egress.cli.client import Client, clean, decoded, part, prints, put, reaches
 from egress.objects import Phase, Verdict
-from egress.views import Trouble
 
 _why = click.option("--why", metavar="TEXT", required=True, help="Why: it is kept with who did it.")
 _yes = click.option("-y", "--yes", is_flag=True, help="Do not ask whether it is meant.")

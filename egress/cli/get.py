@@ -9,9 +9,10 @@ from typing import Any
 import click
 import msgspec
 
+from egress.actions import Trouble
 from egress.cli.client import Client, ago, clean, decoded, prints, put, reaches, table
 from egress.objects import Phase
-from egress.views import Assignment, NodeView, Overview, Page, PoolView, Trouble
+from egress.views import Assignment, NodeView, Overview, Page, PoolView
 
 PAGE = 500
 HEADER = ("NAMESPACE", "ADDRESS", "POOL", "PHASE", "NODE", "SINCE", "TROUBLE")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from egress.actions import AuditEntry, RetryRun, Trouble, Verb
 from egress.adapters import decisions, manifests, pausing
 from egress.adapters.cluster import Cluster, ConflictError, Kind, NotFoundError
 from egress.adapters.ledger import Ledger
@@ -18,7 +19,6 @@ from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_
 from egress.objects import MOVE_ANNOTATION, OPT_OUT, POOL_ANNOTATION, Decision, EgressAddress, Phase, Verdict
 from egress.operations import Outcome, PermanentError, Step, StepRecord, TransientError
 from egress.tickets import DecisionError, key_of
-from egress.views import AuditEntry, RetryRun, Trouble, Verb
 from webhook.api.reading import Reading
 
 TRIES = 5

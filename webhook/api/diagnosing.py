@@ -10,12 +10,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeVar
 
+from egress.actions import Trouble
 from egress.adapters import manifests
 from egress.adapters.cluster import Cluster, Kind, Manifest, NotFoundError
 from egress.adapters.ledger import Ledger
 from egress.diagnosis import RANK, Fault, FaultKind, Inspection, Piece
 from egress.objects import EgressAddress, HostSubnet, NetNamespace, Origin, Phase
-from egress.views import Explanation, NamespaceDetail, NodePath, Trouble, Verification
+from egress.views import Explanation, NamespaceDetail, NodePath, Verification
 from webhook.api.facts import Facts
 from webhook.api.native import Objects, fault_of
 from webhook.api.reading import GRACE_SECONDS, Reading, assignment_of

@@ -1,6 +1,6 @@
 """Who somebody is, and what they may do: the cluster's own users and rights (TokenReview, SubjectAccessReview).
 
-The verbs are asked of `egressaddresses` in group `egress.hawse.dev`: `get` to look, and those of `egress.views.Verb`
+The verbs are asked of `egressaddresses` in group `egress.hawse.dev`: `get` to look, and those of `egress.actions.Verb`
 for each action. An answer counts for CACHE_SECONDS; an API server that is away lets nobody in.
 """
 

@@ -8,19 +8,9 @@ from typing import Any
 
 import msgspec
 
+from egress.actions import Audit, Trouble
 from egress.objects import Phase, Verdict
-from egress.views import (
-    Audit,
-    Explanation,
-    FailureGroup,
-    NamespaceDetail,
-    NodeView,
-    Overview,
-    Page,
-    PoolView,
-    Trouble,
-    Verification,
-)
+from egress.views import Explanation, FailureGroup, NamespaceDetail, NodeView, Overview, Page, PoolView, Verification
 from webhook.api.queries import SORTS
 
 Json = dict[str, Any]

@@ -9,8 +9,9 @@ from typing import TypeVar
 
 from flask import request
 
+from egress.actions import Trouble
 from egress.objects import Phase
-from egress.views import Assignment, Trouble
+from egress.views import Assignment
 
 SORTS = ("namespace", "address", "pool", "phase", "node", "since", "trouble")
 """What assignments can be sorted by."""

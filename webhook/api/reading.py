@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from egress.actions import Audit, RetryRun, Trouble
 from egress.adapters.ledger import Ledger
 from egress.addresses import parse_address
 from egress.networks import Network
@@ -24,7 +25,6 @@ from egress.tickets import FIREWALL_OPEN, conflict_of
 from egress.views import (
     AddressDetail,
     Assignment,
-    Audit,
     FailureGroup,
     NamespaceDetail,
     NodeView,
@@ -32,8 +32,6 @@ from egress.views import (
     Page,
     PoolView,
     RetryProgress,
-    RetryRun,
-    Trouble,
 )
 from webhook.api.facts import Facts, Watcher
 from webhook.api.mirrors import Mirrors, Pool

@@ -7,9 +7,9 @@ from http import HTTPStatus
 
 from flask import g, request
 
+from egress.actions import Verb
 from egress.adapters.cluster import ConflictError, NotFoundError
 from egress.operations import PermanentError, TransientError
-from egress.views import Verb
 from webhook.api.identity import LOOK, Gate, Identity, UnknownError
 from webhook.api.queries import BadRequestError
 

@@ -9,10 +9,10 @@ from typing import TypeVar
 import msgspec
 from flask import Blueprint, Response, g, request
 
+from egress.actions import Trouble, Verb
 from egress.adapters.cluster import NotFoundError
 from egress.objects import Phase, Verdict
 from egress.operations import TransientError
-from egress.views import Trouble, Verb
 from webhook.api.acting import Acting
 from webhook.api.diagnosing import Diagnosing
 from webhook.api.identity import LOOK, Gate, UnknownError

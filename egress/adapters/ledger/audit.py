@@ -8,8 +8,8 @@ from dataclasses import replace
 import msgspec
 import structlog
 
+from egress.actions import Audit, AuditEntry
 from egress.adapters.ledger.connection import Connection, away
-from egress.views import Audit, AuditEntry
 
 KEPT = 10_000
 _KEY = "hawse:audit"

@@ -7,8 +7,8 @@ import secrets
 import msgspec
 import structlog
 
+from egress.actions import RetryRun
 from egress.adapters.ledger.connection import Connection, away
-from egress.views import RetryRun
 
 KEPT_SECONDS = 24 * 3600
 _MOST_ID = 40

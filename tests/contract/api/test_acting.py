@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
+from egress.actions import Trouble
 from egress.adapters.cluster import Cluster
 from egress.adapters.ledger import Ledger
 from egress.operations import PermanentError
-from egress.views import Trouble
 from lab.apiserver.process import EmbeddedCluster
 from tests.contract.api.conftest import Objects
 from webhook.api.acting import Acting

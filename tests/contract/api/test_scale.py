@@ -14,11 +14,11 @@ import aiohttp
 import msgspec
 import pytest
 
+from egress.actions import AuditEntry, Verb
 from egress.adapters.ledger import Ledger
 from egress.diagnosis import Inspection, Piece, Trace
 from egress.operations import Outcome, Step, StepRecord
 from egress.table import NodeReport, Steering
-from egress.views import AuditEntry, Verb
 from lab.net.broker import Broker
 from tests.contract.api.conftest import Api, Objects
 from tests.contract.api.test_events import cpu_seconds

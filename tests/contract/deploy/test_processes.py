@@ -17,12 +17,12 @@ import redis
 import structlog
 import yaml
 
+from egress.actions import RetryRun, Trouble
 from egress.adapters.ledger import Ledger
 from egress.messages import PUBLISH_TASK
 from egress.operations import Outcome, Step, StepRecord, TransientError
 from egress.settings import Settings
 from egress.table import Steering
-from egress.views import RetryRun, Trouble
 from lab.control_plane import ControlPlane
 from lab.kube import Kube, KubeError
 from lab.net.broker import Broker

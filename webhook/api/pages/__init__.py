@@ -12,10 +12,10 @@ from flask import Blueprint, Response, g, redirect, render_template, request
 from markupsafe import escape
 from werkzeug.wrappers import Response as AnyResponse
 
+from egress.actions import Trouble, Verb
 from egress.adapters.cluster import NotFoundError
 from egress.objects import Phase, Verdict
 from egress.operations import TransientError
-from egress.views import Trouble, Verb
 from webhook.api.acting import Acting
 from webhook.api.diagnosing import Diagnosing
 from webhook.api.identity import LOOK, Gate
