@@ -88,7 +88,7 @@ class Demo:
         stack.network.add_pod("bystander", "node1", OTHER_NETID)
         stack.create_namespace("bystander")
         stack.create_namespace("by-hand")
-        self._bystander = stack.network.traffic("bystander", interval=0.5)
+        self._bystander = stack.network.traffic("bystander", interval=0.5, timeout=5)
 
     def _before(self) -> None:
         self._title("1. Before: the pod's request carries its node's IP")
@@ -118,7 +118,7 @@ class Demo:
         self._say(f"steered {time.monotonic() - before:.1f} s after the namespace was created")
         self._show(entry)
         for _ in range(3):
-            self._request("pod", ASSIGNED, patience=0)
+            self._request("pod", ASSIGNED, patience=0, timeout=10)
         self._show_all("egress-test", ASSIGNED, EGRESS_NETID)
         self._explained("egress-test")
         self._told("assigned")
@@ -152,7 +152,7 @@ class Demo:
     def _release(self) -> None:
         self._title("6. The namespace is deleted: everything of it goes, and nobody else notices")
         stack = self._stack
-        steady = stack.network.traffic("hand", interval=0.5)
+        steady = stack.network.traffic("hand", interval=0.5, timeout=5)
         time.sleep(2)
         self._print("$ kubectl delete namespace egress-test")
         stack.kube.delete("Namespace", "egress-test")
@@ -174,7 +174,8 @@ class Demo:
         log = self._stack.control.log("tickets")
 
         def told() -> Json | None:
-            lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+            whole = [line for line in log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
+            lines = [json.loads(line) for line in whole]
             return next((line for line in lines if line["event"] == "ticket" and line.get("told") == event), None)
 
         try:
@@ -209,7 +210,7 @@ class Demo:
             raise DemoFailed(f"namespace {namespace} noticed: {wrong[:3] or 'it sent nothing'}")
         self._print(f"namespace {namespace}: {len(attempts)} requests meanwhile, all answered, all from {source}")
 
-    def _request(self, pod: str, source: Address, *, patience: float = PATIENCE) -> AccessLogEntry:
+    def _request(self, pod: str, source: Address, *, patience: float = PATIENCE, timeout: float = 1) -> AccessLogEntry:
         """A request of `pod` that the web server saw come from `source`; until then, requests are made again."""
         ipv6 = source.version == 6
         network = self._stack.network
@@ -217,7 +218,7 @@ class Demo:
 
         def arrived() -> AccessLogEntry | None:
             before = len(network.access_log())
-            network.request(pod, f"/from-{pod}", timeout=1, ipv6=ipv6)
+            network.request(pod, f"/from-{pod}", timeout=timeout, ipv6=ipv6)
             for entry in network.access_log()[before:]:
                 if entry.path == f"/from-{pod}":
                     seen.add(entry.source)

@@ -115,7 +115,7 @@ class Failover:
         capture = self.stack.network.capture("outside", "arp or icmp6 or (tcp and port 80)")
         traffic = self.stack.network.traffic(self.pod, interval=0.05, timeout=1.0, ipv6=self.ipv6)
         try:
-            wait_for("an answer", lambda: any(each.outcome == "answered" for each in traffic.attempts()), 10)
+            wait_for("an answer", lambda: any(each.outcome == "answered" for each in traffic.attempts()), PATIENCE)
             yield seen
         finally:
             seen.attempts = traffic.stop()

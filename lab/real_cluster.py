@@ -12,6 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -214,7 +215,7 @@ class RealCluster:
 def _answers(client: Client) -> bool:
     try:
         return client.get("/readyz").code == 200 and client.get("/api/v1/namespaces/default").code == 200
-    except OSError:
+    except (OSError, HTTPException, ValueError):  # it is starting: an answer may end in the middle
         return False
 
 

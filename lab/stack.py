@@ -13,7 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+import urllib3
+
 from egress.adapters.ledger import Ledger
+from egress.operations import TransientError
 from lab.accounts import Accounts
 from lab.apiserver.process import EmbeddedCluster
 from lab.cluster import Cluster
@@ -25,6 +28,7 @@ from lab.net.network import NetworkLab
 from lab.net.topology import DEFAULT_NODES, NodeSpec
 
 T = TypeVar("T")
+AWAY = (TransientError, OSError, urllib3.exceptions.HTTPError)
 RUNNER = Path(sys.executable).parent / "hawse-node-runner"
 
 
@@ -203,12 +207,18 @@ class Stack:
 
 
 def wait_for(what: str, found: Callable[[], T | None], seconds: float, every: float = 0.1) -> T:
-    """The first truthy answer of `found`; TimeoutError naming `what` after `seconds`."""
+    """The first truthy answer of `found`, every `every` seconds; TimeoutError naming `what` after `seconds`. That
+    something is away for a moment is an answer like another."""
     deadline = time.monotonic() + seconds
     while True:
-        answer = found()
-        if answer:
-            return answer
+        answer: T | Exception | None
+        try:
+            answer = found()
+        except AWAY as error:
+            answer = error
+        else:
+            if answer:
+                return answer
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not come within {seconds:g} s; the last answer was {answer!r}")
         time.sleep(every)

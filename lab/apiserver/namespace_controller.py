@@ -148,6 +148,8 @@ async def _release(session: aiohttp.ClientSession, name: str) -> bool:
     async with session.get(path) as answer:
         if answer.status == HTTPStatus.NOT_FOUND:
             return True
+        if answer.status != HTTPStatus.OK:
+            raise _Unexpected(f"GET {path} answered {answer.status}")
         namespace = clone(await answer.json())
     finalizers = namespace["spec"].get("finalizers", [])
     namespace["spec"]["finalizers"] = [finalizer for finalizer in finalizers if finalizer != _FINALIZER]

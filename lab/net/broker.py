@@ -55,7 +55,7 @@ class Broker:
     ) -> None:
         self.stop()
 
-    def start(self, timeout: float = 10) -> None:
+    def start(self, timeout: float = 60) -> None:
         """Start and wait until it answers. Raises LabError with the end of its log."""
         if self.alive():
             return

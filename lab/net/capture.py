@@ -77,7 +77,7 @@ class Capture:
         """End it and return everything seen."""
         if not self.path.exists():
             self._process.kill(signal.SIGINT)
-            self._process.wait(10)
+            self._process.wait(60)
             self.path.write_bytes(self._channel.read(self._inside))
         return self.packets()
 

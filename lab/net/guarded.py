@@ -76,7 +76,7 @@ def start(
         )
     assert guard.stdout is not None  # noqa: S101
     with guard.stdout as lines:
-        words = _read_until(lines.fileno(), {b"holder", b"ready"}, 10).split()
+        words = _read_until(lines.fileno(), {b"holder", b"ready"}, 60).split()
     if not {b"holder", b"ready"}.issubset(words):
         guard.kill()
         guard.wait()

@@ -274,7 +274,7 @@ class NetworkLab:
             yield
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(60)
 
     def isolate(self, node: str) -> None:
         """Pull the node's cable to the outside; its processes and the management network go on."""
@@ -347,7 +347,7 @@ def _python(script: str, *arguments: str) -> list[str]:
     return [sys.executable, "-I", "-S", str(Path(__file__).parent / "inside" / script), *arguments]
 
 
-def _wait_for_line(process: RemoteProcess, text: str, seconds: float = 15) -> None:
+def _wait_for_line(process: RemoteProcess, text: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not process.log.exists() or text not in process.log.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > deadline:

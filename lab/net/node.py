@@ -158,8 +158,8 @@ def add_pod(run: Run, node: NodeSpec, pod: Pod) -> Pod:
         ]
     run(name, ["ip", "-batch", "-"], "\n".join(links))
     plug = (
-        f"ip link set v-{name} mtu {POD_MTU} up; ovs-vsctl --timeout=10 add-port br0 v-{name}; "
-        f"ovs-vsctl --timeout=10 get interface v-{name} ofport"
+        f"ip link set v-{name} mtu {POD_MTU} up; ovs-vsctl --timeout=60 add-port br0 v-{name}; "
+        f"ovs-vsctl --timeout=60 get interface v-{name} ofport"
     )
     ofport = int(run(node.name, ["sh", "-ec", plug], None))
     plugged = replace(pod, ofport=ofport)
@@ -170,7 +170,7 @@ def add_pod(run: Run, node: NodeSpec, pod: Pod) -> Pod:
 def remove_pod(run: Run, node: NodeSpec, pod: Pod) -> None:
     matches = "\n".join(sdn.pod_flow_matches(pod)) + "\n"
     run(node.name, ["ovs-ofctl", "-O", "OpenFlow13", "--no-names", "del-flows", "br0", "-"], matches)
-    run(node.name, ["sh", "-ec", f"ovs-vsctl --timeout=10 del-port br0 v-{pod.name}; ip link del v-{pod.name}"], None)
+    run(node.name, ["sh", "-ec", f"ovs-vsctl --timeout=60 del-port br0 v-{pod.name}; ip link del v-{pod.name}"], None)
     run("root", ["ip", "netns", "del", pod.name], None)
 
 

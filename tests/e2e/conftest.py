@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from egress.adapters.ledger import Ledger, NotReadyError
+from egress.adapters.ledger import Ledger
 from egress.addresses import Address, object_name
 from lab.apiserver.process import EmbeddedCluster
 from lab.cluster import Cluster
@@ -88,6 +88,10 @@ def stack(
         "HAWSE_RECONCILE_INTERVAL": "3",
         "HAWSE_SWEEP_INTERVAL": "1",
         "HAWSE_REFUSED_RETRY": "2",
+        # A broker that a busy machine holds up is not away: without these a namespace would have no address, by design,
+        # and its network before every node drops it.
+        "HAWSE_REDIS_TIMEOUT": "2",
+        "HAWSE_FENCE_WAIT": "30",
         "HAWSE_TICKET_PROFILES": str(profiles),
     }
     with Stack(tmp_path_factory.mktemp("stack"), settings=settings, cluster=cluster) as running:
@@ -101,17 +105,18 @@ def stack(
             ticketProfile="firewall",
             namespaceSelector={"matchLabels": {"egress": "guarded"}},
         )
-        with closing(Ledger(running.broker.unix_url)) as ledger:
-            wait_for("the pools to be offered", lambda: _offered(ledger) == {"pool", "guarded"}, PATIENCE)
+        offered(running, "pool", "guarded")
         yield running
 
 
-def _offered(ledger: Ledger) -> set[str]:
-    """The pools that admission gives addresses of."""
-    try:
-        return {pool.name for pool in ledger.offer().pools} if ledger.is_ready() else set()
-    except NotReadyError:
-        return set()
+def offered(stack: Stack, *pools: str) -> None:
+    """Waits until admission gives addresses of these pools."""
+    with closing(Ledger(stack.broker.unix_url)) as ledger:
+        wait_for(
+            "the pools to be offered",
+            lambda: ledger.is_ready() and {pool.name for pool in ledger.offer().pools} >= set(pools),
+            PATIENCE,
+        )
 
 
 @dataclass
@@ -208,6 +213,9 @@ def team(stack: Stack) -> Iterator[Team]:
     for index, node in enumerate(stack.network.nodes, 1):
         team.pods[node] = stack.network.add_pod(f"p{number}-{index}", node, team.netid)
     yield team
+    for node, runner in stack.runners.items():  # a test that failed between a runner's death and its start
+        if runner.poll() is not None:
+            stack.start_runner(node)
     stack.kube.delete("Namespace", team.name)
     wait_for("deletion", lambda: stack.kube.get("Namespace", team.name) is None, PATIENCE)
     team.released()

@@ -45,7 +45,7 @@ def answer(stack: Stack, verdict: str, told: dict[str, Any], secret: str) -> int
     }
     request = urllib.request.Request(f"{stack.control.api_url}/tickets/firewall/callback", body, headers)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -66,6 +66,17 @@ def told_of(firewall: Receiver, address: IPv4Address) -> dict[str, dict[str, Any
 
 def dropped(stack: Stack, team: Any) -> None:  # noqa: ANN401
     wait_for("a drop on every node", lambda: {team.flow(node) for node in stack.network.nodes} == {"drop"}, 60)
+
+
+def settled(stack: Stack) -> None:
+    """Waits until nothing arrives: for a moment after a flow has changed, packets may still meet the kernel's cache."""
+
+    def silent() -> bool:
+        before = len(stack.network.datagrams())
+        time.sleep(1)
+        return len(stack.network.datagrams()) == before
+
+    wait_for("silence", silent, 30)
 
 
 def test_packets_wait_for_the_firewall_team(
@@ -106,6 +117,7 @@ def test_packets_wait_for_the_firewall_team(
         lambda: not [a for n in network.nodes for a in stack.addresses(n) if f" {address}/" in a],
         60,
     )
+    settled(stack)
     with network.capture("outside", TO_WEB) as capture:
         time.sleep(2)
         withdrawn = capture.stop()

@@ -99,9 +99,13 @@ def insist(component: str, request: Callable[..., object], *arguments: str, **la
                 raise
             time.sleep(0.2)
         except KubeError as error:
-            if component != "apiserver" or error.code != 409:  # done before, and the answer was lost
+            if component != "apiserver":
                 raise
-            return
+            if error.code == 409:  # done before, and the answer was lost
+                return
+            if error.code < 500 and "not yet ready to handle request" not in str(error):
+                raise
+            time.sleep(0.2)
         else:
             return
 

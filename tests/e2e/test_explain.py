@@ -47,7 +47,7 @@ def test_the_path_is_shown_and_what_is_wrong_on_it(team, stack: Stack) -> None: 
     address = team.create()
     team.ready(address)
     team.steered(address)
-    wait_for("that all is well", lambda: not faults(stack, "explain", team.name), 30, every=0.5)
+    wait_for("that all is well", lambda: not faults(stack, "explain", team.name), 90, every=0.5)
     done = asked(stack, "explain", team.name)
     print(done.stdout)
     assert done.stdout.splitlines()[-1] == "All is as it should be."
@@ -63,8 +63,8 @@ def test_the_path_is_shown_and_what_is_wrong_on_it(team, stack: Stack) -> None: 
         assert faults(stack, "explain", team.name) == [("FlowShadowed", other)]
         assert ("FlowShadowed", other) in faults(stack, "verify")
     rule = "POSTROUTING -s 10.128.0.0/14 -j MASQUERADE"
-    inserted = f"iptables -t nat -I {rule}"
-    with planted(stack, "node2", inserted, f"iptables -t nat -D {rule}"):
+    inserted = f"iptables -w 20 -t nat -I {rule}"
+    with planted(stack, "node2", inserted, f"iptables -w 20 -t nat -D {rule}"):
         assert faults(stack, "explain", team.name) == [("RuleShadowed", host)]
         assert ("RuleShadowed", host) in faults(stack, "verify")
     by_hand = f"address {{}} {address}/32 dev lo"
@@ -75,4 +75,4 @@ def test_the_path_is_shown_and_what_is_wrong_on_it(team, stack: Stack) -> None: 
     with planted(stack, "web", f"ip {on_link.format('add')}", f"ip {on_link.format('del')}"):
         assert ("AddressForeign", host) in faults(stack, "explain", team.name)
         assert ("AddressForeign", host) in faults(stack, "verify")
-    wait_for("that all is well again", lambda: not faults(stack, "explain", team.name), 30, every=0.5)
+    wait_for("that all is well again", lambda: not faults(stack, "explain", team.name), 90, every=0.5)

@@ -40,10 +40,10 @@ def test_foreign_things_are_as_before_byte_for_byte(team, stack: Stack) -> None:
         "ovs-ofctl -O OpenFlow13 add-flow br0 cookie=0x1,table=100,priority=200,ip,reg0=0x7b,actions=drop",
         "ovs-ofctl -O OpenFlow13 add-flow br0 cookie=0x4861777300000000,table=100,priority=7,ip,reg0=0x7c,actions=drop",
         "ovs-ofctl -O OpenFlow13 add-group br0 group_id=5,type=all,bucket=actions=output:1",
-        "iptables -t nat -A OPENSHIFT-MASQUERADE -s 10.99.0.0/16 -j ACCEPT",
-        "iptables -A FORWARD -s 10.98.0.0/16 -j ACCEPT",
-        "iptables -N SOMEBODY",
-        "iptables -A SOMEBODY -m comment --comment HAWSE-SNAT -j RETURN",
+        "iptables -w 20 -t nat -A OPENSHIFT-MASQUERADE -s 10.99.0.0/16 -j ACCEPT",
+        "iptables -w 20 -A FORWARD -s 10.98.0.0/16 -j ACCEPT",
+        "iptables -w 20 -N SOMEBODY",
+        "iptables -w 20 -A SOMEBODY -m comment --comment HAWSE-SNAT -j RETURN",
     ):
         run("node2", command.split(), check=True)
     at_rest(stack)
@@ -54,17 +54,17 @@ def test_foreign_things_are_as_before_byte_for_byte(team, stack: Stack) -> None:
     assert fingerprint(stack, "node2") != before["node2"]
     stack.kube.delete("Namespace", team.name)
     team.released()
-    wait_for("the node as before", lambda: fingerprint(stack, "node2") == before["node2"], 30, every=0.5)
+    wait_for("the node as before", lambda: fingerprint(stack, "node2") == before["node2"], 60, every=0.5)
     assert {node: fingerprint(stack, node) for node in stack.network.nodes} == before
     for command in (
         "ip address del 192.168.1.77/24 dev eth0",
         "ovs-ofctl -O OpenFlow13 del-flows br0 table=100,ip,reg0=0x7b",
         "ovs-ofctl -O OpenFlow13 del-flows br0 table=100,ip,reg0=0x7c",
         "ovs-ofctl -O OpenFlow13 del-groups br0 group_id=5",
-        "iptables -t nat -D OPENSHIFT-MASQUERADE -s 10.99.0.0/16 -j ACCEPT",
-        "iptables -D FORWARD -s 10.98.0.0/16 -j ACCEPT",
-        "iptables -F SOMEBODY",
-        "iptables -X SOMEBODY",
+        "iptables -w 20 -t nat -D OPENSHIFT-MASQUERADE -s 10.99.0.0/16 -j ACCEPT",
+        "iptables -w 20 -D FORWARD -s 10.98.0.0/16 -j ACCEPT",
+        "iptables -w 20 -F SOMEBODY",
+        "iptables -w 20 -X SOMEBODY",
     ):
         run("node2", command.split(), check=True)
 
@@ -103,9 +103,9 @@ RULES = ("iptables-save", "-t", "nat")
 FLOWS = ("ovs-ofctl", "-O", "OpenFlow13", "--no-names", "--no-stats", "dump-flows", "br0", "table=100")
 DRIFT = {
     "address deleted": ("node2", "ip address del {address}/24 dev eth0", ADDRESSES),
-    "chain flushed": ("node2", "iptables -t nat -F HAWSE-SNAT", RULES),
-    "jump deleted": ("node2", "iptables -t nat -F OPENSHIFT-MASQUERADE", RULES),
-    "all rules flushed": ("node2", "iptables -t nat -F", RULES),
+    "chain flushed": ("node2", "iptables -w 20 -t nat -F HAWSE-SNAT", RULES),
+    "jump deleted": ("node2", "iptables -w 20 -t nat -F OPENSHIFT-MASQUERADE", RULES),
+    "all rules flushed": ("node2", "iptables -w 20 -t nat -F", RULES),
     "flow deleted": ("node1", "ovs-ofctl -O OpenFlow13 del-flows br0 table=100,ip,reg0={netid:#x}", FLOWS),
     "egress node's flow deleted": (
         "node2",
@@ -140,15 +140,15 @@ def test_drift_is_put_back(team, stack: Stack, capsys: pytest.CaptureFixture[str
         assert ours
         stack.network.run(node, command.format(address=address, netid=team.netid).split(), check=True)
         began = time.monotonic()
-        wait_for(what, lambda node=node, look=look, ours=ours: ours <= seen_of_ours(stack, node, look), 30, every=0.3)  # type: ignore[misc]
+        wait_for(what, lambda node=node, look=look, ours=ours: ours <= seen_of_ours(stack, node, look), 60, every=0.3)  # type: ignore[misc]
         took[what] = time.monotonic() - began
         # What the SDN owns is the SDN's to put back.
-        stack.network.run("node2", ["iptables-restore"], input=saved, check=True)
-        wait_for("all as before", lambda node=node: fingerprint(stack, node) == wanted[node], 30)  # type: ignore[misc]
+        stack.network.run("node2", ["iptables-restore", "-w", "20"], input=saved, check=True)
+        wait_for("all as before", lambda node=node: fingerprint(stack, node) == wanted[node], 60)  # type: ignore[misc]
     for node in stack.network.nodes:
         stack.network.restart_ovs(node)
         began = time.monotonic()
-        wait_for("flows after a restart of Open vSwitch", lambda node=node: team.flow(node), 30)  # type: ignore[misc]
+        wait_for("flows after a restart of Open vSwitch", lambda node=node: team.flow(node), 60)  # type: ignore[misc]
         took[f"Open vSwitch restarted on {node}"] = time.monotonic() - began
     team.steered(address)
     with capsys.disabled():
