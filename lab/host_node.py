@@ -111,7 +111,7 @@ def launch(stack: ExitStack, *argv: str) -> None:
     stack.callback(process.kill)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
     """Waits until `condition` holds; TimeoutError if that takes more than `seconds`."""
     end = time.monotonic() + seconds
     while not condition():

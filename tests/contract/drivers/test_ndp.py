@@ -11,6 +11,7 @@ import pytest
 
 from egress.addresses import Address
 from lab.fakes.node import FakeArp
+from lab.host_node import eventually
 from node_runner.drivers.errors import LinkFailed
 from node_runner.drivers.links import InterfaceLinks
 from node_runner.drivers.ndp import LinkNdp, _parsed
@@ -123,7 +124,7 @@ def test_an_announcement_moves_what_the_neighbours_know(neighbour: Netns) -> Non
     link = InterfaceLinks(NODE_IP).facts()
     listener = _listening(neighbour)
     LinkNdp().announce("eth0", link.mac, [FREE])
-    assert link.mac in neighbour_entry(neighbour)
+    eventually(lambda: link.mac in neighbour_entry(neighbour))
     frame = listener.recv(512)
     listener.close()
     assert frame[:6] == bytes.fromhex("333300000001")
@@ -137,7 +138,7 @@ def _listening(neighbour: Netns) -> socket.socket:
     """What the neighbour hears of advertisements, after those that its kernel has a reason for."""
     with neighbour:
         listener = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x86DD))
-    listener.settimeout(5)
+    listener.settimeout(30)
     receive = listener.recv
 
     class Filtered:
