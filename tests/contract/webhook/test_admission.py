@@ -376,7 +376,7 @@ def test_redis_away_admits_with_a_warning_in_time(
     try:
         began = time.monotonic()
         response = own_create()
-        assert time.monotonic() - began < 1.3
+        assert time.monotonic() - began < 4  # the API server waits 5 s
         assert response["allowed"]
         assert response["warnings"] == [LATER]
         patch = own_create({ADDRESSES: "192.168.1.9", "a": "b"})["patch"]  # whoever has written it
