@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 from lab.site import Site
 
@@ -22,6 +22,9 @@ QUIET = (
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
 """As root in a container; and it asks nobody for updates."""
+PATIENCE = 30_000
+"""Milliseconds: Playwright's own five seconds are too few for a busy machine."""
+expect.set_options(timeout=PATIENCE)
 SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", ".lab/screenshots"))
 
 
@@ -73,7 +76,7 @@ def open_page(chromium: Browser, site: Site, watched: Watched) -> Iterator[Calla
     def opened(path: str = "/", **options: Any) -> Page:  # noqa: ANN401 - those of Browser.new_context
         context = chromium.new_context(base_url=site.url, **options)
         contexts.append(context)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         page.on("console", lambda message: watched.complaints.append(message.text))
         page.on("pageerror", lambda error: watched.complaints.append(str(error)))

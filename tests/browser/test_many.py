@@ -13,6 +13,7 @@ from lab.apiserver.process import EmbeddedCluster
 from lab.control_plane import install
 from lab.kube import Kube
 from lab.net.broker import Broker
+from tests.browser.conftest import PATIENCE
 from tests.contract.api.conftest import Api, Objects
 
 COUNT = 230
@@ -60,17 +61,20 @@ def api(make_api: Makes) -> Api:
     return make_api()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_pages_are_turned_and_a_filter_holds_over_them(api: Api, chromium: Browser) -> None:
     context = chromium.new_context(base_url=f"http://127.0.0.1:{api.port}")
     try:
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         page.goto("/assignments?sort=address")
         rows = page.locator("tbody tr")
         expect(rows).to_have_count(100)
         seen = set(rows.locator("td:first-child").all_inner_texts())
         for count in (100, 30):
+            before = page.url
             page.get_by_role("link", name="Next page").press("Enter")
+            expect(page).not_to_have_url(before)  # it has as many rows
             expect(rows).to_have_count(count)
             seen |= set(rows.locator("td:first-child").all_inner_texts())
         assert len(seen) == COUNT, "each once"
@@ -89,21 +93,22 @@ def test_pages_are_turned_and_a_filter_holds_over_them(api: Api, chromium: Brows
         context.close()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_page_that_was_turned_away_follows_again(make_api: Makes, chromium: Browser) -> None:
     """A browser does not ask again by itself for a stream that was answered with an error."""
     api = make_api(HAWSE_API_LISTENERS="1")
     context = chromium.new_context(base_url=f"http://127.0.0.1:{api.port}")
     try:
+        context.set_default_timeout(PATIENCE)
         first, second = context.new_page(), context.new_page()
         first.goto("/assignments")
         expect(first.locator("tbody tr")).to_have_count(100)
         second.goto("/assignments?sort=address")
         notice = second.get_by_text("This page does not follow what happens")
-        expect(notice).to_be_visible(timeout=15_000)
+        expect(notice).to_be_visible()
         first.close()
-        expect(notice).to_be_hidden(timeout=30_000)  # the server finds out within ten seconds that it has gone
+        expect(notice).to_be_hidden()  # the server finds out within ten seconds that it has gone
         make_api.objects.claim("10.0.0.1", namespace="the-first")
-        expect(second.locator("tbody tr").first).to_contain_text("the-first", timeout=15_000)
+        expect(second.locator("tbody tr").first).to_contain_text("the-first")
     finally:
         context.close()
