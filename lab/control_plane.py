@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import trustme
@@ -48,7 +49,7 @@ class ControlPlane:
         self.directory = directory
         self._processes: dict[str, guarded.Guarded] = {}
         self._kubeconfigs = kubeconfigs
-        self.port, self.api_port = _free_port(), _free_port()
+        self.port, self.api_port = free_ports(2)
         self._authority = trustme.CA(organization_name="Hawse lab webhook")
         self.issue_certificate()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HAWSE_")}
@@ -142,6 +143,7 @@ class ControlPlane:
         for webhook in (webhook for configuration in configurations for webhook in configuration["webhooks"]):
             path = webhook["clientConfig"]["service"]["path"]
             webhook["clientConfig"] = {"url": f"https://127.0.0.1:{self.port}{path}", "caBundle": authority}
+            webhook["timeoutSeconds"] = 30  # a busy machine may keep it from answering
         return configurations
 
     def register_webhooks(self, kube: Kube) -> None:
@@ -149,8 +151,8 @@ class ControlPlane:
         for configuration in self.webhook_configurations():
             label = configuration["kind"]
             kube.create(configuration | {"webhooks": [*configuration["webhooks"], marker.webhook(label)]})
-            deadline = time.monotonic() + 15
-            while not _refused(kube, marker.config_map(label)):
+            deadline = time.monotonic() + 90
+            while not marker.in_effect(kube, label):
                 if time.monotonic() > deadline:
                     raise ControlPlaneError(f"the API server does not heed the {label}")
                 time.sleep(0.05)
@@ -167,14 +169,6 @@ class ControlPlane:
             time.sleep(0.05)
         end = self.log(component).read_text(errors="replace").strip()[-500:]
         raise ControlPlaneError(f"{component} did not start: read {self.log(component)}: {end}")
-
-
-def _refused(kube: Kube, manifest: Json) -> bool:
-    try:
-        kube.create(manifest, query="?dryRun=All")
-    except KubeError as error:
-        return error.code == 500
-    return False
 
 
 def install(kube: Kube) -> None:
@@ -195,8 +189,10 @@ def install(kube: Kube) -> None:
                 time.sleep(0.1)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[int]:
+    """TCP ports of the loopback interface that nobody has now, no two the same."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]

@@ -4,7 +4,7 @@ A configuration gets one more webhook, which fails for the objects of one label;
 the whole configuration is in effect.
 """
 
-from lab.kube import Json
+from lab.kube import Json, Kube, KubeError
 
 _LABEL = "lab.hawse.dev/marker"
 
@@ -22,6 +22,15 @@ def webhook(label: str) -> Json:
             {"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"]},
         ],
     }
+
+
+def in_effect(kube: Kube, label: str) -> bool:
+    """Whether the API server asks the webhooks of the configuration that has `label`."""
+    try:
+        kube.create(config_map(label), query="?dryRun=All")
+    except KubeError as error:
+        return error.code == 500
+    return False
 
 
 def config_map(label: str) -> Json:

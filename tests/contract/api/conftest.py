@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from standardwebhooks import Webhook
 
 from egress.adapters.ledger import Ledger
 from lab.apiserver.process import EmbeddedCluster
-from lab.control_plane import install
+from lab.control_plane import free_ports, install
 from lab.kube import Kube
 from lab.net.broker import Broker
 
@@ -116,7 +115,7 @@ class Api:
     def __init__(self, directory: Path, kubeconfig: Path, redis_url: str, **settings: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.port, self.health_port = _free_port(), _free_port()
+        self.port, self.health_port = free_ports(2)
         self.profiles = directory / "profiles.yaml"
         self._log = directory / "log"
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("HAWSE_")} | {
@@ -228,13 +227,6 @@ class Sender:
 
     def send(self, body: bytes, **how: Any) -> Answer:
         return self.post(body, self.sign(body, **how))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture

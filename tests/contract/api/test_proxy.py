@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
+from lab.control_plane import free_ports
 from tests.contract.api.conftest import Answer, Api, Json, Objects
 
 CONFIGURATION = """
@@ -133,9 +134,7 @@ class Proxy:
     """nginx before `api`."""
 
     def __init__(self, directory: Path, api: Api, configuration: str = CONFIGURATION, **facts: object) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
         self._api = api
         directory.mkdir()
         (directory / "users").write_text("ana:{PLAIN}secret\n")

@@ -4,7 +4,6 @@ It never sees a table here, so it only reads."""
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 import urllib3
 
 from egress.adapters.ledger import Ledger
+from lab.control_plane import free_ports
 from lab.net.broker import Broker
 
 http = urllib3.PoolManager(retries=False, timeout=10.0)
@@ -30,9 +30,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 @pytest.fixture
 def runner(tmp_path: Path, broker: Broker, ledger: Ledger) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     environment = {
         "HAWSE_REDIS_URL": broker.unix_url,
         "HAWSE_NODE_NAME": "n1",

@@ -23,6 +23,7 @@ from cryptography import x509
 
 from egress.adapters.ledger import Ledger, Offer
 from egress.objects import EgressPool, Selector
+from lab.control_plane import free_ports
 from lab.net.broker import Broker
 
 RECORDED = Path(__file__).parents[2] / "fixtures" / "admission"
@@ -41,7 +42,7 @@ class Webhook:
         self._authority = trustme.CA()
         self._versions = 0
         self._log = directory / "log"
-        self.port, self.health_port = _free_port(), _free_port()
+        self.port, self.health_port = free_ports(2)
         self._environment = os.environ | {
             "HAWSE_REDIS_URL": redis_url,
             "HAWSE_LISTEN_HOST": "127.0.0.1",
@@ -134,7 +135,7 @@ class Webhook:
         """Waits until `check` is true; a refused connection is as good as false."""
         deadline = time.monotonic() + seconds
         while True:
-            with suppress(OSError):
+            with suppress(OSError, http.client.HTTPException):
                 if check():
                     return
             assert time.monotonic() < deadline, self.log()
@@ -179,13 +180,6 @@ def _address(connection: http.client.HTTPSConnection) -> str:
     return f"{response['allowed']} {'patch' in response}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[Broker]:
     with Broker(tmp_path / "broker", port=0) as broker:
@@ -222,11 +216,11 @@ def test_it_waits_for_its_certificate_and_says_so(webhook: Webhook) -> None:
 def test_it_may_be_ended_while_it_waits(webhook: Webhook) -> None:
     webhook.until(lambda: "waiting for the certificate" in webhook.log())
     webhook.process.terminate()
-    assert webhook.process.wait(20) == 0
+    assert webhook.process.wait(60) == 0
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("settings", [{"HAWSE_DRAIN_TIME": "0"}])
+@pytest.mark.parametrize("settings", [{"HAWSE_DRAIN_TIME": "0", "HAWSE_REDIS_TIMEOUT": "5"}])
 def test_certificates_change_without_a_failed_request(webhook: Webhook) -> None:
     serial = webhook.issue()
     webhook.until(lambda: webhook.served() == serial)
@@ -242,7 +236,7 @@ def test_certificates_change_without_a_failed_request(webhook: Webhook) -> None:
     assert callers.failures == []
     assert set(callers.answers) == {"True True"}
     webhook.process.terminate()
-    assert webhook.process.wait(20) == 0
+    assert webhook.process.wait(60) == 0
 
 
 def test_a_certificate_with_anothers_key_is_not_served(webhook: Webhook) -> None:
@@ -286,7 +280,7 @@ def test_it_ends_when_nobody_asks_any_more_and_finishes_what_it_has_begun(webhoo
     for thread in last:
         thread.join()
     assert results == ["True True"] * 4
-    assert webhook.process.wait(20) == 0
+    assert webhook.process.wait(60) == 0
     assert "error" not in webhook.log()
 
 
@@ -327,4 +321,4 @@ def test_a_serving_process_that_dies_ends_the_program(webhook: Webhook) -> None:
     webhook.until(lambda: webhook.get("/healthz")[0] == 200)
     (serving,) = webhook.answering()
     os.kill(serving, signal.SIGKILL)
-    assert webhook.process.wait(20) == 1  # so that whoever started it begins again
+    assert webhook.process.wait(60) == 1  # so that whoever started it begins again

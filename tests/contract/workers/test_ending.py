@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from celery import Celery
 from egress.adapters.ledger import Ledger
 from egress.messages import CONTROL_QUEUE, NAMESPACE_TASK, PUBLISH_TASK, SWEEP_TASK, TABLE_QUEUE, sending_config
 from lab.apiserver.process import EmbeddedCluster
-from lab.control_plane import install
+from lab.control_plane import free_ports, install
 from lab.kube import Kube
 from lab.net.broker import Broker
 
@@ -37,9 +36,7 @@ class Process:
     """One of Hawse's processes, with a health port of its own."""
 
     def __init__(self, name: str, directory: Path, environment: dict[str, str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
         environment |= {"HAWSE_HEALTH_HOST": "127.0.0.1", "HAWSE_HEALTH_PORT": str(self.port)}
         with (directory / f"{name}.log").open("wb") as log:
             command = [Path(sys.executable).parent / f"hawse-{name}"]
