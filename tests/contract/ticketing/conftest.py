@@ -57,7 +57,7 @@ class Desk:
     def webhook(self, url: str, **fields: object) -> Json:
         """The profile `fw`, of a webhook at `url`."""
         files = [self.secret("webhook", SECRET)]
-        return {"name": "fw", "type": "webhook", "url": url, "secretFiles": files, "timeout": 0.5, **fields}
+        return {"name": "fw", "type": "webhook", "url": url, "secretFiles": files, "timeout": 5, **fields}
 
     def pool(self, name: str, profile: str) -> None:
         spec = {"cidrs": ["10.0.0.0/16"], "ticketProfile": profile}

@@ -32,7 +32,7 @@ PROCESSES = 2
 BETWEEN_KILLS = (120, 280)
 """How many requests come between one kill and the next: more than five kills in two thousand."""
 SCRIPT = Path(sys.executable).parent / "hawse-tickets"
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 class Crew:
@@ -119,7 +119,7 @@ def claims(desk: Desk) -> list[EgressAddress]:
 
 def until_told(desk: Desk, broker: Broker, event: Event) -> None:
     """Asks for runs, as the reconcile does, until `event` is told of every claim."""
-    send, deadline = sender(broker.unix_url), time.monotonic() + 150
+    send, deadline = sender(broker.unix_url), time.monotonic() + 250
     while True:
         missing = [claim for claim in claims(desk) if claim.ticket is None or claim.ticket.told is not event]
         if not missing:
@@ -135,10 +135,10 @@ def test_none_is_doubled_and_none_is_missing(desk: Desk, broker: Broker, crew: C
         receiver = stack.enter_context(Receiver())
         snow = stack.enter_context(ServiceNow())
         jira = stack.enter_context(Jira())
-        quick = {"timeout": 1, "settle": 1, "release": "own"}
+        quick = {"timeout": 10, "settle": 5, "release": "own"}
         token = desk.secret("token", "t0ken")
         desk.write(
-            desk.webhook(receiver.url, timeout=1),
+            desk.webhook(receiver.url, timeout=10),
             {"name": "snow", "type": "servicenow", "url": snow.url, "tokenFile": token, **quick},
             {"name": "jira", "type": "jira", "url": jira.url, "tokenFile": token, "project": "FW", **quick},
         )

@@ -24,7 +24,7 @@ def snow() -> Iterator[ServiceNow]:
 def told(desk: Desk, snow: ServiceNow) -> Desk:
     """A desk whose pool `prod` demands an approval, which ServiceNow is asked for, with one claim told of."""
     poll = {"interval": 0.01}
-    credentials = {"tokenFile": desk.secret("token", "t0ken"), "timeout": 1, "settle": 0}
+    credentials = {"tokenFile": desk.secret("token", "t0ken"), "timeout": 5, "settle": 0}
     desk.write({"name": "snow", "type": "servicenow", "url": snow.url, "poll": poll, **credentials})
     desk.pool("prod", "snow")
     desk.claim(A, "shop", uid=desk.namespace("shop"), approval="required")

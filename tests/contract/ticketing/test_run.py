@@ -101,6 +101,7 @@ def test_the_first_node_is_no_move_and_each_later_one_is(told: Desk, receiver: R
 
 @pytest.mark.parametrize("fault", [Fault.DOWN, Fault.SLOW, Fault.ERROR, Fault.UNAVAILABLE, Fault.BUSY_UNTIL])
 def test_a_system_that_fails_is_asked_again_later_and_told_once(told: Desk, receiver: Receiver, fault: Fault) -> None:
+    told.write(told.webhook(receiver.url, timeout=2))  # it is what ends the waiting
     receiver.misbehave(fault)
     told.run()
     assert said(receiver) == []
@@ -117,6 +118,7 @@ def test_a_system_that_fails_is_asked_again_later_and_told_once(told: Desk, rece
 
 @pytest.mark.parametrize("fault", [Fault.FILED_AND_SILENT, Fault.FILED_AND_DOWN])
 def test_what_was_filed_without_an_answer_is_filed_once(told: Desk, receiver: Receiver, fault: Fault) -> None:
+    told.write(told.webhook(receiver.url, timeout=2))  # it is what ends the waiting
     receiver.misbehave(fault)
     told.run()
     assert told.read(A).ticket.sending is Event.ASSIGNED  # type: ignore[union-attr]

@@ -58,7 +58,7 @@ def test_a_bearer_token_will_do(office: Any, jira: Jira, notice: Any) -> None:
 
 @pytest.mark.parametrize("fault", ["filed-and-silent", "filed-and-down", "garbage", "oversize"])
 def test_what_was_filed_without_an_answer_is_found_again(office: Any, jira: Jira, notice: Any, fault: str) -> None:
-    system = office.system("jira", jira.url, timeout=0.5)
+    system = office.system("jira", jira.url, timeout=2)
     jira.misbehave(fault)
     with pytest.raises(TicketAwayError) as caught:
         system.tell(notice(), resumed=False)
@@ -78,7 +78,7 @@ def test_what_was_not_filed_is_filed_when_resumed(office: Any, jira: Jira, notic
 
 @pytest.mark.parametrize("event", [Event.MOVED, Event.CONFLICT, Event.QUARANTINED, Event.RELEASED])
 def test_what_comes_later_is_a_comment_written_once(office: Any, jira: Jira, notice: Any, event: Event) -> None:
-    system = office.system("jira", jira.url, closeTransition="Closed", timeout=0.5)
+    system = office.system("jira", jira.url, closeTransition="Closed", timeout=2)
     ticket = _filed(system, notice())
     later = notice(event, handle=ticket.handle, reference=ticket.reference, conflict="two nodes")
     jira.misbehave("filed-and-silent", about="/comment")
@@ -119,7 +119,7 @@ def test_a_release_is_told_though_somebody_closed_the_issue(office: Any, jira: J
 
 
 def test_a_release_may_have_its_own_issue_and_no_more_than_one(office: Any, jira: Jira, notice: Any) -> None:
-    system = office.system("jira", jira.url, release="own", timeout=0.5)
+    system = office.system("jira", jira.url, release="own", timeout=2)
     ticket = _filed(system, notice())
     later = notice(Event.RELEASED, handle=ticket.handle, reference=ticket.reference)
     jira.misbehave("filed-and-silent")

@@ -62,7 +62,7 @@ def test_a_bearer_token_will_do(office: Any, servicenow: ServiceNow, notice: Any
 def test_what_was_filed_without_an_answer_is_found_again(
     office: Any, servicenow: ServiceNow, notice: Any, fault: str
 ) -> None:
-    system = office.system("servicenow", servicenow.url, timeout=0.5)
+    system = office.system("servicenow", servicenow.url, timeout=2)
     servicenow.misbehave(fault)
     with pytest.raises(TicketAwayError) as caught:
         system.tell(notice(), resumed=False)
@@ -100,7 +100,7 @@ def test_a_table_without_correlation_is_refused_and_nobodys_record_taken(
 def test_what_comes_later_is_a_work_note_written_once(
     office: Any, servicenow: ServiceNow, notice: Any, event: Event
 ) -> None:
-    system = office.system("servicenow", servicenow.url, closeFields={"state": "3"}, timeout=0.5)
+    system = office.system("servicenow", servicenow.url, closeFields={"state": "3"}, timeout=2)
     ticket = _filed(system, notice())
     later = notice(event, handle=ticket.handle, reference=ticket.reference, conflict="two nodes")
     servicenow.misbehave("filed-and-silent")
@@ -129,7 +129,7 @@ def test_a_note_that_never_arrived_is_written_when_resumed(office: Any, servicen
 def test_a_release_may_have_its_own_record_and_no_more_than_one(
     office: Any, servicenow: ServiceNow, notice: Any
 ) -> None:
-    system = office.system("servicenow", servicenow.url, release="own", timeout=0.5)
+    system = office.system("servicenow", servicenow.url, release="own", timeout=2)
     ticket = _filed(system, notice())
     later = notice(Event.RELEASED, handle=ticket.handle, reference=ticket.reference)
     servicenow.misbehave("filed-and-silent")
