@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -212,9 +213,11 @@ def test_killed_at_every_write_of_a_rotation(kube: Kube, cluster: lab.Cluster, b
 def test_several_keepers_at_once_agree(kube: Kube, cluster: lab.Cluster) -> None:
     both(kube)
     errors: list[str] = []
+    together = threading.Barrier(4)
 
     def run() -> None:
         keeper = Keeper(Cluster(str(cluster.kubeconfig)), "hawse-system", POLICY)
+        together.wait()
         for _ in range(40):
             try:
                 if not keeper.step():
@@ -251,7 +254,7 @@ def test_an_api_server_that_is_away_is_waited_for(kube: Kube, cluster: lab.Clust
     thread = threading.Thread(target=keeper.run, args=(stop,))
     thread.start()
     cluster.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not any(name["metadata"]["name"] == "hawse-webhook-tls" for name in kube.call("GET", SECRETS)["items"]):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -310,7 +313,7 @@ class Webhook:
 
 @pytest.fixture
 def served(kube: Kube, cluster: lab.Cluster, tmp_path: Path) -> Iterator[tuple[Webhook, Keeper]]:
-    keeper = Keeper(Cluster(str(cluster.kubeconfig)), "hawse-system", Policy(NAMES, 10.0, 18.0, wait=1.5))
+    keeper = Keeper(Cluster(str(cluster.kubeconfig)), "hawse-system", Policy(NAMES, 30.0, 54.0, wait=5.0))
     settle(keeper)
     webhook = Webhook(kube, tmp_path)
     for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
@@ -321,6 +324,7 @@ def served(kube: Kube, cluster: lab.Cluster, tmp_path: Path) -> Iterator[tuple[W
     webhook.server.server_close()
 
 
+@pytest.mark.timeout(300)
 def test_no_request_fails_while_everything_is_rotated(
     served: tuple[Webhook, Keeper], kube: Kube, cluster: lab.Cluster
 ) -> None:
@@ -330,7 +334,8 @@ def test_no_request_fails_while_everything_is_rotated(
 
     def keep() -> None:
         while not stop.wait(0.1):
-            settle(keeper)
+            with suppress(TransientError):
+                settle(keeper)
             stop.wait(0.2)
             webhook.load()
 
@@ -349,7 +354,7 @@ def test_no_request_fails_while_everything_is_rotated(
     for thread in threads:
         thread.start()
     authorities: set[str] = set()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while len(authorities) < 3 and time.monotonic() < deadline and not failed:
         seen.add(secret(kube)["tls.crt"])
         authorities |= {item.pem for item in pki.read_certificates(trusted(kube)[0])}
