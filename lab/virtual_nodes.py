@@ -62,6 +62,7 @@ class _Node:
     broker: redis.Redis
     heartbeat: Heartbeat
     due: threading.Event = field(default_factory=threading.Event)
+    steps: threading.Lock = field(default_factory=threading.Lock)
 
 
 class VirtualNodes:
@@ -87,8 +88,7 @@ class VirtualNodes:
         self._redis_url = redis_url
         self._probe = probe
         self._beating = beating
-        self.mend = True
-        """Set to False, the runners leave their nodes as they are, and only say what is on them when they are asked."""
+        self._mend = True
         self.deaf: set[str] = set()
         """The nodes that do not answer."""
         self._ips = {f"node{number}": address for number, address in enumerate(addresses, 1)}
@@ -97,6 +97,18 @@ class VirtualNodes:
     def nodes(self) -> Mapping[str, FakeNode]:
         """What is on each node, by its name."""
         return {name: node.fake for name, node in self._running.items()}
+
+    @property
+    def mend(self) -> bool:
+        """Set to False, the runners leave their nodes as they are, and only say what is on them when they are asked."""
+        return self._mend
+
+    @mend.setter
+    def mend(self, mend: bool) -> None:
+        self._mend = mend
+        for node in self._running.values():
+            with node.steps:  # what had begun is over
+                pass
 
     def create(self, kube: Kube) -> None:
         """Makes their Node and HostSubnet objects. All may host addresses."""
@@ -184,6 +196,7 @@ class VirtualNodes:
             node.due.clear()
             if name not in self.deaf:
                 node.runner.answer_inspections()
-            if self.mend:
-                node.runner.step()
+            with node.steps:
+                if self._mend:
+                    node.runner.step()
             node.due.wait(_CHECK_SECONDS)
