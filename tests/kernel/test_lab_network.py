@@ -131,27 +131,36 @@ def test_a_capture_shows_what_passed_and_when(lab: NetworkLab, pods: Callable[..
 
 def test_streams_count_every_attempt(lab: NetworkLab, pods: Callable[..., Pod]) -> None:
     pod, quiet = pods("p1", "node1"), pods("p2", "node2")
-    requests = lab.traffic(pod, interval=0.05, timeout=0.5)
+    requests = lab.traffic(pod, interval=0.05, timeout=2)
     datagrams = lab.traffic(quiet, interval=0.02, protocol="udp")
     time.sleep(1)
+    cutting = time.time()
     lab.isolate("node1")
     cut = time.time()
-    time.sleep(1)
+    time.sleep(3)
+    restoring = time.time()
     lab.restore("node1")
     restored = time.time()
-    time.sleep(1)
+    _until(lambda: any(attempt.source and attempt.began > restored for attempt in requests.attempts()))
     attempts = requests.stop()
     sent = datagrams.stop()
     assert [attempt.number for attempt in attempts] == list(range(len(attempts)))
-    assert len(attempts) > 40
-    assert all(attempt.source == NODE1 for attempt in attempts if attempt.ended < cut - 0.1)
-    assert {attempt.outcome for attempt in attempts if cut + 0.1 < attempt.began < restored - 0.6} <= {
+    assert len(attempts) > 10
+    assert all(attempt.source == NODE1 for attempt in attempts if attempt.ended < cutting - 0.1)
+    assert {attempt.outcome for attempt in attempts if cut + 0.1 < attempt.began < restoring - 2.1} <= {
         "timeout",
         "EHOSTUNREACH",
     }
     assert attempts[-1].outcome == "answered"
-    received = [entry.text for entry in lab.datagrams() if entry.source == NODE2]
-    assert received == [str(attempt.number) for attempt in sent]
+    numbers = [str(attempt.number) for attempt in sent]
+    _until(lambda: [entry.text for entry in lab.datagrams() if entry.source == NODE2] == numbers)
+
+
+def _until(check: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_open_vswitch_restarts_as_on_a_node(lab: NetworkLab, pods: Callable[..., Pod]) -> None:
