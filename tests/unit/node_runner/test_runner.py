@@ -79,6 +79,19 @@ class Told:
         self.tasks.append(task)
 
 
+class Clock:
+    """Time that stands still until a test moves it."""
+
+    now = 1000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    return clock
+
+
 @pytest.fixture
 def ledger() -> FakeLedger:
     return FakeLedger()
@@ -241,7 +254,7 @@ def test_drift_is_counted_and_nothing_else_is(
 
 
 def test_neither_a_failed_pass_nor_an_address_won_at_last_is_drift(
-    lab: Any, runner: Runner, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch
+    lab: Any, runner: Runner, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     def fail(_: object) -> None:
         raise IptablesFailed("no")
@@ -256,14 +269,14 @@ def test_neither_a_failed_pass_nor_an_address_won_at_last_is_drift(
     runner.step()
     assert [claim.held for claim in ledger.last.claims] == [True, False]
     lab.fake.arp.neighbours.clear()
-    time.sleep(0.06)
+    clock.now += 0.06
     runner.step()
     assert [claim.held for claim in ledger.last.claims] == [True, True]
     assert ledger.last.repairs == 0
 
 
 def test_a_refusal_rests_and_is_told_at_once(
-    lab: Any, runner: Runner, ledger: FakeLedger, told: Told, row: Row
+    lab: Any, runner: Runner, ledger: FakeLedger, told: Told, row: Row, clock: Clock
 ) -> None:
     lab.fake.arp.neighbours[A] = "aa:bb"
     ledger.begin("e1", row())
@@ -273,7 +286,7 @@ def test_a_refusal_rests_and_is_told_at_once(
     runner.step()
     assert lab.order == []
     assert told.times == 1
-    time.sleep(0.06)
+    clock.now += 0.06
     runner.step()
     assert lab.order == ["probe"]
     assert ledger.last.claims[0].reason == "AddressInUse"
@@ -491,14 +504,14 @@ def hasty(lab: Any, ledger: Any, told: Told) -> Runner:
 
 
 def test_without_its_link_and_the_table_a_node_gives_its_addresses_up(
-    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row
+    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row, clock: Clock
 ) -> None:
     ledger.begin("e1", row(acknowledged=True))
     hasty.step()
     assert lab.addresses == {str(A)}
     ledger.away, lab.fake.links.carrier = True, False
     hasty.step()
-    time.sleep(0.06)
+    clock.now += 0.06
     hasty.step()
     assert lab.addresses == set()
     assert lab.flow() == "drop"
@@ -512,13 +525,15 @@ def test_without_its_link_and_the_table_a_node_gives_its_addresses_up(
     assert lab.addresses == {str(A)}
 
 
-def test_without_the_ledger_alone_it_keeps_them(hasty: Runner, lab: Any, ledger: FakeLedger, row: Row) -> None:
+def test_without_the_ledger_alone_it_keeps_them(
+    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row, clock: Clock
+) -> None:
     ledger.begin("e1", row(acknowledged=True))
     hasty.step()
     ledger.away = True
     for _ in range(3):
         hasty.step()
-        time.sleep(0.06)
+        clock.now += 0.06
     assert lab.addresses == {str(A)}
     assert "set_field" in lab.flow()
 
@@ -589,7 +604,7 @@ def test_they_go_before_anything_else_is_looked_at(
 
 
 def test_a_link_that_was_down_for_long_while_a_pass_went_on_counts(
-    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row
+    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row, clock: Clock
 ) -> None:
     ledger.begin("e1", row(acknowledged=True))
     hasty.step()
@@ -597,14 +612,16 @@ def test_a_link_that_was_down_for_long_while_a_pass_went_on_counts(
     hasty.step()
     lab.fake.links.carrier = False
     hasty.look_anew()  # the kernel tells of it
-    time.sleep(0.06)
+    clock.now += 0.06
     lab.fake.links.carrier = True
     hasty.look_anew()
     hasty.step()
     assert lab.addresses == set()
 
 
-def test_a_cut_that_ends_in_time_is_forgotten(hasty: Runner, lab: Any, ledger: FakeLedger, row: Row) -> None:
+def test_a_cut_that_ends_in_time_is_forgotten(
+    hasty: Runner, lab: Any, ledger: FakeLedger, row: Row, clock: Clock
+) -> None:
     ledger.begin("e1", row(acknowledged=True))
     hasty.step()
     ledger.away, lab.fake.links.carrier = True, False
@@ -612,7 +629,7 @@ def test_a_cut_that_ends_in_time_is_forgotten(hasty: Runner, lab: Any, ledger: F
     lab.fake.links.carrier = True
     hasty.step()
     assert lab.addresses == {str(A)}
-    time.sleep(0.06)
+    clock.now += 0.06
     lab.fake.links.carrier = False
     hasty.step()
     lab.fake.links.carrier = True
@@ -681,13 +698,13 @@ def test_who_is_told_of_a_change_looks_though_it_was_nudged(
 
 
 def test_what_it_hears_of_its_own_writing_while_it_goes_on_is_no_touch(
-    runner: Runner, lab: Any, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, lab: Any, ledger: FakeLedger, row: Row, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """A pass may wait half a second between its first flow and its last: for the link to answer."""
     monkeypatch.setattr("node_runner.runner.ECHO_SECONDS", 0.3)
     ledger.begin("e1", row(None))
     runner.step()
-    time.sleep(0.35)
+    clock.now += 0.35
     apply = lab.fake.nat.apply
 
     def told_meanwhile(change: Any) -> None:

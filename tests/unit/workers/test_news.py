@@ -74,15 +74,20 @@ def test_warnings_come_before_what_is_well() -> None:
     assert written.reasons == ["r0", "r2", "r3", "r1"]
 
 
-def test_a_burst_is_spread_over_time() -> None:
+def test_a_burst_is_spread_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, pauses = [100.0], list[float]()
+    monkeypatch.setattr(news, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
     written: Any = Written()
-    pauses: list[float] = []
-    told = News(written, sleep=pauses.append)
+    told = News(written, sleep=sleep)
     for number in range(news.AT_ONCE + 20):
         told.tell(item(number))
     until(lambda: len(written.reasons) == news.AT_ONCE + 20)
-    assert 10 <= len(pauses) <= 20  # some came back meanwhile
-    assert all(0 < pause <= 21 / news.PER_SECOND for pause in pauses)
+    assert pauses == pytest.approx([1 / news.PER_SECOND] * 20)
 
 
 def test_the_oldest_is_let_go_where_too_many_wait() -> None:

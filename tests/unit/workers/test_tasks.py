@@ -23,7 +23,7 @@ def test_a_broker_that_is_away_is_an_error_that_may_pass(task: str) -> None:
         before = time.monotonic()
         with pytest.raises(TransientError, match="the broker is away"):
             send(task, [], "control")
-        assert time.monotonic() - before < 5
+        assert time.monotonic() - before < 30
 
 
 @pytest.mark.parametrize(
