@@ -13,6 +13,7 @@ from pathlib import Path
 
 import trustme
 import yaml
+from urllib3.exceptions import HTTPError
 
 from lab import marker
 from lab.accounts import user_of
@@ -177,13 +178,13 @@ def install(kube: Kube) -> None:
     kube.apply_files([deploy / "base" / "namespace.yaml", deploy / "base" / "rbac.yaml"])
     kube.apply_files((deploy / "crds").glob("egress*.yaml"))
     kube.apply_files((deploy / "components" / "network-objects").glob("*s.yaml"))
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 90
     for kind in ("HostSubnet", "NetNamespace", "EgressPool", "EgressAddress"):
         while True:
             try:
                 kube.list(kind)
                 break
-            except KubeError:
+            except (KubeError, HTTPError):  # it may close a connection when its kinds change
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)

@@ -82,8 +82,8 @@ class Site:
         self._pool("prod", "192.168.1.96/28")
         self._pool("bank", "192.168.1.112/28", ticketProfile=self.desk.name, approval="required")
         with closing(Ledger(self.broker.unix_url)) as ledger:
-            wait_for("the pools", lambda: ledger.is_ready() and len(ledger.offer().pools) == 2, 30)
-        wait_for("the API", lambda: _answers(f"{self.url}/pools"), 30)
+            wait_for("the pools", lambda: ledger.is_ready() and len(ledger.offer().pools) == 2, 90)
+        wait_for("the API", lambda: _answers(f"{self.url}/pools"), 90)
 
     def namespace(self, name: str, pool: str) -> str:
         """Makes a namespace; the address that it comes back with."""

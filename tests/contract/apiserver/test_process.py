@@ -132,7 +132,7 @@ def test_it_dies_with_its_parent(cluster_class: ClusterClass, tmp_path: Path, ev
         "print(cluster.pid, cluster.url, flush=True); os._exit(0)\n"
     )
     command = [sys.executable, "-P", "-c", code, str(ROOT), str(tmp_path)]
-    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=150, check=True).stdout
     pid, url = said.split()
     eventually(lambda: not _runs(int(pid)))
     eventually(lambda: not _listens(url))

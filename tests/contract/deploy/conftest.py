@@ -131,7 +131,7 @@ def installed(start: Callable[[], Installed]) -> Installed:
     return installed
 
 
-def until(check: Callable[[], Any], seconds: float = 30) -> Any:  # noqa: ANN401 - whatever `check` gives
+def until(check: Callable[[], Any], seconds: float = 90) -> Any:  # noqa: ANN401 - whatever `check` gives
     """What `check` gives once it gives something."""
     deadline = time.monotonic() + seconds
     while not (value := check()):

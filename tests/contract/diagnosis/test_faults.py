@@ -26,7 +26,7 @@ from lab.fakes.node import FakeNode
 from lab.site import Site
 from lab.stack import wait_for
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 Json = dict[str, Any]
 NETID = 0x1000
 MATCH = f"ip,reg0={NETID:#x}"
@@ -38,7 +38,7 @@ class Case:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.address = site.namespace("shop", "prod")
-        wait_for("the assignment", lambda: site.phase(self.address) == "Ready", 40)
+        wait_for("the assignment", lambda: site.phase(self.address) == "Ready", 90)
         self.host_name = site.node_of(self.address)
         self.other_name = next(name for name in site.nodes.nodes if name != self.host_name)
 
@@ -92,7 +92,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 def case(running: Case) -> Iterator[Case]:
     """With nothing wrong, and nobody who mends."""
     running.site.nodes.mend = True
-    wait_for("that all is well", running.is_well, 40)
+    wait_for("that all is well", running.is_well, 90)
     running.site.nodes.mend = False
     yield running
     running.site.nodes.mend = True
@@ -223,7 +223,7 @@ def test_an_address_that_another_host_has_from_the_beginning_is_a_conflict(case:
         return bool(found) and found[0]["kind"] == "Conflict" and "02:00:00:00:00:99" in found[0]["message"]
 
     try:
-        wait_for("that the conflict is named", named, 40, every=0.5)
+        wait_for("that the conflict is named", named, 90, every=0.5)
         assert case.faults("explain", "shop") == [], "it is no concern of others"
         assert "Conflict" in {fault["kind"] for fault in case.faults("verify")}
     finally:
@@ -251,7 +251,7 @@ def test_a_node_that_is_behind_is_named(case: Case) -> None:
         wait_for(
             "that they count as behind",
             lambda: {"NodeBehind"} <= {fault["kind"] for fault in case.faults("verify")},
-            30,
+            90,
             every=1,
         )
         behind = [fault for fault in case.faults("explain", "shop") if fault["kind"] == "NodeBehind"]

@@ -70,6 +70,7 @@ class Watched:
         monkeypatch.setattr(driver, "apply", counted)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
 def test_four_thousand(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     need("ip", "ovs-vsctl", "ovs-ofctl", "ovs-vswitchd", "setpriv", f"iptables-{variant}-restore")

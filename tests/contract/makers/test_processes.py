@@ -22,6 +22,7 @@ from tests.contract.makers.conftest import DEPLOY, Server, started
 from tests.contract.workers.conftest import World
 
 A = "192.168.1.102"
+pytestmark = pytest.mark.timeout(300)
 
 
 @contextmanager
@@ -59,13 +60,13 @@ def test_a_namespace_gets_its_address_and_gives_it_back_and_draining_takes_it_ba
             head = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressPool", "metadata": {"name": "prod"}}
             kube.create(head | {"spec": spec})
             add_node(kube, "node1", "192.168.1.17/24")
-            World.until(lambda: given(kube, "first"), 40)
+            World.until(lambda: given(kube, "first"), 90)
             with ovn_kubernetes(kube):
-                World.until(lambda: phase(kube, A) == "Ready", 40)
+                World.until(lambda: phase(kube, A) == "Ready", 90)
                 kube.delete("Namespace", "first")
-                World.until(lambda: kube.list("EgressIP") == [] and kube.list("EgressAddress") == [], 40)
-                World.until(lambda: given(kube, "second"), 40)
-                World.until(lambda: phase(kube, A) == "Ready", 40)
+                World.until(lambda: kube.list("EgressIP") == [] and kube.list("EgressAddress") == [], 90)
+                World.until(lambda: given(kube, "second"), 90)
+                World.until(lambda: phase(kube, A) == "Ready", 90)
                 _drain(server, tmp_path)
                 assert kube.list("EgressIP") == kube.list("EgressAddress") == kube.list("EgressPool") == []
             assert control.dead() == {}
@@ -105,7 +106,7 @@ def test_where_two_would_program_the_nodes_no_process_starts(server: Server, bro
         "HAWSE_HEALTH_PORT": "0",
     }
     command = [str(Path(sys.executable).parent / f"hawse-{process}")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 2
     assert "two would program the nodes: " in done.stderr
     assert "set HAWSE_NETWORK to runner, openshift-sdn or ovn-kubernetes" in " ".join(done.stderr.split())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import urllib3
 
 from egress.adapters.ledger import Ledger
@@ -22,6 +23,7 @@ from tests.contract.makers.test_processes import A, given, ovn_kubernetes, phase
 from tests.contract.workers.conftest import World
 from workers.census import CensusCollector
 
+pytestmark = pytest.mark.timeout(300)
 UNSEEN = Network.OVN_KUBERNETES.unseen
 
 
@@ -44,10 +46,10 @@ def test_tickets_pages_command_and_metrics(real_binaries: Path, broker: Broker, 
             head = {"apiVersion": "egress.hawse.dev/v1alpha1", "kind": "EgressPool", "metadata": {"name": "prod"}}
             kube.create(head | {"spec": spec})
             add_node(kube, "node1", "192.168.1.17/24")
-            World.until(lambda: given(kube, "shop"), 40)
+            World.until(lambda: given(kube, "shop"), 90)
             with ovn_kubernetes(kube):
-                World.until(lambda: phase(kube, A) == "Ready", 40)
-                (ticket,) = World.until(lambda: desk.tickets, 40)
+                World.until(lambda: phase(kube, A) == "Ready", 90)
+                (ticket,) = World.until(lambda: desk.tickets, 90)
                 assert ticket["subject"] == A
                 assert ticket["data"]["namespace"] == "shop"
                 _shows(control, ledger)

@@ -211,7 +211,7 @@ class World:
         return self.ledger.usage().get(parse_address(address))
 
     @staticmethod
-    def until(check: Callable[[], T], seconds: float = 15) -> T:
+    def until(check: Callable[[], T], seconds: float = 60) -> T:
         """The first truthy answer."""
         import time
 

@@ -21,10 +21,11 @@ from lab.control_plane import free_ports, install
 from lab.kube import Kube
 from lab.net.broker import Broker
 
+pytestmark = pytest.mark.timeout(300)
 http = urllib3.PoolManager(retries=False, timeout=10.0)
 
 
-def until(check: Callable[[], Any], seconds: float = 60) -> Any:
+def until(check: Callable[[], Any], seconds: float = 90) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := check()):
         assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
@@ -128,6 +129,6 @@ def test_asked_to_end_at_the_very_start_is_no_failure(start: Callable[[str], Pro
 def test_a_beat_asks_by_the_clock_and_releases(start: Callable[[str], Process], ledger: Ledger) -> None:
     beat = start("beat")
     until(lambda: ledger._redis.llen("hawse-broker:control") > 0)
-    assert beat.ready()
+    until(beat.ready)
     assert 'hawse_leader{component="beat"} 1.0' in beat.get("/metrics")[1]
     assert beat.end() == 0
