@@ -18,7 +18,8 @@ from lab.apiserver.objects import Json
 
 @dataclass
 class Webhook:
-    """A webhook server over TLS. ``answer`` makes the response of a request; ``requests`` are those received."""
+    """A webhook server over TLS. ``answer`` makes the response of a request; ``requests`` are those received, and
+    ``calls`` the same with their paths."""
 
     url: str
     ca: str
@@ -28,7 +29,7 @@ class Webhook:
     busy: int = 0
     most_busy: int = 0
     raw: bytes | None = None
-    paths: list[str] = field(default_factory=list)
+    calls: list[tuple[str, Json]] = field(default_factory=list)
 
     def respond(self, review: Json) -> bytes:
         request = review["request"]
@@ -63,7 +64,7 @@ def serve() -> Iterator[Webhook]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            hook.paths.append(self.path)
+            hook.calls.append((self.path, review["request"]))
             body = hook.respond(review)
             with contextlib.suppress(OSError):  # the server gives up on a slow answer
                 self.send_response(200)

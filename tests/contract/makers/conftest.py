@@ -48,6 +48,7 @@ class Server:
         """What `user` has written since this was asked last: verb, resource with its subresource, and name. Refused
         writes too; Events are left out."""
         lines = self.audit.read_bytes()[self.read :]
+        lines = lines[: lines.rfind(b"\n") + 1]  # the last may be half written
         self.read += len(lines)
         found = set()
         for event in map(json.loads, lines.splitlines()):

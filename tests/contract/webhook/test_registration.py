@@ -36,12 +36,10 @@ class Cluster:
     def asked(self) -> list[str]:
         """Which webhooks were asked about which operation since this was last called, each once: an API server whose
         watch cache is a moment behind reads the object again, and asks again."""
-        calls = {
-            f"{path.partition('?')[0]} {request['operation']}"
-            for path, request in zip(self.stub.paths, self.stub.requests, strict=True)
-        }
-        self.stub.paths.clear()
-        self.stub.requests.clear()
+        calls = set()
+        while self.stub.calls:  # it may be asked meanwhile
+            path, request = self.stub.calls.pop(0)
+            calls.add(f"{path.partition('?')[0]} {request['operation']}")
         return sorted(calls)
 
 

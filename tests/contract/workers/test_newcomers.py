@@ -152,6 +152,7 @@ def test_without_an_index_nothing_is_known(world: World, watched: Watched) -> No
 def test_after_a_restore_of_the_api_server_the_watch_is_believed_again(world: World, watched: Watched) -> None:
     """Its versions have begun anew, below what was seen before."""
     create(world, "app")
+    watched.await_("Namespace", "app")
     world.ledger.saw_versions({Kind.NAMESPACE.label: 10**9})
     assert not newcomers.converge(world.context, "app")
     assert Kind.NAMESPACE.label not in world.ledger.seen_versions()

@@ -161,7 +161,8 @@ def test_an_approval_that_was_withdrawn_is_not_taken_for_one(world: World, watch
     )
     world.run(PUBLISH_TASK)
     decide(world, Verdict.APPROVED)
-    world.until(lambda: watched._mirrors[Kind.EGRESS_ADDRESS].items()[A].decision)
+    mirror = watched._mirrors[Kind.EGRESS_ADDRESS]
+    world.until(lambda: (item := mirror.item(A)) is not None and item.decision)
     world.run(PUBLISH_TASK)
     world.tasks.clear()
     assert [hop.acknowledged for hop in row(world).hops] == [False]  # type: ignore[union-attr]
