@@ -1,11 +1,13 @@
 """One namespace's way: claim, bind, release (DESIGN.md §2, §5)."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
+from egress.adapters import manifests
 from egress.adapters.ledger import request_holder
 from egress.messages import NAMESPACE_TASK, PLACE_TASK, PUBLISH_TASK, RECONCILE_TASK, SWEEP_TASK
 from egress.table import NodeReport
@@ -189,7 +191,7 @@ def test_a_namespace_on_its_way_out_keeps_its_address(world: Any) -> None:
 
 
 def test_a_released_address_waits_in_quarantine_and_is_then_free(world: Any) -> None:
-    world.pool("prod", f"{A}-{B}", quarantine="1s")
+    world.pool("prod", f"{A}-{B}", quarantine="60s")
     world.node("node2", "192.168.1.18")
     world.namespace("app")
     world.reconcile()
@@ -205,7 +207,10 @@ def test_a_released_address_waits_in_quarantine_and_is_then_free(world: Any) -> 
     world.namespace("other")
     world.reconcile()
     assert world.annotation("other") == B
-    world.until(lambda: world.run(SWEEP_TASK) or A not in world.claims())
+    over = {"quarantinedUntil": manifests.rfc3339(time.time() - 1)}
+    world.kube.patch("EgressAddress", A, {"status": over}, subresource="status")
+    world.run(SWEEP_TASK)
+    assert A not in world.claims()
     assert world.holder(A) is None
     world.namespace("third")
     world.reconcile()
