@@ -42,7 +42,7 @@ def test_a_command_that_hangs_is_killed() -> None:
     began = time.monotonic()
     with pytest.raises(CommandFailed, match="killed"):
         run(["sleep", "30"], timeout=0.2)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
 
 
 def test_what_is_printed_may_be_long() -> None:
@@ -62,7 +62,7 @@ def test_a_command_that_prints_fails_as_others_do() -> None:
     before, began = children(), time.monotonic()
     with pytest.raises(CommandFailed, match="killed"):
         printed(["sleep", "30"], timeout=0.2)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert children() == before
 
 

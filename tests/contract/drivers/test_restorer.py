@@ -161,12 +161,12 @@ def test_one_that_waits_holds_no_lock_and_keeps_nobody_waiting(tool: Tool, resto
 
 @pytest.mark.parametrize("tool", ["iptables-legacy", "ip6tables-legacy"], indirect=True)
 def test_each_transaction_waits_for_the_lock_of_others(tool: Tool) -> None:
-    restorer = Restorer([*tool.argv[:2], "--wait=1"], float("inf"))
+    restorer = Restorer([*tool.argv[:2], "--wait=5"], float("inf"))
     restorer.run(MADE, timeout=10)
     with Path(os.environ["XTABLES_LOCKFILE"]).open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(CommandFailed, match=r"holding the xtables lock"):
-            restorer.run(tool.text(tool.rule(1)), timeout=10)
+            restorer.run(tool.text(tool.rule(1)), timeout=30)
         threading.Timer(0.3, fcntl.flock, (held, fcntl.LOCK_UN)).start()
         restorer.run(tool.text(tool.rule(2)), timeout=10)
     assert tool.rules() == [tool.rule(2)]
@@ -363,7 +363,7 @@ def test_one_that_ends_without_a_mark_has_failed(stand_in: Callable[[str], list[
     restorer = Restorer(stand_in(echo), float("inf"))
     restorer.ready()
     with pytest.raises(CommandFailed, match=words) as failure:
-        restorer.run("one\ntwo\n", timeout=2)
+        restorer.run("one\ntwo\n", timeout=20)
     assert failure.value.argv[1:] == ("--noflush", "--verbose")
 
 

@@ -189,9 +189,9 @@ def test_ten_thousand_concurrent_reservations_give_no_address_twice_and_lose_non
     ]
     for process in processes:
         process.start()
-    given = [address for _ in processes for address in results.get(timeout=60)]
+    given = [address for _ in processes for address in results.get(timeout=100)]
     for process in processes:
-        process.join(10)
+        process.join(60)
         assert process.exitcode == 0
     assert len(given) == len(set(given)) == workers * each
     assert {str(address) for address in ledger.usage()} == set(given)
