@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from egress.forms import learn
 from egress.program import Layout
 
 PREFIX = "HAWSE_"
@@ -154,6 +155,9 @@ class Settings:
             return tuple(ip_network(text.strip()) for text in self.auth_proxies.split(",") if text.strip())
         except ValueError as error:
             raise SettingsError(f"{PREFIX}AUTH_PROXIES: {error}") from None
+
+
+learn(Settings)
 
 
 def _is_loopback(host: str) -> bool:

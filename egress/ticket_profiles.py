@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
+from egress.forms import learn
 from egress.objects import Event
 
 _NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
@@ -177,6 +178,9 @@ class Profiles(_Strict, frozen=True, kw_only=True):
     def get(self, name: str) -> Profile | None:
         """The profile of a name, or None if there is none."""
         return next((profile for profile in self.profiles if profile.name == name), None)
+
+
+learn(Profiles)
 
 
 def load(path: str) -> Profiles:

@@ -15,6 +15,7 @@ import structlog
 from cryptography.x509 import ExtensionNotFound
 
 from egress.adapters.cluster import Cluster, ExistsError, Kind, Manifest, RefusedError
+from egress.forms import learn
 from egress.operations import PermanentError, TransientError, backoff
 from workers import metrics, pki
 from workers.certificates import Authority, Bundle, Issue, Keep, Policy, Serving, Step, Trust, View, decide
@@ -42,6 +43,9 @@ class _Kept(msgspec.Struct):
     certificate: str
     key: str = ""
     announced: float | None = None
+
+
+learn(_Kept)
 
 
 class Keeper:

@@ -14,6 +14,7 @@ import msgspec
 from egress.adapters.cluster import Manifest
 from egress.adapters.manifests import ManifestError
 from egress.addresses import addresses_of
+from egress.forms import learn
 from egress.objects import Operator, Requirement, Selector
 from egress.ovn import ASSIGNABLE_LABEL, NAME_LABEL, OWN_LABEL, EgressIP, OvnNode, own_name
 
@@ -93,6 +94,9 @@ class _Families(msgspec.Struct):
 
 class _Interface(msgspec.Struct):
     ifaddr: _Families | None = None
+
+
+learn(_EgressIP, _Node, _Families, _Interface)
 
 
 def egress_ip(manifest: Manifest) -> EgressIP:

@@ -24,6 +24,7 @@ from egress.addresses import (
     parse_network,
     parse_range,
 )
+from egress.forms import learn
 from egress.objects import (
     CAPACITY_ANNOTATION,
     DRAIN_ANNOTATION,
@@ -262,6 +263,9 @@ class _AddressStatus(_Wire):
 class _EgressAddress(_Manifest):
     spec: _AddressSpec
     status: _AddressStatus | None = None
+
+
+learn(_HostSubnet, _NetNamespace, _Node, _Namespace, _EgressPool, _PoolHeader, _EgressAddress)
 
 
 # The readers.

@@ -8,6 +8,7 @@ import msgspec
 import structlog
 
 from egress.adapters.cluster import Cluster, Kind, RefusedError
+from egress.forms import learn
 from egress.networks import Network, NetworkError, Signs, choose
 from egress.operations import TransientError
 
@@ -25,6 +26,9 @@ class _Status(msgspec.Struct, rename="camel"):
 
 class _Network(msgspec.Struct):
     status: _Status | None = None
+
+
+learn(_Network)
 
 
 class Detector:

@@ -17,6 +17,7 @@ from standardwebhooks import Webhook
 from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from egress.addresses import Address, AddressError, parse_address
+from egress.forms import learn
 from egress.objects import Decision, Verdict
 from egress.operations import PermanentError
 
@@ -65,6 +66,9 @@ class _Body(msgspec.Struct, frozen=True):
     type: Literal["dev.hawse.ticket.approved", "dev.hawse.ticket.rejected", "dev.hawse.ticket.withdrawn"]
     timestamp: Annotated[datetime, msgspec.Meta(tz=True)]
     data: _Data
+
+
+learn(_Body)
 
 
 def read(body: bytes, headers: Mapping[str, str], secrets: Sequence[str]) -> Message:

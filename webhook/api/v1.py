@@ -11,6 +11,7 @@ from flask import Blueprint, Response, g, request
 
 from egress.actions import Trouble, Verb
 from egress.adapters.cluster import NotFoundError
+from egress.forms import learn
 from egress.objects import Phase, Verdict
 from egress.operations import TransientError
 from webhook.api.acting import Acting
@@ -56,6 +57,9 @@ class _RetryAll(_Action):
     pool: str = ""
     node: str = ""
     trouble: Trouble | None = None
+
+
+learn(_Action, _Move, _Decision, _RetryAll)
 
 
 B = TypeVar("B", bound=_Action)

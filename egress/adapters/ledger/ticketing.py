@@ -11,6 +11,7 @@ from redis.exceptions import LockError, RedisError
 
 from egress.adapters.ledger.connection import Connection, away
 from egress.adapters.ledger.coordination import BusyError
+from egress.forms import learn
 
 BREAKER_OPENS_AFTER = 5
 BREAKER_SECONDS, BREAKER_AT_MOST = 30.0, 300.0
@@ -65,6 +66,9 @@ class TicketCensus:
     overdue: float = 0.0
     breaker_open: bool = False
     at: float = 0.0
+
+
+learn(Waiting, Breaker, TicketCensus)
 
 
 class Turn:

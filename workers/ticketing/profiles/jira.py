@@ -16,6 +16,7 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
+from egress.forms import learn
 from egress.objects import Decision, Event, Ticket, Verdict
 from egress.operations import PermanentError
 from egress.ticket_profiles import JiraProfile
@@ -90,6 +91,9 @@ class _Log(msgspec.Struct, rename="camel"):
 
 class _Logs(msgspec.Struct, rename="camel"):
     issue_change_logs: list[_Log] = []
+
+
+learn(_Created, _Issues, _Transitions, _Logs)
 
 
 class JiraSystem(TicketSystem):

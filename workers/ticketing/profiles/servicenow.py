@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from egress.forms import learn
 from egress.objects import Decision, Event, Ticket, Verdict
 from egress.operations import PermanentError
 from egress.ticket_profiles import ServiceNowProfile
@@ -56,6 +57,9 @@ class _Journal(msgspec.Struct):
 
 class _States(msgspec.Struct):
     result: list[dict[str, str]]
+
+
+learn(_One, _Many, _Journal, _States)
 
 
 class ServiceNowSystem(TicketSystem):

@@ -19,6 +19,7 @@ import msgspec
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
+from egress.forms import learn
 from egress.objects import Event
 from egress.operations import PermanentError
 from egress.ticket_profiles import ProfilesError, WebhookProfile
@@ -37,6 +38,9 @@ class _Answer(msgspec.Struct):
 
     reference: str = ""
     url: str = ""
+
+
+learn(_Answer)
 
 
 class WebhookSystem(TicketSystem):
