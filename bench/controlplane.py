@@ -265,6 +265,9 @@ def _populate(bench: Bench) -> None:
     """MANY namespaces with all that makes them steered, spread over the nodes."""
     now = manifests.rfc3339(int(time.time()))
     hosted: dict[str, list[str]] = {name: [] for name in bench.nodes.nodes}
+    # A NetID that two NetNamespaces share is a conflict, and is looked at for ever.
+    taken = {binding["netid"] for binding in bench.kube.list("NetNamespace")}
+    netids = list(set(range(0x100000, 0x100000 + MANY + len(taken))) - taken)
     made: list[Json] = []
     for number in range(MANY):
         name, uid, address = f"idle{number}", str(uuid.uuid4()), str(FIRST_IDLE + number)
@@ -275,7 +278,7 @@ def _populate(bench: Bench) -> None:
         head = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
         made.append(head | {"spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}})
         metadata = {"name": name, "annotations": {CREATED_ANNOTATION: "true"}}
-        binding = Kind.NET_NAMESPACE.head | {"metadata": metadata, "netname": name, "netid": 0x100000 + number}
+        binding = Kind.NET_NAMESPACE.head | {"metadata": metadata, "netname": name, "netid": netids.pop()}
         made.append(binding | {"egressIPs": [address]})
         said = dict.fromkeys(("Claimed", "Bound", "Placed", "Programmed", "Ready"), "") | {"Placed": f"on node {node}"}
         conditions = tuple(Condition(kind, True, kind, message, now) for kind, message in said.items())
