@@ -264,7 +264,7 @@ def test_two_watches_of_which_one_acts(
     until(lambda: watches.leading() == [first])
     second = watches.start()
     until(lambda: watches.ready(second))
-    until(lambda: watches.leading() == [first])
+    assert watches.leading() == [first]
 
     assert watches.end(first, signal.SIGKILL) == -signal.SIGKILL
     until(lambda: watches.leading() == [second])
@@ -287,6 +287,6 @@ def test_two_watches_of_which_one_acts(
     (leader,) = until(watches.leading)
     standby = ({third, fourth} - {leader}).pop()
     until(lambda: watches.ready(standby))
-    until(lambda: watches.leading() == [leader])
+    assert watches.leading() == [leader]
     assert watches.end(standby, signal.SIGTERM) == 0  # a standby has nothing to release
     assert watches.end(leader, signal.SIGTERM) == 0
