@@ -28,7 +28,7 @@ from lab.net.network import NetworkLab
 from lab.net.topology import DEFAULT_NODES, NodeSpec
 
 T = TypeVar("T")
-AWAY = (TransientError, OSError, urllib3.exceptions.HTTPError)
+AWAY = (TransientError, ConnectionError, TimeoutError, urllib3.exceptions.HTTPError)
 RUNNER = Path(sys.executable).parent / "hawse-node-runner"
 
 
