@@ -68,7 +68,7 @@ def test_every_form_that_is_read_into_is_learned_where_it_is_made(path: Path) ->
                 given |= names & made
             case other if other.endswith(".read"):
                 given |= names & made
-    assert given <= learned
+    assert given <= learned, f"give learn() of egress.forms {', '.join(sorted(given - learned))}, where they are made"
 
 
 def _arguments(node: ast.expr) -> list[ast.Name]:
