@@ -89,6 +89,7 @@ class Programmer:
         self._applied: Applied | None = None
         self._six_fails = ""  # why ip6tables is left alone in this pass
         self._retreated = False  # what flows pointed to, such as groups, may stand without them
+        self._in_use: AbstractSet[Address] = frozenset()  # what another answered for when it was last asked about
         self._retirement = retirement or Retirement()
         self.wrote = float("-inf")
         """When it last began or ended writing, by the monotonic clock; may be read from any thread."""
@@ -316,9 +317,27 @@ class Programmer:
             return frozenset()
         self._drivers.nat.ready()
         self._drivers.flows.ready()
+        if early is not None:
+            self._write_rules_ahead(at_work, asked)
         answered = early.result() if early is not None else self._probe(link, asked)
-        at_work.refused |= {address: why for address, why in answered.items() if address in asked}
+        in_use = {address: why for address, why in answered.items() if address in asked}
+        self._in_use = (self._in_use - asked) | in_use.keys()
+        at_work.refused |= in_use
         return self._round(at_work, withheld=at_work.refused.keys())
+
+    def _write_rules_ahead(self, at_work: _Pass, asked: frozenset[Address]) -> None:
+        """Writes the rules of addresses that the link is being asked about: that takes long, and without a flow they
+        do nothing. Those of one that is refused go in the next round. So not of one that somebody else had when it was
+        last asked about: each time that it is asked about again, they would come and go."""
+        if asked <= self._in_use:
+            return
+        program = self._plan(at_work, at_work.refused.keys() | (asked & self._in_use))
+        step = change(program, at_work.found, at_work.part.others.keys())
+        if not step.rules or step.forget:
+            return
+        self._apply(Change(rules=step.rules))
+        at_work.found = replace(at_work.found, rules=applied(program, at_work.found).rules)
+        at_work.ruled = at_work.wrote = True
 
     def _probe(self, link: LinkFacts, asked: AbstractSet[Address]) -> dict[Address, Refusal]:
         answers = self._drivers.arp.probe(link.interface, link.mac, asked, self._timing)
@@ -365,12 +384,12 @@ class Programmer:
     ) -> frozenset[Address]:
         """Brings the node to the program without `withheld`, save that those in `later` are not put on the interface
         yet. The addresses that were."""
-        program = self._plan(at_work, withheld)
+        program = self._plan(at_work, withheld, later)
         others = at_work.part.others.keys()
         step = change(program, at_work.found, others)
         if step and self._facts_age and not at_work.part.netids:
             self.forget_facts()  # flows that went may have gone with the bridge they were on
-            if (again := self._plan(at_work, withheld)) is not program:
+            if (again := self._plan(at_work, withheld, later)) is not program:
                 program, step = again, change(again, at_work.found, others)
         coming, ending = step.add_addresses - later, self._without_flow(program, at_work.found, step)
         # Late packets of whoever had an address until a moment ago may have begun connections.
@@ -419,10 +438,14 @@ class Programmer:
     def _differs(self, at_work: _Pass) -> bool:
         return bool(change(self._plan(at_work, frozenset()), at_work.found, at_work.part.others.keys()))
 
-    def _plan(self, at_work: _Pass, withheld: AbstractSet[Address]) -> NodeProgram:
-        """The program without `withheld`; that of `at_work` if it would be the same."""
+    def _plan(
+        self, at_work: _Pass, withheld: AbstractSet[Address], later: AbstractSet[Address] = frozenset()
+    ) -> NodeProgram:
+        """The program without `withheld`; that of `at_work` if it would be the same. The rules of those in `later`
+        stay where they are there: most often they are about to be wanted."""
         facts, marks = self._bridge_facts(), at_work.found.rules.marks
         retiring = self._retiring(at_work.part, at_work.found, withheld)
+        retiring |= {address: marks[address] for address in withheld & later if address in marks}
         kept = at_work.program.marks.items() <= marks.items() and len(set(marks.values())) == len(marks)
         if at_work.rendered != (facts, withheld, retiring) or not kept:
             self._render(at_work, facts, frozenset(withheld), marks, retiring)

@@ -246,6 +246,8 @@ class SimNode:
         then, unless the bridge itself is away or the retreat's own write was the one that failed."""
         if not problem:
             self.may_use, self.done_at = self._given(rows), self.read_at
+        if problem and self.excused:
+            self.cached.clear()  # the rules that somebody took away stay away: a retreat mends none
         in_retreat = self._injected is not None and str(self._injected) not in problem
         if not problem or (self.fake.flows.present and not in_retreat):
             self.known, self.excused = frozenset(rows), False

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address
+from threading import Event
 from typing import Any
 
 import pytest
@@ -55,6 +56,57 @@ def test_an_address_is_taken_in_the_order_that_never_fails_open(lab: Any, row: R
     assert result.claims == (Claim(A, NETID, held=True),)
     assert (result.taken, result.refused) == (frozenset({A}), {})
     assert (lab.flow(), lab.addresses, lab.snat) == (OWN, {str(A)}, True)
+
+
+def test_rules_are_written_while_the_link_is_asked(lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, ask, write = Event(), lab.fake.arp.probe, lab.fake.nat.apply
+    seen = []
+
+    def apply(step: Any) -> None:
+        write(step)
+        written.set()
+
+    def probe(*arguments: Any) -> Any:
+        seen.append((written.wait(30), lab.flow(), lab.addresses, lab.snat))
+        return ask(*arguments)
+
+    monkeypatch.setattr(lab.fake.nat, "apply", apply)
+    monkeypatch.setattr(lab.fake.arp, "probe", probe)
+    assert lab.run(row()).claims == (Claim(A, NETID, held=True),)
+    assert seen == [(True, "drop", set(), True)], "rules, and nothing that leads to them"
+    assert lab.order.count("rules") == 1
+
+
+def test_rules_of_what_another_has_go_and_are_not_written_ahead_again(lab: Any, row: Row) -> None:
+    lab.run(row(None))
+    lab.fake.arp.neighbours[A] = "aa:bb:cc:dd:ee:ff"
+    assert lab.run(row()).refused.keys() == {A}
+    assert (lab.order.count("rules"), lab.snat, lab.flow()) == (2, False, "drop")
+    for _ in range(2):
+        assert lab.run(row()).refused.keys() == {A}
+        assert lab.order == ["probe"]
+    del lab.fake.arp.neighbours[A]
+    assert lab.run(row()).claims == (Claim(A, NETID, held=True),)
+    assert [name for name in lab.order if name != "probe"] == ["rules", "flows", "addresses"]
+    lab.run(row(None))
+    assert lab.run(row()).claims == (Claim(A, NETID, held=True),)
+
+
+def test_rules_of_what_is_asked_about_stay_where_the_link_cannot_be_asked(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(row(None))
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.arp, "probe", failing(LinkFailed("no")))
+        for _ in range(3):
+            with pytest.raises(LinkFailed):
+                lab.run(row())
+            assert (lab.flow(), lab.addresses) == ("drop", set())
+        assert "rules" not in lab.order, "they do not come and go"
+    assert lab.run(row()).claims == (Claim(A, NETID, held=True),)
+    assert lab.flow() == OWN
+    lab.run(row(None))
+    assert not lab.snat
 
 
 def test_an_address_goes_in_reverse(lab: Any, row: Row) -> None:
