@@ -329,15 +329,11 @@ class Programmer:
         """Writes the rules of addresses that the link is being asked about: that takes long, and without a flow they
         do nothing. Those of one that is refused go in the next round. So not of one that somebody else had when it was
         last asked about: each time that it is asked about again, they would come and go."""
-        if asked <= self._in_use:
-            return
         program = self._plan(at_work, at_work.refused.keys() | (asked & self._in_use))
-        step = change(program, at_work.found, at_work.part.others.keys())
-        if not step.rules or step.forget:
-            return
-        self._apply(Change(rules=step.rules))
-        at_work.found = replace(at_work.found, rules=applied(program, at_work.found).rules)
-        at_work.ruled = at_work.wrote = True
+        rules = change(program, at_work.found, at_work.part.others.keys()).rules
+        if rules:
+            self._apply(Change(rules=rules))
+            at_work.found = replace(at_work.found, rules=applied(program, at_work.found).rules)
 
     def _probe(self, link: LinkFacts, asked: AbstractSet[Address]) -> dict[Address, Refusal]:
         answers = self._drivers.arp.probe(link.interface, link.mac, asked, self._timing)

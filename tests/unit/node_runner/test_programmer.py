@@ -47,7 +47,7 @@ def added(arguments: tuple[FlowChange]) -> list[str]:
 
 def test_an_address_is_taken_in_the_order_that_never_fails_open(lab: Any, row: Row) -> None:
     result = lab.run(row())
-    assert lab.order.index("probe") < 2  # the link is asked while the flow becomes a drop
+    assert lab.order.index("probe") < 3  # by a thread of its own, while the flow becomes a drop and rules are written
     writes = [call for call in lab.calls if call[0] != "probe"]
     assert [name for name, _ in writes] == ["flows", "rules", "flows", "addresses"]
     assert added(writes[0][1]) == ["drop"]
@@ -58,7 +58,9 @@ def test_an_address_is_taken_in_the_order_that_never_fails_open(lab: Any, row: R
     assert (lab.flow(), lab.addresses, lab.snat) == (OWN, {str(A)}, True)
 
 
-def test_rules_are_written_while_the_link_is_asked(lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def seen_by_a_slow_probe(lab: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, str, set[str], bool]]:
+    """From now on the link answers when rules have been written, or half a minute later. What was on the node then:
+    whether they have been, the flow, the addresses, whether there are rules."""
     written, ask, write = Event(), lab.fake.arp.probe, lab.fake.nat.apply
     seen = []
 
@@ -72,24 +74,36 @@ def test_rules_are_written_while_the_link_is_asked(lab: Any, row: Row, monkeypat
 
     monkeypatch.setattr(lab.fake.nat, "apply", apply)
     monkeypatch.setattr(lab.fake.arp, "probe", probe)
+    return seen
+
+
+def test_rules_are_written_while_the_link_is_asked(lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = seen_by_a_slow_probe(lab, monkeypatch)
     assert lab.run(row()).claims == (Claim(A, NETID, held=True),)
     assert seen == [(True, "drop", set(), True)], "rules, and nothing that leads to them"
     assert lab.order.count("rules") == 1
 
 
-def test_rules_of_what_another_has_go_and_are_not_written_ahead_again(lab: Any, row: Row) -> None:
+def test_rules_of_what_another_has_go_and_are_not_written_ahead_again(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab.run(row(None))
     lab.fake.arp.neighbours[A] = "aa:bb:cc:dd:ee:ff"
     assert lab.run(row()).refused.keys() == {A}
     assert (lab.order.count("rules"), lab.snat, lab.flow()) == (2, False, "drop")
+    beside = {**row(), **row(str(B), netid=7)}
+    assert lab.run(beside, resting={A: Refusal("AddressInUse", "a moment ago")}).taken == {B}
     for _ in range(2):
-        assert lab.run(row()).refused.keys() == {A}
+        assert lab.run(beside).refused.keys() == {A}
         assert lab.order == ["probe"]
+    lab.run(row(None))
     del lab.fake.arp.neighbours[A]
     assert lab.run(row()).claims == (Claim(A, NETID, held=True),)
     assert [name for name in lab.order if name != "probe"] == ["rules", "flows", "addresses"]
     lab.run(row(None))
+    seen = seen_by_a_slow_probe(lab, monkeypatch)
     assert lab.run(row()).claims == (Claim(A, NETID, held=True),)
+    assert seen == [(True, "drop", set(), True)], "nobody had it when it was last asked about"
 
 
 def test_rules_of_what_is_asked_about_stay_where_the_link_cannot_be_asked(
