@@ -1,4 +1,4 @@
-"""Runs every measurement, or those whose modules are named; prints a table and writes bench/results.json."""
+"""Runs the measurements, or those whose modules are named; prints a table and writes bench/results.json."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ DOCS = HERE.parent / "docs"
 
 
 def main(names: list[str], here: Path = HERE, docs: Path = DOCS) -> int:
-    """0 if all that was asked for was measured, whether it meets its goal or not; 1 if something could not be; 2 if
-    there is no module of such a name. What was measured is written in any case."""
+    """Runs the modules of these names; without any, all but those that say BY_NAME.
+
+    0 if all that was asked for was measured, whether it meets its goal or not; 1 if something could not be; 2 if there
+    is no module of such a name. What was measured is written in any case.
+    """
     known = modules()
     if unknown := sorted(set(names) - set(known)):
         print(f"no such measurement: {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
@@ -33,7 +36,7 @@ def main(names: list[str], here: Path = HERE, docs: Path = DOCS) -> int:
     store, machine = Store(here / "results"), _machine()
     print(table.line(table.HEADER))
     ran = []
-    for name in names or known:
+    for name in names or [name for name, module in known.items() if not getattr(module, "BY_NAME", False)]:
         ran.append(_run(known[name], machine))
         store.keep(ran[-1])
         write_results(here / "results.json", store.parts(known, machine), machine, ran[-1].date)

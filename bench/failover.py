@@ -11,6 +11,8 @@ from lab.failover import EGRESS_NODES, NODES, SETTINGS, Failover
 from lab.net import preflight
 from lab.stack import Stack
 
+BY_NAME = True
+"""Run where it is named, not with all: it takes half as long as all the others."""
 RUNS = 10
 GOAL = 3.0
 PUBLISHED = (

@@ -129,6 +129,16 @@ def test_an_unknown_name_is_bad_usage(place: Place, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "no such measurement: curves; there are curve, rate\n"
 
 
+def test_what_takes_long_runs_only_where_it_is_named(place: Place) -> None:
+    place.known["rate"].BY_NAME = True  # type: ignore[attr-defined]
+    assert place.run() == 0
+    assert ("requests", 16) not in place.rows()
+    assert place.run("rate") == 0
+    assert ("requests", 16) in place.rows()
+    assert place.run() == 0
+    assert ("requests", 16) in place.rows(), "its last run is kept"
+
+
 def test_every_measurement_is_found_without_naming_it() -> None:
     found = frame.modules()
     assert {"failover", "placement"} <= found.keys()
