@@ -44,6 +44,7 @@ def create_app(settings: Settings, *, ending: Callable[[], bool] = never, leavin
     app = Lean("hawse", finish)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     ledger = Ledger(settings.redis_url, timeout=settings.redis_timeout)
+    ledger.one_waits()  # or a Redis that hangs would hold all threads, and nobody answers the API server
     trusted = frozenset(name.strip() for name in settings.trusted_users.split(",") if name.strip())
     admission = Admission(ledger, Hinter().hint, trusted)
     validator = Validator(ledger, trusted, settings.layout().cluster_networks)

@@ -12,6 +12,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from egress.adapters.ledger.silence import Silence
+
 _BROKEN = (RedisConnectionError, RedisTimeoutError)
 
 
@@ -22,21 +24,22 @@ class Client(redis.Redis):
     observers, and puts it back: more than the command itself costs. What that look finds, that the server has closed it
     meanwhile, the command finds too: what breaks or is late is tried once more, over a new connection, as redis-py
     does.
+
+    With a `silence` its commands and scripts heed that. Pipelines do not: each of them waits by itself.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as redis-py has it
         super().__init__(*arguments, **options)
+        self.silence: Silence | None = None
         self._own = threading.local()
         self._links: WeakSet[Any] = WeakSet()
         self._lock = threading.Lock()
 
     def execute_command(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as redis-py has it
         """See redis-py: what the server answers, read as this command's answers are."""
-        link = self._link()
-        try:
-            return self._asked(link, arguments, options)
-        except _BROKEN:
-            return self._asked(link, arguments, options)
+        if self.silence is None:
+            return self._twice(arguments, options)
+        return self.silence.ask(self._twice, arguments, options)
 
     def close(self) -> None:
         """Closes the connections of all threads. Whoever uses one later opens it again."""
@@ -45,6 +48,13 @@ class Client(redis.Redis):
         for link in links:
             link.disconnect()
         super().close()
+
+    def _twice(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401 - as above
+        link = self._link()
+        try:
+            return self._asked(link, arguments, options)
+        except _BROKEN:
+            return self._asked(link, arguments, options)
 
     def _asked(self, link: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401 - as above
         try:

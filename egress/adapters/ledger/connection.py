@@ -21,6 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from egress.adapters.ledger.client import Client
+from egress.adapters.ledger.silence import Silence
 from egress.addresses import Address, make_address
 from egress.operations import TransientError
 
@@ -49,6 +50,11 @@ class Connection:
     def close(self) -> None:
         """Closes the connections."""
         self._redis.close()
+
+    def one_waits(self) -> None:
+        """From now on, while Redis does not answer, one call at a time waits for it; the others raise LedgerAwayError
+        at once. For whoever has few threads, and something better to do with them."""
+        self._redis.silence = Silence()
 
     def now(self) -> float:
         """Redis's clock, in seconds since the epoch: the one that stamps reservations."""
@@ -82,13 +88,23 @@ class Script:
     """
 
     def __init__(self, client: Any, text: str) -> None:  # noqa: ANN401 - as in Connection
-        self._pool = client.connection_pool
+        self._client, self._pool = client, client.connection_pool
         self._text = text
         digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
         self._head = b"".join(map(_bulk, ("EVALSHA", digest, "0")))
         self._own = threading.local()
 
     def __call__(self, *arguments: str) -> str:
+        silence: Silence | None = self._client.silence
+        return self._twice(arguments) if silence is None else silence.ask(self._twice, arguments)
+
+    def forget(self) -> None:
+        """Closes this thread's connection: what came on it next would be an answer to somebody else."""
+        self._own.__dict__.pop("socket", None)
+        if (link := self._own.__dict__.pop("link", None)) is not None:
+            link.disconnect()
+
+    def _twice(self, arguments: tuple[str, ...]) -> str:
         try:
             return self._called(arguments)
         except NoScriptError:
@@ -102,13 +118,9 @@ class Script:
             self.forget()
             if isinstance(error, RedisError):
                 raise
-            raise RedisConnectionError(str(error) or "it does not answer in time") from error
-
-    def forget(self) -> None:
-        """Closes this thread's connection: what came on it next would be an answer to somebody else."""
-        self._own.__dict__.pop("socket", None)
-        if (link := self._own.__dict__.pop("link", None)) is not None:
-            link.disconnect()
+            if isinstance(error, (BlockingIOError, TimeoutError)):  # so the kernel says it, and so Python for TLS
+                raise RedisTimeoutError("it does not answer in time") from error
+            raise RedisConnectionError(str(error)) from error
 
     def _called(self, arguments: tuple[str, ...]) -> str:
         own = self._own.__dict__.get("socket") or self._connect()

@@ -9,6 +9,8 @@ import time
 
 import pytest
 import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from egress.adapters.ledger import LedgerAwayError
 from egress.adapters.ledger.connection import Connection, Script, away
@@ -72,6 +74,21 @@ def test_a_server_that_is_away_or_hangs_is_said_in_time(client: redis.Redis, own
         script("d")
     own_broker.start()
     assert script("e") == "e"
+
+
+def test_what_is_late_is_told_from_what_breaks(client: redis.Redis, own_broker: Broker) -> None:
+    script, other = Script(client, ECHO), Connection(own_broker.unix_url)
+    assert script("a") == "a"
+    other._redis.client_pause(60_000, all=False)  # it says hello, and runs no script
+    with pytest.raises(RedisTimeoutError, match="in time"):
+        script("b")
+    other._redis.client_unpause()
+    assert script("c") == "c"
+    other._redis.config_set("client-output-buffer-limit", "normal 50000 0 0")  # it hangs up where more is to be said
+    with pytest.raises(RedisConnectionError):
+        script("d", "1000000")
+    assert script("e") == "e"
+    other.close()
 
 
 def test_many_threads_get_each_their_own(client: redis.Redis) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -386,6 +387,29 @@ def test_redis_away_admits_with_a_warning_in_time(
     finally:
         if pid is not None:
             os.kill(pid, signal.SIGCONT)
+
+
+def test_while_redis_hangs_one_request_waits_for_it_and_the_others_are_answered_at_once(
+    own_broker: Broker, own_create: Callable[..., Json]
+) -> None:
+    ledger = Ledger(own_broker.unix_url)
+    ledger.set_offer(Offer(POOLS, NODES))
+    ledger.sync([], ledger.now(), ready=True)
+    assert "patch" in own_create()
+    pid = int(ledger._redis.info("server")["process_id"])
+    with structlog.testing.capture_logs() as lines, ThreadPoolExecutor(4) as threads:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            asked = [threads.submit(own_create) for _ in range(40)]
+            answers = [each.result(60) for each in asked]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert [(answer["allowed"], answer["warnings"]) for answer in answers] == [(True, [LATER])] * 40
+    errors = [line["error"] for line in lines if line["event"] == "admitted without an address"]
+    at_once = [error for error in errors if "somebody waits for it" in error]
+    assert len(errors) == 40
+    assert len(at_once) >= 20  # in fact 35: the first four waited, and one after them
+    assert "patch" in own_create()
 
 
 def test_a_queue_that_takes_no_hint_costs_nothing(create: Callable[..., Any], ledger: Ledger) -> None:
