@@ -46,7 +46,7 @@ class Settings:
     listen_port: int = 8443
     tls_cert: str = ""
     tls_key: str = ""
-    webhook_threads: int = 16
+    webhook_threads: int = 4
     drain_time: float = 10.0
     """How long the webhook goes on serving after SIGTERM, so that everybody has heard that it ends."""
     trusted_users: str = "system:serviceaccount:hawse-system:hawse-workers"
