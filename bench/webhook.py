@@ -34,8 +34,9 @@ _WAKING = (
     "both woken from sleep"
 )
 REST_MS = 16
-"""16 connections that rest so long after each answer ask a little less than a thousand times a second: an API server on
-these two cores makes no more than that (MEASURED there: 1,157 writes a second)."""
+"""16 connections that rest so long after each answer, on average, ask a little less than a thousand times a second: an
+API server on these two cores makes no more than that (MEASURED there: 1,157 writes a second). Each rest is drawn, from
+1 to 31 ms: equal ones would have the connections ask together, as clients that know nothing of one another do not."""
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Side:
             for samples, served in ((webhook, self._webhook), (noop, self._noop)):
                 self._prepare()
                 before = served.cpu() + self._valkey_cpu()
-                load = self.generator.ask(served.port, connections, seconds, rest)
+                load = self.generator.ask(served.port, connections, seconds, rest, seed=number)
                 cpu = (served.cpu() + self._valkey_cpu() - before) * 1e6 / load.requests
                 if served is self._webhook:
                     self._check(load, connections)

@@ -60,9 +60,9 @@ class Generator:
         self._review = self.directory / "review.json"
         self._review.write_text(json.dumps(review, separators=(",", ":")))  # as the API server writes it
 
-    def ask(self, port: int, connections: int, seconds: int, rest: int = 0) -> Load:
-        """Asks for `seconds` over `connections`, each at once when it has its answer, or `rest` milliseconds after.
-        RuntimeError if anything went wrong."""
+    def ask(self, port: int, connections: int, seconds: int, rest: int = 0, seed: int = 0) -> Load:
+        """Asks for `seconds` over `connections`, each at once when it has its answer, or `rest` milliseconds after, on
+        average: each rest is drawn, and the same `seed` draws the same ones. RuntimeError if anything went wrong."""
         self.runs += 1
         command: list[str | Path] = [
             "wrk",
@@ -74,7 +74,7 @@ class Generator:
             "-s",
             _HERE / "load.lua",
         ]
-        command += [f"https://127.0.0.1:{port}", "--", self._review, f"{self.runs:04}", str(rest)]
+        command += [f"https://127.0.0.1:{port}", "--", self._review, f"{self.runs:04}", str(rest), str(seed)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 30).stdout
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,6 +1,10 @@
 -- For wrk: each request is the recorded AdmissionReview for another namespace. Arguments: the file with the review, in
 -- which NAME and UID stand where these belong; the run, which is part of each name; how many milliseconds a connection
--- rests between two requests. Prints one line of JSON.
+-- rests between two requests, on average; the seed of these rests. Prints one line of JSON.
+--
+-- wrk's timers are of whole milliseconds. Connections that all rest equally long fall in step: those of one millisecond
+-- ask together, wait for one another, and are together again after the rest. Clients that know nothing of one another
+-- do not, so a rest is a whole number of milliseconds drawn from 1 to twice the average less 1, each as often.
 local pieces, run, rest, count = {}, "", 0, 0
 local path = "/admit/namespaces"
 
@@ -20,7 +24,8 @@ function init(arguments)
   end
   pieces[#pieces + 1] = text:sub(from)
   if rest > 0 then
-    delay = function() return rest end
+    math.randomseed(tonumber(arguments[4]))
+    delay = function() return math.random(1, 2 * rest - 1) end
   end
 end
 
