@@ -109,13 +109,24 @@ class Programmer:
         return self._drivers.links.facts()
 
     def let_go(self) -> None:
-        """Takes all of our addresses off the interface at once. For a node without a link, from which no packet leaves;
-        the next pass sees to the flows and rules, and takes none back until there is a link."""
+        """Takes all of our addresses off the interface at once, and then has the flows drop that hand packets to them.
+        For a node without a link, from which no packet leaves: it may be back before the next pass, which sees to all
+        else, has come that far, and another node may have the addresses by then. None is taken back until there is a
+        link."""
         try:
             for address, error in self._drivers.links.apply(frozenset(), self._drivers.links.read()).items():
                 _log.error("address not removed", address=str(address), reason=error.reason, error=str(error))
         except NodeError as error:
             _log.error("addresses not removed", reason=error.reason, error=str(error))
+        try:
+            flows = self._drivers.flows.read()
+            found = Found(flows=flows.flows, groups=flows.groups, foreign_flows=flows.foreign)
+            drops = retreat((), self._name, found, self._layout)
+            if drops:
+                with self._writing():
+                    self._drivers.flows.apply(drops)
+        except NodeError as error:
+            _log.error("flows do not drop", reason=error.reason, error=str(error))
 
     def announce(self, addresses: Iterable[Address]) -> None:
         """Tells the link which of `addresses` this node has."""

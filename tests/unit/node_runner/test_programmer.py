@@ -132,6 +132,29 @@ def test_an_address_goes_in_reverse(lab: Any, row: Row) -> None:
     assert (lab.flow(), lab.addresses, lab.snat) == ("drop", set(), False)
 
 
+def test_without_a_link_addresses_go_and_what_led_to_them_drops(
+    lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {**row(), **row("192.168.1.200", "node1", acknowledged=True, netid=9)}
+    lab.run(table)
+    lab.calls.clear()
+    lab.programmer.let_go()
+    assert lab.order == ["addresses", "flows"]
+    assert (lab.flow(), lab.addresses, "tun_dst" in lab.flow(9)) == ("drop", set(), True)
+    lab.programmer.let_go()
+    assert lab.order.count("flows") == 1, "nothing is written twice"
+    assert lab.run(table).claims == (Claim(A, NETID, held=True),)
+    assert (lab.flow(), lab.addresses) == (OWN, {str(A)})
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.links, "apply", failing(NetlinkFailed("no")))
+        lab.programmer.let_go()
+        assert lab.flow() == "drop", "whatever becomes of the address"
+    lab.run(table)
+    monkeypatch.setattr(lab.fake.flows, "apply", failing(OpenVSwitchRefused("no")))
+    lab.programmer.let_go()
+    assert lab.addresses == set(), "whatever becomes of the flow"
+
+
 def test_what_is_no_longer_its_own_goes_before_anything_is_asked_for(lab: Any, row: Row) -> None:
     lab.run(row())
     lab.run({**row(None), **row(str(B), netid=7)})
