@@ -347,7 +347,10 @@ class Programmer:
             at_work.found = replace(at_work.found, rules=applied(program, at_work.found).rules)
 
     def _probe(self, link: LinkFacts, asked: AbstractSet[Address]) -> dict[Address, Refusal]:
+        """Those of `asked` that may not be taken, and why. A link that went away meanwhile may have told nothing."""
         answers = self._drivers.arp.probe(link.interface, link.mac, asked, self._timing)
+        if not self._drivers.links.facts().carrier:
+            return _unlinked(link, asked)
         return {
             address: Refusal("AddressInUse", f"{mac} answers for {address} on {link.interface}")
             for address, mac in answers.items()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
+from egress.addresses import Address
 from egress.delta import FlowChange
 from egress.program import Flow
 from egress.table import Claim, Steering
@@ -153,6 +154,20 @@ def test_without_a_link_addresses_go_and_what_led_to_them_drops(
     monkeypatch.setattr(lab.fake.flows, "apply", failing(OpenVSwitchRefused("no")))
     lab.programmer.let_go()
     assert lab.addresses == set(), "whatever becomes of the flow"
+
+
+def test_a_link_that_goes_while_it_is_asked_gives_no_leave(lab: Any, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(*_: object) -> dict[Address, str]:
+        lab.fake.links.carrier = False
+        return {}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.fake.arp, "probe", probe)
+        result = lab.run(row())
+    assert (result.taken, result.refused[A].reason) == (frozenset(), "NoCarrier")
+    assert (lab.flow(), lab.addresses) == ("drop", set())
+    lab.fake.links.carrier = True
+    assert lab.run(row()).claims == (Claim(A, NETID, held=True),)
 
 
 def test_what_is_no_longer_its_own_goes_before_anything_is_asked_for(lab: Any, row: Row) -> None:
