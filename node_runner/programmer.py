@@ -89,7 +89,7 @@ class Programmer:
         self._applied: Applied | None = None
         self._six_fails = ""  # why ip6tables is left alone in this pass
         self._retreated = False  # what flows pointed to, such as groups, may stand without them
-        self._in_use: AbstractSet[Address] = frozenset()  # what another answered for when it was last asked about
+        self._denied: AbstractSet[Address] = frozenset()  # by the link, when it was last asked about them
         self._retirement = retirement or Retirement()
         self.wrote = float("-inf")
         """When it last began or ended writing, by the monotonic clock; may be read from any thread."""
@@ -331,16 +331,16 @@ class Programmer:
         if early is not None:
             self._write_rules_ahead(at_work, asked)
         answered = early.result() if early is not None else self._probe(link, asked)
-        in_use = {address: why for address, why in answered.items() if address in asked}
-        self._in_use = (self._in_use - asked) | in_use.keys()
-        at_work.refused |= in_use
+        denied = {address: why for address, why in answered.items() if address in asked}
+        self._denied = (self._denied - asked) | denied.keys()
+        at_work.refused |= denied
         return self._round(at_work, withheld=at_work.refused.keys())
 
     def _write_rules_ahead(self, at_work: _Pass, asked: frozenset[Address]) -> None:
         """Writes the rules of addresses that the link is being asked about: that takes long, and without a flow they
-        do nothing. Those of one that is refused go in the next round. So not of one that somebody else had when it was
-        last asked about: each time that it is asked about again, they would come and go."""
-        program = self._plan(at_work, at_work.refused.keys() | (asked & self._in_use))
+        do nothing. Those of one that is refused go in the next round. So not of one that the link denied when it was
+        last asked: each time that it is asked again, they would come and go."""
+        program = self._plan(at_work, at_work.refused.keys() | (asked & self._denied))
         rules = change(program, at_work.found, at_work.part.others.keys()).rules
         if rules:
             self._apply(Change(rules=rules))
