@@ -120,11 +120,7 @@ class Programmer:
             _log.error("addresses not removed", reason=error.reason, error=str(error))
         try:
             flows = self._drivers.flows.read()
-            found = Found(flows=flows.flows, groups=flows.groups, foreign_flows=flows.foreign)
-            drops = retreat((), self._name, found, self._layout)
-            if drops:
-                with self._writing():
-                    self._drivers.flows.apply(drops)
+            self._drop((), Found(flows=flows.flows, groups=flows.groups, foreign_flows=flows.foreign))
         except NodeError as error:
             _log.error("flows do not drop", reason=error.reason, error=str(error))
 
@@ -563,14 +559,18 @@ class Programmer:
                 found = replace(found, rules=self._drivers.nat.read(six=_any_six(found.addresses)))
             except NodeError as error:
                 _log.warning("not all is known of the node's addresses and rules", error=str(error))
-            drops = retreat(rows, self._name, found, self._layout)
-            if drops:
-                with self._writing():
-                    self._drivers.flows.apply(drops)
-                _log.warning("traffic dropped", flows=len(drops.add))
+            self._drop(rows, found)
             self._let_go(found.addresses - self._given(rows).keys())
         except NodeError as error:
             _log.error("the retreat is not complete", reason=error.reason, error=str(error))
+
+    def _drop(self, rows: Iterable[Steering], found: Found) -> None:
+        """Writes the drops of a retreat."""
+        drops = retreat(rows, self._name, found, self._layout)
+        if drops:
+            with self._writing():
+                self._drivers.flows.apply(drops)
+            _log.warning("traffic dropped", flows=len(drops.add))
 
     def _let_go(self, addresses: AbstractSet[Address]) -> dict[Address, Refusal]:
         """Takes `addresses` off the interface; those that stay, and why."""
